@@ -1,0 +1,83 @@
+"""Small files, local or by URL (gs://, s3://, ...): the one module for them.
+
+Arrays go through TensorStore and checkpoints through Orbax, which take URLs
+natively; everything else that is read or written whole comes through here.
+"""
+
+import hashlib
+import os
+
+from etils import epath
+
+PathLike = str | os.PathLike
+
+
+def path(name: PathLike) -> epath.Path:
+  """The path object of a local name or a URL."""
+  return epath.Path(name)
+
+
+def join(first: PathLike, *rest: str) -> str:
+  """Joins path parts; URLs stay URLs."""
+  return os.fspath(epath.Path(first).joinpath(*rest))
+
+
+def exists(name: PathLike) -> bool:
+  """Whether a file or folder is there."""
+  return epath.Path(name).exists()
+
+
+def listdir(name: PathLike) -> list[str]:
+  """Names in a folder, sorted; empty where there is no folder."""
+  folder = epath.Path(name)
+  return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+
+
+def read_bytes(name: PathLike) -> bytes:
+  """The whole content of a file."""
+  return epath.Path(name).read_bytes()
+
+
+def read_text(name: PathLike) -> str:
+  """The whole content of a UTF-8 file."""
+  return epath.Path(name).read_bytes().decode('utf-8')
+
+
+def write_bytes(name: PathLike, data: bytes) -> None:
+  """Writes a file whole, making its folder.
+
+  A local file appears under its name only when it is complete, so that a
+  killed process leaves the old content or the new one. Object stores commit
+  whole objects by themselves.
+  """
+  target = epath.Path(name)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  local = os.fspath(target)
+  if '://' in local:
+    target.write_bytes(data)
+    return
+  staging = f'{local}.tmp-{os.getpid()}'
+  with open(staging, 'wb') as file:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(staging, local)
+
+
+def write_text(name: PathLike, text: str) -> None:
+  """Writes a UTF-8 file whole, making its folder."""
+  write_bytes(name, text.encode('utf-8'))
+
+
+def sha256_bytes(data: bytes) -> str:
+  """Hex digest of some bytes."""
+  return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(name: PathLike) -> str:
+  """Hex digest of a file, read in pieces of 4 MiB."""
+  digest = hashlib.sha256()
+  with epath.Path(name).open('rb') as file:
+    while chunk := file.read(1 << 22):
+      digest.update(chunk)
+  return digest.hexdigest()
