@@ -1,0 +1,267 @@
+"""Genes <-> tokens.
+
+Tokens 0 and 1 are `<pad>` and `<mask>`; genes follow, human genes first. A
+mouse gene with an orthologue takes the human gene's token, so a token may
+stand for several genes.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from genecompass_jax import errors, gene_table, paths
+
+SPECIES = gene_table.SPECIES
+PAD = 0
+MASK = 1
+NUM_SPECIAL = 2
+
+LAYOUTS = ('compact', 'released')
+ORTHOLOGUES = ('one2one', 'released', 'none')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vocabulary:
+  """G genes and their V tokens.
+
+  Attributes:
+    genes: the genes, human first.
+    token_G: int32 token of every gene, NUM_SPECIAL <= token < size.
+    size: number of tokens V, `<pad>` and `<mask>` included.
+    layout: 'compact': a mouse gene that shares a token has no row of its own.
+      'released': every gene has a row, as in the original's 50,558; the row
+      of a mouse gene that shares a token is never used as input.
+    orthologues: 'one2one': only groups of one human and one mouse gene share
+      a token. 'released': every mouse gene of a group takes the token of the
+      group's first human gene (many-to-one). 'none': nothing is shared.
+  """
+
+  genes: gene_table.GeneTable
+  token_G: np.ndarray
+  size: int
+  layout: str
+  orthologues: str
+
+  def __post_init__(self):
+    token_G = np.array(self.token_G, np.int32)
+    token_G.flags.writeable = False
+    object.__setattr__(self, 'token_G', token_G)
+    _check_choice('layout', self.layout, LAYOUTS)
+    _check_choice('orthologues', self.orthologues, ORTHOLOGUES)
+    if len(token_G) != len(self.genes):
+      raise ValueError(f'{len(token_G)} tokens for {len(self.genes)} genes')
+    if len(token_G) and not (
+      token_G.min() >= NUM_SPECIAL and token_G.max() < self.size
+    ):
+      raise ValueError(f'a token is outside [{NUM_SPECIAL}, {self.size})')
+
+  @classmethod
+  def from_genes(
+    cls,
+    table: gene_table.GeneTable,
+    orthologues: str = 'one2one',
+    layout: str = 'compact',
+  ) -> 'Vocabulary':
+    """Numbers the genes of a table in its order; see the class for choices."""
+    _check_choice('orthologues', orthologues, ORTHOLOGUES)
+    humans, mice = {}, {}  # rows of the members of each orthologue group
+    for g, group in enumerate(table.orthologue_groups):
+      if group:
+        members = mice if table.species_G[g] else humans
+        members.setdefault(group, []).append(g)
+    namer_G = np.arange(len(table))  # the gene whose token a gene takes
+    for group in humans.keys() & mice.keys():
+      pair = len(humans[group]) == len(mice[group]) == 1
+      if orthologues == 'released' or (orthologues == 'one2one' and pair):
+        namer_G[mice[group]] = humans[group][0]
+    return cls._numbered(table, namer_G, orthologues, layout)
+
+  @classmethod
+  def _numbered(cls, table, namer_G, orthologues, layout) -> 'Vocabulary':
+    has_row_G = namer_G == np.arange(len(table))
+    if layout == 'released':
+      has_row_G = np.ones_like(has_row_G)
+    row_G = np.cumsum(has_row_G) - 1 + NUM_SPECIAL
+    size = NUM_SPECIAL + int(has_row_G.sum())
+    return cls(table, row_G[namer_G], size, layout, orthologues)
+
+  @classmethod
+  def default(cls) -> 'Vocabulary':
+    """All genes of the default table, one-to-one orthologues shared."""
+    return _default()
+
+  @classmethod
+  def from_lists(
+    cls,
+    human_ids: Sequence[str],
+    mouse_ids: Sequence[str],
+    mouse_to_human: Mapping[str, str],
+  ) -> 'Vocabulary':
+    """The original's layout from its lists of Ensembl ids, in their order.
+
+    The original has 23,113 human and 27,443 mouse ids: 50,558 tokens. The map
+    may be many-to-one. Symbols and biotypes come from the default table.
+
+    Raises:
+      UserError: an id stands twice, or the map names an unlisted gene.
+    """
+    ids = (*human_ids, *mouse_ids)
+    if len(set(ids)) != len(ids):
+      raise errors.UserError('a gene id stands twice in the vocabulary lists')
+    human, mouse = set(human_ids), set(mouse_ids)
+    for mouse_id, human_id in mouse_to_human.items():
+      if mouse_id not in mouse or human_id not in human:
+        raise errors.UserError(
+          f'orthologue pair {mouse_id!r}: {human_id!r} is not in the lists'
+        )
+    mapped = set(mouse_to_human.values())
+    group_of = {i: i for i in human_ids if i in mapped} | dict(mouse_to_human)
+    known = gene_table.GeneTable.default()
+    rows = [known.row_of.get(gene_id) for gene_id in ids]
+
+    def column(values, default):
+      return tuple(default if g is None else values[g] for g in rows)
+
+    symbols = column(known.symbols, '')
+    table = gene_table.GeneTable(
+      gene_ids=ids,
+      symbols=tuple(name or i for name, i in zip(symbols, ids)),
+      aliases=column(known.aliases, ()),
+      entrez=column(known.entrez, ''),
+      species_G=np.repeat([0, 1], [len(human_ids), len(mouse_ids)]),
+      biotypes=column(known.biotypes, ''),
+      orthologue_groups=tuple(group_of.get(i, '') for i in ids),
+      header={'source': 'lists of gene ids'},
+    )
+    return cls.from_genes(table, orthologues='released', layout='released')
+
+  def restrict(self, gene_ids: Iterable[str]) -> 'Vocabulary':
+    """The vocabulary of some genes, and of the genes that share their tokens.
+
+    Tokens are numbered anew, without gaps, in the old order.
+
+    Raises:
+      UserError: a gene is not in this vocabulary.
+    """
+    gene_ids = list(gene_ids)
+    kept = self.tokens(gene_ids)
+    if np.any(kept < 0):
+      unknown = gene_ids[int(np.argmin(kept))]
+      raise errors.UserError(f'gene {unknown!r} is not in the vocabulary')
+    keep_G = np.isin(self.token_G, kept)
+    new_row_G = np.cumsum(keep_G) - 1
+    namer_G = self._namer_V[self.token_G]
+    return self._numbered(
+      self.genes.subset(keep_G),
+      new_row_G[namer_G[keep_G]],
+      self.orthologues,
+      self.layout,
+    )
+
+  @functools.cached_property
+  def _namer_V(self) -> np.ndarray:
+    """Row of the gene that gives a token its name; -1 for special tokens."""
+    namer_V = np.full(self.size, -1, np.int32)
+    if self.layout == 'released':
+      namer_V[NUM_SPECIAL:] = np.arange(len(self.genes))
+    else:
+      namer_V[self.token_G[::-1]] = np.arange(len(self.genes))[::-1]
+    return namer_V
+
+  def tokens(self, gene_ids: Sequence[str]) -> np.ndarray:
+    """int32 tokens of Ensembl ids; -1 where a gene is unknown."""
+    row_of = self.genes.row_of
+    rows = np.array([row_of.get(i, -1) for i in gene_ids], np.int64)
+    return np.where(rows < 0, -1, np.append(self.token_G, -1)[rows]).astype(
+      np.int32
+    )
+
+  def species_tokens(self, species: int) -> np.ndarray:
+    """int32 sorted distinct tokens that a cell of a species can hold."""
+    return np.unique(self.token_G[self.genes.species_G == species])
+
+  def token_gene_ids(self) -> tuple[str, ...]:
+    """[V] Ensembl id of every token; the human id of a shared one."""
+    return self._named(self.genes.gene_ids)
+
+  def token_symbols(self) -> tuple[str, ...]:
+    """[V] symbol of every token; the human symbol of a shared one."""
+    return self._named(self.genes.symbols)
+
+  def _named(self, names: Sequence[str]) -> tuple[str, ...]:
+    genes = (names[g] for g in self._namer_V[NUM_SPECIAL:])
+    return ('<pad>', '<mask>', *genes)
+
+  def prior_rows_SV(self) -> np.ndarray:
+    """int32 row of the gene whose prior a token takes in a cell of a species.
+
+    A shared token takes the mouse gene's prior in a mouse cell, the last one
+    where several mouse genes share it; any other token the prior of the gene
+    that names it, whatever the cell's species; special tokens have -1. This
+    is what the original's look-up does (GENECOMPASS_SPEC, section 2).
+    """
+    rows_SV = np.tile(self._namer_V, (len(SPECIES), 1))
+    mouse = np.flatnonzero(self.genes.species_G == 1)
+    np.maximum.at(rows_SV[1], self.token_G[mouse], mouse.astype(np.int32))
+    return rows_SV
+
+  @functools.cached_property
+  def sha256(self) -> str:
+    """Digest of what a model depends on: genes, tokens and layout.
+
+    Symbols and aliases are left out: better names do not change a model.
+    """
+    lines = [f'{self.size} {self.layout} {self.orthologues}']
+    lines += [
+      f'{gene_id} {species} {token}'
+      for gene_id, species, token in zip(
+        self.genes.gene_ids, self.genes.species_G, self.token_G
+      )
+    ]
+    return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+
+  def save(self, path: paths.PathLike) -> None:
+    """Writes genes and tokens as text; the same content, the same bytes."""
+    header = {
+      'layout': self.layout,
+      'orthologues': self.orthologues,
+      'size': str(self.size),
+    }
+    header |= {f'genes.{k}': v for k, v in self.genes.header.items()}
+    columns = {'token': list(map(str, self.token_G)), **self.genes.columns()}
+    gene_table.write_table(path, 'vocabulary', header, columns)
+
+  @classmethod
+  def load(cls, path: paths.PathLike) -> 'Vocabulary':
+    """Reads a vocabulary.
+
+    Raises:
+      UserError: the file is missing, damaged, or of another format version.
+    """
+    names = ('token', *gene_table.COLUMNS)
+    header, columns = gene_table.read_table(path, 'vocabulary', names)
+    of_genes = {
+      key.removeprefix('genes.'): value
+      for key, value in header.items()
+      if key.startswith('genes.')
+    }
+    return cls(
+      genes=gene_table.GeneTable.from_columns(columns, of_genes),
+      token_G=np.array(columns['token'], np.int32),
+      size=int(header['size']),
+      layout=header['layout'],
+      orthologues=header['orthologues'],
+    )
+
+
+@functools.cache
+def _default() -> Vocabulary:
+  return Vocabulary.from_genes(gene_table.GeneTable.default())
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+  if value not in choices:
+    raise ValueError(f'{name}={value!r} must be one of {", ".join(choices)}')
