@@ -1,0 +1,134 @@
+"""What a checkpoint needs besides parameters: vocabulary, medians, priors.
+
+Assets are written once, before the first training step, and never change;
+checkpoints name their hashes. A folder of assets holds
+
+  assets.json          encoding, sha256 of every other file; written last
+  vocabulary.tsv.gz    genes and tokens
+  medians.tsv          non-zero medians of the training cells
+  knowledge.npz        prior tables and masks (no pickled objects)
+"""
+
+import dataclasses
+import io
+import json
+import zipfile
+
+import numpy as np
+
+from genecompass_jax import encoding as encoding_lib
+from genecompass_jax import errors, knowledge, medians, paths
+from genecompass_jax import vocabulary as vocabulary_lib
+
+MANIFEST = 'assets.json'
+_VOCABULARY = 'vocabulary.tsv.gz'
+_MEDIANS = 'medians.tsv'
+_KNOWLEDGE = 'knowledge.npz'
+
+
+@dataclasses.dataclass(frozen=True)
+class Assets:
+  """The frozen companions of a model's parameters.
+
+  Attributes:
+    knowledge: prior tables; empty for a model without priors.
+    vocabulary: genes and tokens; None for converted weights that came without.
+    medians: divisors of the encoding; None likewise.
+    encoding: how counts become ranked values.
+  """
+
+  knowledge: knowledge.Knowledge
+  vocabulary: vocabulary_lib.Vocabulary | None = None
+  medians: medians.Medians | None = None
+  encoding: encoding_lib.EncodingConfig = encoding_lib.EncodingConfig()
+
+
+def save(folder: paths.PathLike, assets: Assets) -> dict[str, str]:
+  """Writes a folder of assets, its manifest last; returns the file hashes."""
+  files = []
+  if assets.vocabulary is not None:
+    assets.vocabulary.save(paths.join(folder, _VOCABULARY))
+    files.append(_VOCABULARY)
+  if assets.medians is not None:
+    assets.medians.save(paths.join(folder, _MEDIANS), assets.vocabulary)
+    files.append(_MEDIANS)
+  paths.write_bytes(
+    paths.join(folder, _KNOWLEDGE), _knowledge_bytes(assets.knowledge)
+  )
+  files.append(_KNOWLEDGE)
+  hashes = {f: paths.sha256_file(paths.join(folder, f)) for f in files}
+  manifest = {
+    'encoding': dataclasses.asdict(assets.encoding),
+    'priors': list(assets.knowledge.tables),
+    'sha256': hashes,
+  }
+  paths.write_text(
+    paths.join(folder, MANIFEST), json.dumps(manifest, indent=2) + '\n'
+  )
+  return hashes
+
+
+def load(folder: paths.PathLike) -> Assets:
+  """Reads a folder of assets and checks every hash.
+
+  Raises:
+    UserError: the folder is incomplete, or a file changed since it was made.
+  """
+  manifest = read_manifest(folder)
+  for name, sha256 in manifest['sha256'].items():
+    path = paths.join(folder, name)
+    if not paths.exists(path) or paths.sha256_file(path) != sha256:
+      raise errors.UserError(
+        f'{path} is missing or was changed after it was written; copy it '
+        'again from where the model was trained'
+      )
+  vocabulary = table = None
+  if _VOCABULARY in manifest['sha256']:
+    vocabulary = vocabulary_lib.Vocabulary.load(paths.join(folder, _VOCABULARY))
+  if _MEDIANS in manifest['sha256']:
+    table = medians.Medians.load(paths.join(folder, _MEDIANS), vocabulary)
+  return Assets(
+    knowledge=_read_knowledge(
+      paths.read_bytes(paths.join(folder, _KNOWLEDGE)), manifest['priors']
+    ),
+    vocabulary=vocabulary,
+    medians=table,
+    encoding=encoding_lib.EncodingConfig(**manifest['encoding']),
+  )
+
+
+def read_manifest(folder: paths.PathLike) -> dict:
+  """The manifest of an assets folder: encoding, priors and hashes."""
+  path = paths.join(folder, MANIFEST)
+  try:
+    return json.loads(paths.read_text(path))
+  except (OSError, ValueError) as error:
+    raise errors.UserError(
+      f'{path} cannot be read; a model folder holds assets/, config.json and '
+      'checkpoints/ or params/: check the path'
+    ) from error
+
+
+def _knowledge_bytes(tables: knowledge.Knowledge) -> bytes:
+  arrays = {'row_SV': np.asarray(tables.row_SV)}
+  for name in tables.tables:
+    arrays[f'table/{name}'] = np.asarray(tables.tables[name])
+    arrays[f'has/{name}'] = np.asarray(tables.has_vector[name])
+  buffer = io.BytesIO()
+  # np.savez stamps the time; fixed dates make equal tables equal bytes.
+  with zipfile.ZipFile(buffer, 'w') as archive:
+    for name, array in arrays.items():
+      member = io.BytesIO()
+      np.lib.format.write_array(member, array, allow_pickle=False)
+      info = zipfile.ZipInfo(f'{name}.npy', (1980, 1, 1, 0, 0, 0))
+      archive.writestr(info, member.getvalue())
+  return buffer.getvalue()
+
+
+def _read_knowledge(data: bytes, names: list[str]) -> knowledge.Knowledge:
+  with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+    return knowledge.Knowledge(
+      row_SV=arrays['row_SV'],
+      tables={name: arrays[f'table/{name}'] for name in names},
+      has_vector={name: arrays[f'has/{name}'] for name in names},
+    )

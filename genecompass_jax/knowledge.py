@@ -1,0 +1,134 @@
+"""Prior knowledge about genes: tables of vectors, aligned to the vocabulary.
+
+A prior (regulatory network, promoter, gene family, co-expression, or any
+other) is a table with one vector a gene. Genes that share a token keep their
+own rows: a mouse cell that holds the token of an orthologous pair reads the
+row of the mouse gene. Tables are frozen and passed to jitted functions as an
+argument, so that they are neither trained nor baked into compiled programs.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+import pyarrow.parquet
+
+from genecompass_jax import errors, paths
+from genecompass_jax import vocabulary as vocabulary_lib
+
+Array = jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Knowledge:
+  """Prior tables as the model reads them; G rows of genes.
+
+  Attributes:
+    row_SV: int32 row of the tables that a token takes in a cell of a species.
+      Rows 0 and 1 are those of `<pad>` and `<mask>`: zero vectors.
+    tables: name -> float32 [rows, P] vectors; zero where a gene has none.
+    has_vector: name -> bool [rows]; False where a gene has no vector. Special
+      tokens count as having one (zero): hidden is not the same as unknown.
+  """
+
+  row_SV: Array
+  tables: dict[str, Array]
+  has_vector: dict[str, Array]
+
+  @property
+  def widths(self) -> tuple[tuple[str, int], ...]:
+    """(name, P) of every table, in the order of `tables`."""
+    return tuple((name, t.shape[1]) for name, t in self.tables.items())
+
+
+def empty(num_species: int, vocabulary_size: int) -> Knowledge:
+  """No priors at all."""
+  row_SV = np.zeros((num_species, vocabulary_size), np.int32)
+  return Knowledge(row_SV=row_SV, tables={}, has_vector={})
+
+
+def align(
+  vocabulary: vocabulary_lib.Vocabulary,
+  priors: Mapping[str, tuple[Sequence[str], np.ndarray]],
+) -> Knowledge:
+  """Lays prior tables out in the order of a vocabulary's genes.
+
+  Args:
+    vocabulary: genes and tokens of the model.
+    priors: name -> (gene ids, float [genes, P] vectors); genes outside of the
+      vocabulary are ignored.
+
+  Returns:
+    Tables of NUM_SPECIAL + G rows; missing genes are marked.
+
+  Raises:
+    UserError: a vector is not finite, or a gene stands in a table twice.
+  """
+  special = vocabulary_lib.NUM_SPECIAL
+  genes_SV = vocabulary.prior_rows_SV()
+  row_SV = np.where(genes_SV >= 0, genes_SV + special, 0).astype(np.int32)
+  row_SV[:, :special] = np.arange(special)
+  row_of_gene = {
+    gene: special + g for g, gene in enumerate(vocabulary.genes.gene_ids)
+  }
+  tables, has_vector = {}, {}
+  for name, (gene_ids, vectors) in priors.items():
+    vectors = np.asarray(vectors, np.float32)
+    if vectors.ndim != 2 or len(vectors) != len(gene_ids):
+      raise errors.UserError(
+        f'prior {name!r}: {len(gene_ids)} gene ids for vectors of shape '
+        f'{vectors.shape}; give one vector a gene'
+      )
+    if not np.isfinite(vectors).all():
+      raise errors.UserError(
+        f'prior {name!r} holds values that are not finite; rebuild its table'
+      )
+    rows = np.array([row_of_gene.get(gene, -1) for gene in gene_ids], np.int64)
+    known = rows >= 0
+    if len(np.unique(rows[known])) != known.sum():
+      raise errors.UserError(
+        f'prior {name!r} names a gene twice; keep one vector a gene'
+      )
+    num_rows = special + len(row_of_gene)
+    table = np.zeros((num_rows, vectors.shape[1]), np.float32)
+    table[rows[known]] = vectors[known]
+    has = np.zeros(num_rows, bool)
+    has[:special] = True
+    has[rows[known]] = True
+    tables[name], has_vector[name] = table, has
+  return Knowledge(row_SV=row_SV, tables=tables, has_vector=has_vector)
+
+
+def read_table(path: paths.PathLike) -> tuple[tuple[str, ...], np.ndarray]:
+  """Reads a prior table: a parquet file with `gene_id` and `vector` columns.
+
+  Returns:
+    Gene ids and float32 [genes, P] vectors.
+
+  Raises:
+    UserError: no such file, not parquet, other columns, or ragged vectors.
+  """
+  try:
+    with paths.path(path).open('rb') as file:
+      table = pyarrow.parquet.read_table(file, columns=['gene_id', 'vector'])
+    gene_ids = tuple(table['gene_id'].to_pylist())
+    vectors = np.array(table['vector'].to_pylist(), np.float32)
+  except (OSError, pyarrow.ArrowException, KeyError, ValueError) as error:
+    raise errors.UserError(
+      f'{path}: not a prior table ({error}); it must be a parquet file with '
+      'the columns gene_id (text) and vector (list of float, one width)'
+    ) from error
+  if vectors.ndim != 2:
+    raise errors.UserError(f'{path}: the vectors differ in width')
+  return gene_ids, vectors
+
+
+def coverage(knowledge: Knowledge) -> dict[str, float]:
+  """Share of gene rows that have a vector, by prior."""
+  special = vocabulary_lib.NUM_SPECIAL
+  return {
+    name: float(np.asarray(has)[special:].mean()) if len(has) > special else 0.0
+    for name, has in knowledge.has_vector.items()
+  }

@@ -1,0 +1,219 @@
+"""A restored model: what analysts hold in their hands.
+
+`PretrainedModel` joins parameters, configuration and assets. Below it are the
+lower-level calls on arrays that are already encoded: `cell_batch`,
+`PretrainedModel.hidden_states`, `PretrainedModel.logits`, `pretraining_loss`.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genecompass_jax import assets as assets_lib
+from genecompass_jax import errors, losses, schemas
+from genecompass_jax import model as model_lib
+from genecompass_jax import vocabulary as vocabulary_lib
+
+Array = jax.Array | np.ndarray
+IGNORED_LABEL = -100  # torch's convention for slots without a label
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedModel:
+  """Parameters with all that is needed to use them.
+
+  Attributes:
+    config: architecture.
+    params: nested dict of arrays; differentiate with respect to them through
+      `model.replace(params=...)`.
+    assets: vocabulary, medians, encoding and prior tables.
+    source: folder it came from.
+    step: training step of the parameters; -1 where unknown.
+    sha256: hash that names the parameters in results; '' where unknown.
+  """
+
+  config: model_lib.ModelConfig
+  params: model_lib.Params
+  assets: assets_lib.Assets
+  source: str = ''
+  step: int = -1
+  sha256: str = ''
+
+  @property
+  def vocabulary(self) -> vocabulary_lib.Vocabulary | None:
+    """Genes and tokens; None for converted weights that came without."""
+    return self.assets.vocabulary
+
+  def replace(self, **changes: Any) -> 'PretrainedModel':
+    """A copy with some fields changed."""
+    return dataclasses.replace(self, **changes)
+
+  def hidden_states(
+    self, batch: schemas.CellBatch, *, every_layer: bool = False
+  ) -> jax.Array:
+    """States of the last block, CLS first: float32 [B, L, D].
+
+    Args:
+      batch: cells, as `cell_batch` makes them.
+      every_layer: also the embedding and every block: [N + 1, B, L, D].
+
+    Returns:
+      Genes follow in the order given. A model without CLS gives genes only.
+    """
+    hidden = _hidden(
+      self.params, batch, self.assets.knowledge, self.config, every_layer
+    )
+    return hidden if self.config.use_cls else hidden[..., 1:, :]
+
+  def logits(
+    self, batch: schemas.CellBatch
+  ) -> tuple[jax.Array, jax.Array | None] | jax.Array:
+    """Outputs of the head, one cell a row.
+
+    Returns:
+      'pretraining': (id logits [B, S, V], values [B, S] or None) at the S gene
+      slots; 'sequence': [B, labels]; 'token': [B, L, labels], CLS slot first.
+    """
+    return _logits(self.params, batch, self.assets.knowledge, self.config)
+
+
+def cell_batch(
+  gene_ids: Array,
+  values: Array,
+  species: Array | int | str | None = None,
+  *,
+  lengths: Array | None = None,
+) -> schemas.CellBatch:
+  """Makes a batch of padded arrays, one cell a row.
+
+  Args:
+    gene_ids: int [B, S] tokens by falling rank, 0 after the cell's end.
+    values: float [B, S] log2 values, -1 where hidden.
+    species: species code or name, one for all or one a cell ([B] or [B, 1]);
+      None is human.
+    lengths: int [B] genes of each cell; by default up to the last token that
+      is not 0. Give it where a gene's token may itself be 0.
+
+  Returns:
+    A batch of S + 1 slots a row, CLS first.
+
+  Raises:
+    UserError: shapes disagree, or a species is not known.
+  """
+  gene_ids_BS = np.asarray(gene_ids)
+  values_BS = np.asarray(values, np.float32)
+  if gene_ids_BS.ndim != 2 or gene_ids_BS.shape != values_BS.shape:
+    raise errors.UserError(
+      f'gene_ids {gene_ids_BS.shape} and values {values_BS.shape} must be two '
+      'arrays of one shape [cells, genes]'
+    )
+  B, S = gene_ids_BS.shape
+  if lengths is None:
+    used_BS = gene_ids_BS != vocabulary_lib.PAD
+    lengths = np.where(used_BS.any(1), S - used_BS[:, ::-1].argmax(1), 0)
+  lengths_B = np.asarray(lengths).reshape(B)
+  species_B = _species_codes(species, B)
+  is_gene_BS = np.arange(S) < lengths_B[:, None]
+
+  def with_cls(array_BS, cls):
+    cls_B1 = np.broadcast_to(np.asarray(cls, array_BS.dtype), (B,))[:, None]
+    return np.concatenate([cls_B1, array_BS], axis=1)
+
+  zeros_BS = np.zeros((B, S), np.int32)
+  gene_ids_BS = np.where(is_gene_BS, gene_ids_BS, vocabulary_lib.PAD)
+  segments_BL = with_cls(is_gene_BS.astype(np.int32), 1)
+  return schemas.CellBatch(
+    gene_ids_BL=with_cls(gene_ids_BS.astype(np.int32), vocabulary_lib.PAD),
+    values_BL=with_cls(np.where(is_gene_BS, values_BS, 0), 0),
+    # Positions and species of padding are as in the release, whose recorded
+    # states go on into the padding.
+    positions_BL=with_cls(zeros_BS + np.arange(S, dtype=np.int32), 0),
+    segments_BL=segments_BL,
+    species_BL=np.broadcast_to(species_B[:, None], segments_BL.shape),
+    is_cls_BL=with_cls(zeros_BS, 1).astype(bool),
+  )
+
+
+def pretraining_loss(
+  model: PretrainedModel,
+  batch: schemas.CellBatch,
+  id_labels: Array,
+  value_labels: Array,
+  *,
+  params: model_lib.Params | None = None,
+  config: losses.LossConfig = losses.LossConfig(),
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The pretraining loss on given labels.
+
+  Args:
+    model: a model with the pretraining head.
+    batch: hidden cells, one a row, of S gene slots.
+    id_labels: int [B, S] true tokens, -100 where nothing is predicted.
+    value_labels: float [B, S] true log2 values, read where ids are labelled.
+    params: differentiate with respect to these instead of `model.params`.
+    config: weights of the terms.
+
+  Returns:
+    (total, id, value): 0.2 x mean cross-entropy in nats + 0.8 x mean squared
+    error, over labelled slots; 0 where nothing is labelled. A model without
+    values has the id loss as its total, and value loss 0.
+  """
+  if model.config.head != 'pretraining':
+    raise errors.UserError(
+      f'this model has a {model.config.head!r} head; the pretraining loss '
+      'needs a model with the pretraining head'
+    )
+  params = model.params if params is None else params
+  logits_BSV, values_BS = _logits(
+    params, batch, model.assets.knowledge, model.config
+  )
+  id_labels_BS = jnp.asarray(id_labels)
+  labelled_BS = id_labels_BS != IGNORED_LABEL
+  weights_BS = labelled_BS.astype(jnp.float32)
+  id_BS = losses.id_losses(logits_BSV, jnp.where(labelled_BS, id_labels_BS, 0))
+  value_BS = None
+  if values_BS is not None:
+    value_BS = losses.value_losses(values_BS, jnp.asarray(value_labels))
+  sums = losses.loss_sums(id_BS, weights_BS, value_BS, weights_BS)
+  total, id_loss, value_loss = sums.means(config)
+  return (id_loss if values_BS is None else total), id_loss, value_loss
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _hidden(params, batch, knowledge, config, every_layer):
+  network = model_lib.bind(config, params)
+  return network(batch, knowledge, every_layer=every_layer)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _logits(params, batch, knowledge, config):
+  network = model_lib.bind(config, params)
+  hidden_BLD = network(batch, knowledge)
+  if config.head != 'pretraining':
+    logits = network.class_logits(hidden_BLD)
+    is_token = config.head == 'token'
+    return logits[:, 1:] if is_token and not config.use_cls else logits
+  genes_BSD = hidden_BLD[:, 1:]
+  return network.id_logits(genes_BSD), network.predicted_values(genes_BSD)
+
+
+def _species_codes(species, num_cells: int) -> np.ndarray:
+  if species is None:
+    species = 0
+  if isinstance(species, str):
+    if species not in vocabulary_lib.SPECIES:
+      raise errors.UserError(
+        f'species {species!r} is not known; choose one of '
+        f'{", ".join(vocabulary_lib.SPECIES)}'
+      )
+    species = vocabulary_lib.SPECIES.index(species)
+  codes = np.asarray(species).reshape(-1).astype(np.int32)
+  if len(codes) not in (1, num_cells):
+    raise errors.UserError(
+      f'{len(codes)} species codes for {num_cells} cells; give one a cell'
+    )
+  return np.broadcast_to(codes, (num_cells,))
