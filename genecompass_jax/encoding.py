@@ -26,7 +26,7 @@ LIBRARY = 'library'
 MODES = (RELEASED, LIBRARY)
 TIES = ('hash', 'token')
 
-_MAX_TOKENS = 1 << 20  # a sort word keeps 20 bits for the place in the cell
+_MAX_TOKENS = 1 << 20  # `_PLACE_BITS` of a sort word hold a place
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -218,33 +218,47 @@ def merge_cell(
   """
   if start < 0 or stop < start or stop > len(rows_N):
     return 0, _BAD_STARTS
+  rows_n = rows_N[start:stop]  # slices: no check for negative indices below
+  counts_n = counts_N[start:stop]
+  length = len(rows_n)
   highest = np.int64(0)
   lowest = np.int64(0)
-  ascends = True
-  for i in range(start, stop):
-    row = np.int64(rows_N[i])
-    highest = max(highest, row)
-    lowest = min(lowest, row)
-    if i > start:
-      ascends &= rows_N[i] > rows_N[i - 1]
-  if lowest < 0 or (stop > start and highest >= len(token_R)):
+  for i in range(length):
+    highest = max(highest, np.int64(rows_n[i]))
+    lowest = min(lowest, np.int64(rows_n[i]))
+  if lowest < 0 or (length > 0 and highest >= len(token_R)):
     return 0, _BAD_ROW
+  falls = 0
+  for i in range(length - 1):
+    falls += rows_n[i + 1] <= rows_n[i]
+  bad = 0
+  empty = 0
+  for i in range(length):
+    bad += not (counts_n[i] >= 0 and counts_n[i] < np.inf)
+    empty += counts_n[i] == 0
+  if bad > 0:
+    return 0, _BAD_COUNT
   n = 0
-  fine = True
-  if ascends and not merges:
-    for i in range(start, stop):
-      token = token_R[rows_N[i]]
-      count = np.float64(counts_N[i])
-      fine &= (count >= 0.0) & (count < np.inf)
+  if falls == 0 and not merges:  # no token twice
+    for i in range(length):
+      token = token_R[rows_n[i]]
+      tokens_n[i] = token
+      empty += token < 0
+    for i in range(length):
+      sums_n[i] = counts_n[i]
+    if empty == 0:
+      return length, _FINE
+    for i in range(length):
+      token = tokens_n[i]
+      count = sums_n[i]
       tokens_n[n] = token
       sums_n[n] = count
-      n += (token >= 0) & (count > 0.0)
-    return n, _FINE if fine else _BAD_COUNT
-  for i in range(start, stop):
-    token = token_R[rows_N[i]]
-    count = np.float64(counts_N[i])
-    fine &= (count >= 0.0) & (count < np.inf)
-    if token < 0 or not count > 0.0:
+      n += token >= 0 and count > 0
+    return n, _FINE
+  for i in range(length):
+    token = token_R[rows_n[i]]
+    count = np.float64(counts_n[i])
+    if token < 0 or count == 0.0:
       continue
     j = slot_V[token]
     if j < 0:
@@ -261,7 +275,7 @@ def merge_cell(
   for j in range(n):
     slot_V[tokens_n[j]] = -1
     sums_n[j] += lo_n[j]
-  return n, _FINE if fine else _BAD_COUNT
+  return n, _FINE
 
 
 _LOG_BITS = 7
@@ -277,25 +291,26 @@ _1_LN2 = 1 / np.log(2)
 
 
 @compiled
-def _log2_1p(q, one_f, one_i):
-  """log2(1 + q) to 1e-12 relative, a tenth of the time of log1p.
+def log2_1p(n, quotient_n, one_n, value_n):
+  """value_n[:n] = float32 of log2(1 + quotient), in a tenth of log1p's time.
 
-  1 + q = 2^e c (1 + r) with c one of 129 centres and |r| <= 2^-8. `one_f` and
-  `one_i` are the same eight bytes.
+  1 + q = 2^e c (1 + r), c the nearest of 129 centres in [1, 2] and
+  |r| <= 2^-8: the series leaves 1e-13 relative, before rounding to float32.
   """
-  if q < 1e-4 or q > 1e300:
-    return np.log1p(q) * _1_LN2
-  one_f[0] = 1.0 + q
-  bits = one_i[0]
-  exponent = (bits >> 52) - 1023
-  one_i[0] = (bits & 0x000FFFFFFFFFFFFF) | 0x3FF0000000000000
-  m = one_f[0]
-  i = ((bits & 0x000FFFFFFFFFFFFF) + (1 << (51 - _LOG_BITS))) >> (
-    52 - _LOG_BITS
-  )
-  r = (m - (1.0 + i * (1.0 / (1 << _LOG_BITS)))) * _INVERSE[i]
-  series = 1 + r * (-1 / 2 + r * (1 / 3 + r * (-1 / 4 + r * (1 / 5))))
-  return exponent + _LOG2[i] + r * series * _1_LN2
+  bits_n = one_n.view(np.int64)
+  for i in range(n):
+    one_n[i] = 1.0 + quotient_n[i]
+  for i in range(n):
+    bits = bits_n[i]
+    exponent = (bits >> 52) - 1023
+    fraction = bits & 0x000FFFFFFFFFFFFF
+    nearest = (fraction + (1 << (51 - _LOG_BITS))) >> (52 - _LOG_BITS)
+    m = 1.0 + fraction * 2.0**-52
+    r = (m - (1.0 + nearest * 2.0**-_LOG_BITS)) * _INVERSE[nearest]
+    if quotient_n[i] < 2.0**-10:  # 1 + q has dropped the low bits of q
+      r = quotient_n[i]
+    series = 1 + r * (-1 / 2 + r * (1 / 3 + r * (-1 / 4 + r * (1 / 5))))
+    value_n[i] = exponent + _LOG2[nearest] + r * series * _1_LN2
 
 
 @compiled
@@ -329,22 +344,40 @@ def _merge_sort(order_n, other_n, n, quotient_n, hash_n):
     width *= 2
 
 
-_BITS = 10  # of a radix digit
-_BINS = 1 << _BITS
-_PLACE = np.uint64(_MAX_TOKENS - 1)
+_BITS = 10  # of a digit of the quotient
+_HASH_BITS = 13  # at most, of the one digit of the hash
+_PLACE_BITS = 20
+_SAMPLE = 64
+
+
+@compiled
+def _sum_before(bins, size):
+  """Turns counts of bins into the first place of each."""
+  total = np.uint32(0)
+  for b in range(size):
+    count = bins[b]
+    bins[b] = total
+    total += count
 
 
 @compiled
 def _rank(
-  n, quotient_n, hash_n, near_n, near_bits_n, order_n, words_n, other_n, bins
-):
+  n, quotient_n, hash_n, near_n, order_n, words_n, other_n, hash_bins, bins
+):  # fmt: skip
   """order_n[:n] = places by falling quotient, ties by rising hash.
 
-  Three counting passes, on the top of the hash and on 20 bits of the quotient
-  (its float32 bits, spread over the range in the cell), leave few neighbours
-  out of order; an insertion pass over the exact float64 quotients and 64-bit
-  hashes puts them right.
+  Counting passes on the top of the hash and on 20 bits of the quotient (its
+  float32 bits, over the range in the cell) leave few neighbours out of order;
+  an insertion pass over the exact float64 quotients and 64-bit hashes puts
+  them right. The commonest quotient (half and more of a UMI cell) is set
+  aside before the passes over the quotient: increments of one counter wait
+  for each other.
   """
+  if n == 0:
+    return
+  near_bits_n = near_n.view(np.int32)
+  place_bits = np.uint64(_PLACE_BITS)
+  place_mask = np.uint64((1 << _PLACE_BITS) - 1)
   low = np.int32(0x7FFFFFFF)
   high = np.int32(0)
   for i in range(n):
@@ -355,44 +388,89 @@ def _rank(
   shift = 0
   while (high - low) >> shift >= 1 << (2 * _BITS):
     shift += 1
-  bins[:] = 0
-  top = np.uint64(64 - _BITS)
-  mask = np.uint64(_BINS - 1)
+
+  sample = min(n, _SAMPLE)  # majority vote: any outcome is correct
+  votes = 0
+  common_bits = np.int32(0)
+  for i in range(sample):
+    if votes == 0:
+      common_bits = near_bits_n[i]
+    votes += 1 if near_bits_n[i] == common_bits else -1
+  votes = 0
+  for i in range(sample):
+    votes += near_bits_n[i] == common_bits
+  common = np.uint64((high - common_bits) >> shift)
+  if 4 * votes < sample:
+    common = ~np.uint64(0)
+
+  hash_bits = 6
+  while hash_bits < _HASH_BITS and (1 << hash_bits) < 2 * n:
+    hash_bits += 1
+  top = np.uint64(64 - hash_bits)
+  hash_bins[: 1 << hash_bits] = 0
   for i in range(n):
-    key = np.uint64((high - near_bits_n[i]) >> shift)
-    words_n[i] = (key << np.uint64(20)) | np.uint64(i)
-    bins[0, hash_n[i] >> top] += 1
-    bins[1, key & mask] += 1
-    bins[2, key >> np.uint64(_BITS)] += 1
-  for digit in range(3):
-    total = np.int32(0)
-    for b in range(_BINS):
-      count = bins[digit, b]
-      bins[digit, b] = total
-      total += count
+    hash_bins[hash_n[i] >> top] += 1
+  _sum_before(hash_bins, 1 << hash_bits)
   for i in range(n):
     b = hash_n[i] >> top
-    other_n[bins[0, b]] = words_n[i]
-    bins[0, b] += 1
+    to = hash_bins[b]
+    hash_bins[b] = to + 1
+    key = np.uint64((high - near_bits_n[i]) >> shift)
+    other_n[to] = (key << place_bits) | np.uint64(i)
+
+  rest = 0
+  num_common = 0
+  num_above = 0
   for i in range(n):
-    b = (other_n[i] >> np.uint64(20)) & mask
-    words_n[bins[1, b]] = other_n[i]
-    bins[1, b] += 1
-  for i in range(n):
-    b = words_n[i] >> np.uint64(20 + _BITS)
-    order_n[bins[2, b]] = words_n[i] & _PLACE
-    bins[2, b] += 1
+    key = other_n[i] >> place_bits
+    words_n[rest] = other_n[i]
+    order_n[num_common] = other_n[i] & place_mask
+    num_above += key < common
+    num_common += key == common
+    rest += key != common
+
+  mask = np.uint64((1 << _BITS) - 1)
+  high_digit = np.uint64(_PLACE_BITS + _BITS)
+  bins[:] = 0
+  for i in range(rest):
+    bins[0, (words_n[i] >> place_bits) & mask] += 1
+    bins[1, words_n[i] >> high_digit] += 1
+  _sum_before(bins[0], 1 << _BITS)
+  _sum_before(bins[1], 1 << _BITS)
+  for i in range(rest):
+    b = (words_n[i] >> place_bits) & mask
+    to = bins[0, b]
+    bins[0, b] = to + 1
+    other_n[to] = words_n[i]
+  for i in range(num_common - 1, -1, -1):
+    order_n[num_above + i] = order_n[i]
+  for i in range(rest):
+    b = other_n[i] >> high_digit
+    to = bins[1, b]
+    bins[1, b] = to + 1
+    order_n[to if to < num_above else to + num_common] = other_n[i] & place_mask
+
   moves = 16 * n
+  above_quotient = quotient_n[order_n[0]]
+  above_hash = hash_n[order_n[0]]
   for i in range(1, n):
     place = order_n[i]
+    quotient = quotient_n[place]
+    hash_ = hash_n[place]
+    if quotient < above_quotient or (
+      quotient == above_quotient and hash_ > above_hash
+    ):
+      above_quotient = quotient
+      above_hash = hash_
+      continue
     j = i
     while j > 0 and _before(place, order_n[j - 1], quotient_n, hash_n):
       order_n[j] = order_n[j - 1]
       j -= 1
-      moves -= 1
     order_n[j] = place
-    if moves < 0:  # many quotients that float32 hardly tells apart
-      _merge_sort(order_n, other_n.view(np.int64), n, quotient_n, hash_n)
+    moves -= i - j
+    if moves < 0:  # many quotients that 20 bits do not tell apart
+      _merge_sort(order_n, words_n, n, quotient_n, hash_n)
       return
 
 
@@ -408,15 +486,14 @@ def _encode(
   quotient_n = np.empty(longest_cell + 1, np.float64)
   hash_n = np.empty(longest_cell + 1, np.uint64)
   near_n = np.empty(longest_cell + 1, np.float32)
-  order_n = np.empty(longest_cell + 1, np.int64)
+  order_n = np.empty(longest_cell + 1, np.uint64)
   words_n = np.empty(longest_cell + 1, np.uint64)
   other_n = np.empty(longest_cell + 1, np.uint64)
-  bins = np.empty((3, _BINS), np.int32)
+  value_n = np.empty(longest_cell + 1, np.float32)
+  hash_bins = np.empty(1 << _HASH_BITS, np.uint32)
+  bins = np.empty((2, 1 << _BITS), np.uint32)
   slot_V = np.full(len(divisor_V), -1, np.int32)
-  one_f = np.empty(1, np.float64)
-  one_i = one_f.view(np.int64)
   sum_bits_n = sums_n.view(np.uint64)
-  near_bits_n = near_n.view(np.int32)
   out = 0
   out_C1[0] = 0
   for cell in range(len(starts_C1) - 1):
@@ -457,19 +534,15 @@ def _encode(
       for i in range(n):
         hash_n[i] = mix64(key + np.uint64(tokens_n[i]) * _GOLDEN)
     _rank(
-      n, quotient_n, hash_n, near_n, near_bits_n, order_n, words_n, other_n,
-      bins,
+      n, quotient_n, hash_n, near_n, order_n, words_n, other_n, hash_bins, bins
     )  # fmt: skip
-    last = -1.0
-    value = np.float32(0)
-    for k in range(min(n, max_genes)):
+    log2_1p(n, quotient_n, words_n.view(np.float64), value_n)
+    kept = min(n, max_genes)
+    for k in range(kept):
       place = order_n[k]
-      if quotient_n[place] != last:
-        last = quotient_n[place]
-        value = np.float32(_log2_1p(last, one_f, one_i))
-      gene_ids_N[out] = tokens_n[place]
-      values_N[out] = value
-      out += 1
+      gene_ids_N[out + k] = tokens_n[place]
+      values_N[out + k] = value_n[place]
+    out += kept
     out_C1[cell + 1] = out
   return _FINE, 0
 
