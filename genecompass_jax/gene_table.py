@@ -19,6 +19,7 @@ from genecompass_jax import errors, paths
 
 SPECIES = ('human', 'mouse')  # the code of a species is its index
 BIOTYPES = ('protein_coding', 'lncRNA', 'miRNA')
+MANY_PREFIX = 'many'  # of orthologue groups that are not one-to-one
 
 COLUMNS = (
   'gene_id',
@@ -42,7 +43,9 @@ class GeneTable:
     entrez: NCBI gene id; several are joined by `|`, '' where unknown.
     species_G: int8 species code.
     biotypes: `protein_coding`, `lncRNA` or `miRNA`; '' where unknown.
-    orthologue_groups: members of one group are orthologous; '' for none.
+    orthologue_groups: members of one group are orthologous; '' for none. A
+      name that begins with `many` is not one-to-one, even where a subset of
+      the table holds only one gene of each species.
     header: what the table was made of: releases, licences, checksums.
 
   Raises:

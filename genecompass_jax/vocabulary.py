@@ -75,6 +75,7 @@ class Vocabulary:
     namer_G = np.arange(len(table))  # the gene whose token a gene takes
     for group in humans.keys() & mice.keys():
       pair = len(humans[group]) == len(mice[group]) == 1
+      pair &= not group.startswith(gene_table.MANY_PREFIX)
       if orthologues == 'released' or (orthologues == 'one2one' and pair):
         namer_G[mice[group]] = humans[group][0]
     return cls._numbered(table, namer_G, orthologues, layout)
