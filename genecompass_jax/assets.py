@@ -17,7 +17,9 @@ import zipfile
 import numpy as np
 
 from genecompass_jax import encoding as encoding_lib
-from genecompass_jax import errors, knowledge, medians, paths
+from genecompass_jax import errors, paths
+from genecompass_jax import knowledge as knowledge_lib
+from genecompass_jax import medians as medians_lib
 from genecompass_jax import vocabulary as vocabulary_lib
 
 MANIFEST = 'assets.json'
@@ -37,9 +39,9 @@ class Assets:
     encoding: how counts become ranked values.
   """
 
-  knowledge: knowledge.Knowledge
+  knowledge: knowledge_lib.Knowledge
   vocabulary: vocabulary_lib.Vocabulary | None = None
-  medians: medians.Medians | None = None
+  medians: medians_lib.Medians | None = None
   encoding: encoding_lib.EncodingConfig = encoding_lib.EncodingConfig()
 
 
@@ -86,7 +88,7 @@ def load(folder: paths.PathLike) -> Assets:
   if _VOCABULARY in manifest['sha256']:
     vocabulary = vocabulary_lib.Vocabulary.load(paths.join(folder, _VOCABULARY))
   if _MEDIANS in manifest['sha256']:
-    table = medians.Medians.load(paths.join(folder, _MEDIANS), vocabulary)
+    table = medians_lib.Medians.load(paths.join(folder, _MEDIANS), vocabulary)
   return Assets(
     knowledge=_read_knowledge(
       paths.read_bytes(paths.join(folder, _KNOWLEDGE)), manifest['priors']
@@ -109,7 +111,7 @@ def read_manifest(folder: paths.PathLike) -> dict:
     ) from error
 
 
-def _knowledge_bytes(tables: knowledge.Knowledge) -> bytes:
+def _knowledge_bytes(tables: knowledge_lib.Knowledge) -> bytes:
   arrays = {'row_SV': np.asarray(tables.row_SV)}
   for name in tables.tables:
     arrays[f'table/{name}'] = np.asarray(tables.tables[name])
@@ -125,9 +127,9 @@ def _knowledge_bytes(tables: knowledge.Knowledge) -> bytes:
   return buffer.getvalue()
 
 
-def _read_knowledge(data: bytes, names: list[str]) -> knowledge.Knowledge:
+def _read_knowledge(data: bytes, names: list[str]) -> knowledge_lib.Knowledge:
   with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-    return knowledge.Knowledge(
+    return knowledge_lib.Knowledge(
       row_SV=arrays['row_SV'],
       tables={name: arrays[f'table/{name}'] for name in names},
       has_vector={name: arrays[f'has/{name}'] for name in names},

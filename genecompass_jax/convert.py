@@ -102,7 +102,9 @@ def _layer(config: model_lib.ModelConfig, index: int) -> Iterator[_Entry]:
     lambda x: x.T.reshape(H, K, D),
     lambda x: x.reshape(D, D).T,
   )
-  yield _Entry(f'{name}.attention.output.dense.bias', ('encoder', 'out', 'bias'))
+  yield _Entry(
+    f'{name}.attention.output.dense.bias', ('encoder', 'out', 'bias')
+  )
   yield from _norm(
     f'{name}.attention.output.LayerNorm', 'encoder', 'attention_norm'
   )
@@ -258,7 +260,9 @@ def config_from_original(
     pooled = 'bert.pooler.dense.weight' in tensors
     head = 'sequence' if pooled else 'token'
     num_labels = int(tensor('classifier.weight').shape[0])
-  use_cls = original.get('use_cls_token', 'bert.cls_embedding.weight' in tensors)
+  use_cls = original.get(
+    'use_cls_token', 'bert.cls_embedding.weight' in tensors
+  )
   cls = tensor('bert.cls_embedding.weight') if use_cls else None
   config = model_lib.ModelConfig(
     vocabulary_size=int(original.get('vocab_size', word.shape[0])),

@@ -72,8 +72,9 @@ def loss_sums(
   """Adds slot losses up; a model without values has no value term."""
   zero = jnp.zeros((), jnp.float32)
   # A slot of weight 0 must not poison the sum if its loss is not finite.
-  id_sum = jnp.sum(jnp.where(id_weights_BK > 0, id_losses_BK, 0.0)
-                   * id_weights_BK)
+  id_sum = jnp.sum(
+    jnp.where(id_weights_BK > 0, id_losses_BK, 0.0) * id_weights_BK
+  )
   if value_losses_BK is None:
     return LossSums(id_sum, jnp.sum(id_weights_BK), zero, zero)
   value_sum = jnp.sum(

@@ -210,19 +210,17 @@ class KnowledgeEmbedding(nnx.Module):
     self.config = config
     width, V = config.width, config.vocabulary_size
     self.word = _normal((V, width), ('vocab', 'embed'), rngs)
-    self.word.set_value(
-      self.word.get_value().at[vocabulary_lib.PAD].set(0.0)
+    self.word.set_value(self.word.get_value().at[vocabulary_lib.PAD].set(0.0))
+    self.priors = nnx.Dict(
+      {name: Prior(size, config, rngs=rngs) for name, size in config.priors}
     )
-    self.priors = nnx.Dict({
-      name: Prior(size, config, rngs=rngs) for name, size in config.priors
-    })
     square, axes = (width, width), ('embed', 'hidden')
     self.fuse_word = _normal(square, axes, rngs)
     if config.use_values:
       self.fuse_value = _normal((width,), ('hidden',), rngs)
-    self.fuse_priors = nnx.Dict({
-      name: _normal(square, axes, rngs) for name, _ in config.priors
-    })
+    self.fuse_priors = nnx.Dict(
+      {name: _normal(square, axes, rngs) for name, _ in config.priors}
+    )
     self.fuse_bias = _constant(0.0, (width,), ('hidden',))
     self.fuse_norm = Norm(width)
     self.fuse_project = Linear(square, ('hidden', 'embed'), rngs=rngs)
@@ -345,10 +343,10 @@ class Encoder(nnx.Module):
     """
     config = self.config
     own_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
-    # Padding slots look at all cells of their row, as in the release: nothing
-    # reads them, but recorded states can then be compared in full.
-    pads_BLL = (segments_BL[:, :, None] == 0) & (segments_BL[:, None, :] > 0)
-    mask_B1LL = (own_BLL | pads_BLL)[:, None]
+    # Padding is looked at by nobody. It looks at all cells of its row, as in
+    # the release: no one reads it, but recorded states compare in full.
+    pads_BLL = segments_BL[:, :, None] == 0
+    mask_B1LL = ((own_BLL | pads_BLL) & (segments_BL > 0)[:, None, :])[:, None]
     layers = nnx.to_pure_dict(nnx.state(self, nnx.Param))
 
     def block(x_BLD, layer):
@@ -400,9 +398,7 @@ def encoder_block(
   h_BLD = _dropout(
     h_BLD + params['down']['bias'], config.hidden_dropout, keys[2]
   )
-  return _layer_norm(
-    x_BLD + h_BLD, params['output_norm'], config.norm_epsilon
-  )
+  return _layer_norm(x_BLD + h_BLD, params['output_norm'], config.norm_epsilon)
 
 
 def attention(
@@ -640,7 +636,9 @@ def _layer_norm(x, norm, epsilon: float) -> Array:
   mean = jnp.mean(x, axis=-1, keepdims=True)
   centred = x - mean
   variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-  return centred * jax.lax.rsqrt(variance + epsilon) * norm['scale'] + norm['bias']
+  return (
+    centred * jax.lax.rsqrt(variance + epsilon) * norm['scale'] + norm['bias']
+  )
 
 
 def _dropout(x: Array, rate: float, key: Array | None) -> Array:

@@ -1,0 +1,189 @@
+"""Checkpoints on disk: the only file that imports Orbax.
+
+A training checkpoint is a folder CHECKPOINTS/<step> with the items `params`,
+`training` (optimiser, step, next batch) and `metadata` (JSON). Beside it,
+CHECKPOINTS/<step>.sha256.json seals it: hashes of every file, written when all
+of them are complete. Orbax restores a flipped bit without a word, so a step
+counts only when its seal is there and holds; otherwise the step before it is
+taken.
+"""
+
+import concurrent.futures
+import json
+import logging
+import re
+from typing import Any
+
+import jax
+from orbax import checkpoint as ocp
+
+from genecompass_jax import errors, paths
+
+PARAMS = 'params'
+TRAINING = 'training'
+METADATA = 'metadata'
+_SEAL = '.sha256.json'
+
+
+class Checkpoints:
+  """The checkpoints of one run, newest good one first.
+
+  Saving returns as soon as the arrays are copied; files and seal are written
+  in the background.
+  """
+
+  def __init__(self, folder: paths.PathLike, *, keep: int = 3):
+    """Opens (and makes) a folder of checkpoints, keeping the newest `keep`."""
+    self.folder = str(folder)
+    self._manager = ocp.CheckpointManager(
+      paths.path(folder).resolve(),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=True, enable_async_checkpointing=True
+      ),
+    )
+    self._sealer = concurrent.futures.ThreadPoolExecutor(1, 'seal')
+    self._pending: concurrent.futures.Future | None = None
+
+  def save(
+    self, step: int, params: Any, training: Any, metadata: dict[str, Any]
+  ) -> None:
+    """Starts to save a step; waits for the save before it."""
+    self.wait()
+    if step in self._manager.all_steps():
+      self._manager.delete(step)  # a step whose seal did not hold
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        **{
+          PARAMS: ocp.args.StandardSave(params),
+          TRAINING: ocp.args.StandardSave(training),
+          METADATA: ocp.args.JsonSave(metadata),
+        }
+      ),
+    )
+    self._pending = self._sealer.submit(self._seal, step)
+
+  def wait(self) -> None:
+    """Returns when everything saved so far is complete and sealed."""
+    if self._pending is not None:
+      self._pending.result()
+      self._pending = None
+
+  def close(self) -> None:
+    """Completes what is under way."""
+    self.wait()
+    self._sealer.shutdown()
+    self._manager.close()
+
+  def latest(self) -> int | None:
+    """The newest step whose seal holds, None where there is none."""
+    return latest_step(self.folder)
+
+  def restore(
+    self, step: int, params: Any, training: Any
+  ) -> tuple[Any, Any, dict[str, Any]]:
+    """Reads a step back.
+
+    Args:
+      step: one that `latest` names.
+      params: tree of shapes, dtypes and shardings to restore into.
+      training: likewise.
+
+    Returns:
+      (params, training, metadata).
+    """
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        **{
+          PARAMS: ocp.args.StandardRestore(params),
+          TRAINING: ocp.args.StandardRestore(training),
+          METADATA: ocp.args.JsonRestore(),
+        }
+      ),
+    )
+    return restored[PARAMS], restored[TRAINING], restored[METADATA]
+
+  def _seal(self, step: int) -> None:
+    self._manager.wait_until_finished()
+    if jax.process_index() != 0:
+      return
+    seal(paths.join(self.folder, str(step)))
+    kept = {str(s) for s in self._manager.all_steps()}
+    for name in paths.listdir(self.folder):
+      if name.endswith(_SEAL) and name.removesuffix(_SEAL) not in kept:
+        paths.path(paths.join(self.folder, name)).unlink()
+
+
+def all_steps(folder: paths.PathLike) -> list[int]:
+  """Steps that have a folder, ascending, whether good or not."""
+  return sorted(
+    int(n) for n in paths.listdir(folder) if re.fullmatch(r'\d+', n)
+  )
+
+
+def latest_step(folder: paths.PathLike) -> int | None:
+  """The newest step whose seal holds; says which ones it passes over."""
+  for step in reversed(all_steps(folder)):
+    problem = check_seal(paths.join(folder, str(step)))
+    if problem is None:
+      return step
+    logging.warning('checkpoint %d is passed over: %s', step, problem)
+  return None
+
+
+def seal(folder: paths.PathLike) -> None:
+  """Writes FOLDER.sha256.json: the hash of every file of a folder."""
+  root = paths.path(folder)
+  hashes = {
+    str(file.relative_to(root)): paths.sha256_file(file)
+    for file in sorted(root.rglob('*'))
+    if file.is_file()
+  }
+  paths.write_text(f'{folder}{_SEAL}', json.dumps(hashes, indent=1) + '\n')
+
+
+def check_seal(folder: paths.PathLike) -> str | None:
+  """What is wrong with a sealed folder, None when it is whole."""
+  try:
+    hashes = json.loads(paths.read_text(f'{folder}{_SEAL}'))
+  except (OSError, ValueError):
+    return 'it was never completed (its seal is missing)'
+  for name, sha256 in hashes.items():
+    file = paths.join(folder, name)
+    if not paths.exists(file):
+      return f'{name} is missing'
+    if paths.sha256_file(file) != sha256:
+      return f'{name} was changed after it was written'
+  return None
+
+
+def seal_sha256(folder: paths.PathLike) -> str:
+  """One hash that names the content of a sealed folder."""
+  return paths.sha256_file(f'{folder}{_SEAL}')
+
+
+def save_params(folder: paths.PathLike, params: Any) -> None:
+  """Writes parameters alone (FOLDER/params) and their seal."""
+  target = paths.path(paths.join(folder, PARAMS)).resolve()
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(target, params, force=True)
+  seal(target)
+
+
+def restore_params(folder: paths.PathLike, params: Any) -> Any:
+  """Reads FOLDER/params into a tree of shapes and shardings.
+
+  Raises:
+    UserError: the parameters do not fit, or cannot be read.
+  """
+  source = paths.path(paths.join(folder, PARAMS)).resolve()
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      return checkpointer.restore(source, params)
+  except (ValueError, KeyError, OSError) as error:
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    raise errors.UserError(
+      f'{source}: parameters do not fit the model of config.json ({line}); '
+      'the folder mixes files of two models'
+    ) from error
