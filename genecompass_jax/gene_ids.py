@@ -17,7 +17,10 @@ from genecompass_jax import errors, gene_table
 SPECIES = gene_table.SPECIES
 HOW = ('ensembl', 'symbol', 'alias', 'entrez', 'lost', 'ambiguous')
 
-_STABLE = re.compile(r'(ENS[A-Z]*G\d{11})(\.\d+)?(_PAR_Y)?', re.IGNORECASE)
+# Also inside TSPAN6_ENSG00000000003 or ENSG00000000003.14_PAR_Y.
+_STABLE = re.compile(
+  r'(?:.*[_|;: ])?(ENS[A-Z]*G\d{11})(?:\.\d+)?(?:[_|;: ].*)?', re.IGNORECASE
+)
 _PREFIX = ('ENSG', 'ENSMUSG')  # of the stable ids of each species
 _NUMBER = re.compile(r'(\d+)(\.0)?')  # 7105.0 is what a float column leaves
 _AMBIGUOUS = -1
@@ -77,7 +80,11 @@ class Resolution:
       )
       order = np.argsort(-umis, kind='stable')
     for how in ('lost', 'ambiguous'):
-      named = (self.identifiers[i] for i in order if self.how[i] == how)
+      named = (
+        self.identifiers[i]
+        for i in order
+        if self.how[i] == how and self.identifiers[i].strip()
+      )
       report[f'examples_{how}'] = [n for n, _ in zip(named, range(10))]
     return report
 
