@@ -32,7 +32,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 # What a kernel found wrong with a cell.
-_FINE, _BAD_COUNT, _BAD_ROW, _BAD_STARTS, _BAD_TOTAL = range(5)
+FINE, BAD_COUNT, BAD_ROW, BAD_STARTS, BAD_TOTAL = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,21 +186,21 @@ def longest(starts_C1: np.ndarray) -> int:
 
 def raise_on(status: int, cell: int, num_rows: int) -> None:
   """Raises what a kernel found wrong, in one line."""
-  if status == _BAD_COUNT:
+  if status == BAD_COUNT:
     raise errors.UserError(
       f'cell {cell} holds a negative, NaN or infinite count: give raw counts'
     )
-  if status == _BAD_ROW:
+  if status == BAD_ROW:
     raise errors.UserError(
       f'cell {cell} names a gene row outside the gene list of {num_rows} rows:'
       ' the counts belong to another gene list'
     )
-  if status == _BAD_STARTS:
+  if status == BAD_STARTS:
     raise errors.UserError(
       f'cell {cell} lies outside the stored counts: starts must ascend to the'
       ' number of counts'
     )
-  if status == _BAD_TOTAL:
+  if status == BAD_TOTAL:
     raise errors.UserError(
       f'cell {cell} has no positive library size: drop cells without counts'
     )
@@ -217,7 +217,7 @@ def merge_cell(
   `slot_V` is -1 everywhere between calls.
   """
   if start < 0 or stop < start or stop > len(rows_N):
-    return 0, _BAD_STARTS
+    return 0, BAD_STARTS
   rows_n = rows_N[start:stop]  # slices: no check for negative indices below
   counts_n = counts_N[start:stop]
   length = len(rows_n)
@@ -227,7 +227,7 @@ def merge_cell(
     highest = max(highest, np.int64(rows_n[i]))
     lowest = min(lowest, np.int64(rows_n[i]))
   if lowest < 0 or (length > 0 and highest >= len(token_R)):
-    return 0, _BAD_ROW
+    return 0, BAD_ROW
   falls = 0
   for i in range(length - 1):
     falls += rows_n[i + 1] <= rows_n[i]
@@ -237,7 +237,7 @@ def merge_cell(
     bad += not (counts_n[i] >= 0 and counts_n[i] < np.inf)
     empty += counts_n[i] == 0
   if bad > 0:
-    return 0, _BAD_COUNT
+    return 0, BAD_COUNT
   n = 0
   if falls == 0 and not merges:  # no token twice
     for i in range(length):
@@ -247,14 +247,14 @@ def merge_cell(
     for i in range(length):
       sums_n[i] = counts_n[i]
     if empty == 0:
-      return length, _FINE
+      return length, FINE
     for i in range(length):
       token = tokens_n[i]
       count = sums_n[i]
       tokens_n[n] = token
       sums_n[n] = count
       n += token >= 0 and count > 0
-    return n, _FINE
+    return n, FINE
   for i in range(length):
     token = token_R[rows_n[i]]
     count = np.float64(counts_n[i])
@@ -275,7 +275,7 @@ def merge_cell(
   for j in range(n):
     slot_V[tokens_n[j]] = -1
     sums_n[j] += lo_n[j]
-  return n, _FINE
+  return n, FINE
 
 
 _LOG_BITS = 7
@@ -501,14 +501,14 @@ def _encode(
       rows_N, counts_N, starts_C1[cell], starts_C1[cell + 1], token_R, merges,
       slot_V, tokens_n, sums_n, quotient_n,
     )  # fmt: skip
-    if status != _FINE:
+    if status != FINE:
       return status, cell
     total = 1.0
     if library:
       total = totals_C[cell]
       if not (total > 0.0 and total < np.inf):
         if n > 0:
-          return _BAD_TOTAL, cell
+          return BAD_TOTAL, cell
         total = 1.0
     if len(given_C):
       key = given_C[cell]
@@ -544,7 +544,7 @@ def _encode(
       values_N[out + k] = value_n[place]
     out += kept
     out_C1[cell + 1] = out
-  return _FINE, 0
+  return FINE, 0
 
 
 @compiled
@@ -561,10 +561,10 @@ def _lengths(
       rows_N, counts_N, starts_C1[cell], starts_C1[cell + 1], token_R, merges,
       slot_V, tokens_n, sums_n, lo_n,
     )  # fmt: skip
-    if status != _FINE:
+    if status != FINE:
       return status, cell
     length_C[cell] = min(n, max_genes)
-  return _FINE, 0
+  return FINE, 0
 
 
 def shares_tokens(token_R: np.ndarray) -> bool:

@@ -1,0 +1,287 @@
+"""Non-zero medians of the genes: the divisors of the encoding.
+
+Medians are taken over training cells only, over the cells that express a
+gene, after rows that share a token are summed, apart for each species and for
+each mode of encoding. They come out of histograms that merge, so that a
+corpus is counted in one pass, in any order, by any number of workers.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from genecompass_jax import encoding, errors, gene_table, paths, vocabulary
+
+MIN_SUPPORT = 100  # expressing cells below which a median is not believed
+
+NUM_BINS = 1024  # of a gene
+_EXACT = 512  # `released`: bin k < 512 holds the integer count k + 1
+_RANGES = {  # of the logarithmic bins; values outside fall in the end bins
+  encoding.RELEASED: (_EXACT, 1e-3, 1e7),
+  encoding.LIBRARY: (0, 1e-3, 1e4),
+}
+_HUMAN = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Medians:
+  """Non-zero medians of V tokens in S species.
+
+  Attributes:
+    mode: of the encoding: 'released' (of counts) or 'library' (of counts
+      scaled to 10,000 a cell).
+    median_SV: float64; NaN where no training cell expresses the token.
+    support_SV: int64 training cells that express it.
+  """
+
+  mode: str
+  median_SV: np.ndarray
+  support_SV: np.ndarray
+
+  def __post_init__(self):
+    if self.mode not in encoding.MODES:
+      raise ValueError(f'{self.mode=} must be one of {encoding.MODES}')
+    if self.support_SV.shape != self.median_SV.shape:
+      raise ValueError(
+        f'{self.median_SV.shape=} and {self.support_SV.shape=} must be equal'
+      )
+
+  @classmethod
+  def from_histograms(
+    cls,
+    vocab: vocabulary.Vocabulary,
+    histograms: Mapping[int, 'MedianHistogram'],
+  ) -> 'Medians':
+    """Medians from the histogram of each species that was counted.
+
+    Raises:
+      ValueError: no histogram, or histograms of several modes.
+    """
+    modes = {h.mode for h in histograms.values()}
+    if len(modes) != 1:
+      raise ValueError(f'histograms of one mode are needed, not of {modes}')
+    shape = len(vocabulary.SPECIES), vocab.size
+    median_SV = np.full(shape, np.nan)
+    support_SV = np.zeros(shape, np.int64)
+    for species, histogram in histograms.items():
+      median_SV[species] = histogram.median_V()
+      support_SV[species] = histogram.support_V()
+    return cls(modes.pop(), median_SV, support_SV)
+
+  def is_supported_SV(self) -> np.ndarray:
+    """bool [S, V]: at least `MIN_SUPPORT` cells stand behind the median."""
+    return self.support_SV >= MIN_SUPPORT
+
+  def divisor_V(self, species: int) -> np.ndarray:
+    """float64 [V] that the counts of a species' cells are divided by.
+
+    `released`: the human median, whatever the species of the cell (measured
+    on the published mouse corpus); the species' own where no human cells
+    support one, as in a mouse corpus; else 1.
+    `library`: the species' own, else the median of its medians, so that an
+    unsupported gene ranks like an average one; 1 only if nothing was counted.
+    """
+    known_SV = np.where(self.is_supported_SV(), self.median_SV, np.nan)
+    known_V = known_SV[species]
+    if self.mode == encoding.RELEASED:
+      known_V = np.where(np.isnan(known_SV[_HUMAN]), known_V, known_SV[_HUMAN])
+      return np.where(np.isnan(known_V), 1.0, known_V)
+    for medians_V in (known_V, self.median_SV[species]):
+      if not np.isnan(medians_V).all():
+        middle = np.nanmedian(medians_V)
+        return np.where(np.isnan(known_V), middle, known_V)
+    return np.ones_like(known_V)
+
+  def save(self, path: paths.PathLike, vocab: vocabulary.Vocabulary) -> None:
+    """Writes a text table keyed by the Ensembl id of each token."""
+    if vocab.size != self.median_SV.shape[1]:
+      raise ValueError(
+        f'{vocab.size} tokens but medians of {self.median_SV.shape[1]}'
+      )
+    columns = {'gene_id': vocab.token_gene_ids()[vocabulary.NUM_SPECIAL :]}
+    for species, name in enumerate(vocabulary.SPECIES):
+      median_V = self.median_SV[species, vocabulary.NUM_SPECIAL :]
+      support_V = self.support_SV[species, vocabulary.NUM_SPECIAL :]
+      columns[f'{name}_median'] = [repr(float(x)) for x in median_V]
+      columns[f'{name}_cells'] = [str(x) for x in support_V]
+    gene_table.write_table(path, 'medians', {'mode': self.mode}, columns)
+
+  @classmethod
+  def load(
+    cls, path: paths.PathLike, vocab: vocabulary.Vocabulary
+  ) -> 'Medians':
+    """Reads medians and lines them up with a vocabulary by gene id.
+
+    Genes that the file does not name have no support; genes that the
+    vocabulary does not name are left out.
+
+    Raises:
+      UserError: the file is missing, damaged, or holds impossible medians.
+    """
+    names = ['gene_id']
+    for name in vocabulary.SPECIES:
+      names += [f'{name}_median', f'{name}_cells']
+    header, columns = gene_table.read_table(path, 'medians', names)
+    row_of = {gene_id: row for row, gene_id in enumerate(columns['gene_id'])}
+    row_V = np.array([row_of.get(i, -1) for i in vocab.token_gene_ids()])
+    median_SV, support_SV = [], []
+    for name in vocabulary.SPECIES:
+      median = np.array([*columns[f'{name}_median'], 'nan'], np.float64)
+      support = np.array([*columns[f'{name}_cells'], '0'], np.int64)
+      if np.any((support > 0) != (median > 0)):
+        raise errors.UserError(
+          f'{path}: a median without cells, or not positive; make it again'
+        )
+      median_SV.append(median[row_V])
+      support_SV.append(support[row_V])
+    return cls(header['mode'], np.stack(median_SV), np.stack(support_SV))
+
+
+@encoding.compiled
+def _count(
+  rows_N, counts_N, starts_C1, totals_C, token_R, merges, library, target_sum,
+  column_V, num_exact, low, per_octave, longest_cell, bins_TK,
+):  # fmt: skip
+  """Adds cells to the bins -> (status, cell)."""
+  tokens_n = np.empty(longest_cell + 1, np.int32)
+  sums_n = np.empty(longest_cell + 1, np.float64)
+  lo_n = np.empty(longest_cell + 1, np.float64)
+  slot_V = np.full(len(column_V), -1, np.int32)
+  num_bins = bins_TK.shape[1]
+  offset = np.log2(low)
+  for cell in range(len(starts_C1) - 1):
+    n, status = encoding.merge_cell(
+      rows_N, counts_N, starts_C1[cell], starts_C1[cell + 1], token_R, merges,
+      slot_V, tokens_n, sums_n, lo_n,
+    )  # fmt: skip
+    if status != encoding.FINE:
+      return status, cell
+    if library and n > 0:
+      total = totals_C[cell]
+      if not (total > 0.0 and total < np.inf):
+        return encoding.BAD_TOTAL, cell
+      for i in range(n):
+        sums_n[i] = sums_n[i] / total * target_sum
+    for i in range(n):
+      value = sums_n[i]
+      if value <= num_exact and value == np.floor(value):
+        k = np.int64(value) - 1
+      else:
+        k = num_exact + np.int64(max((np.log2(value) - offset) * per_octave, 0))
+        k = min(k, num_bins - 1)
+      bins_TK[column_V[tokens_n[i]], k] += 1
+  return encoding.FINE, 0
+
+
+class MedianHistogram:
+  """Counts of values in `NUM_BINS` bins a token, for one species and mode.
+
+  In `released` mode the integer counts 1 to 512 have a bin each, so medians of
+  UMI counts are exact, the mean of the two middle ones included. Other counts,
+  and all values of `library` mode, fall in logarithmic bins, 1.6 % wide in
+  `library` mode; the median is interpolated within its bin. It is never off by
+  more than a bin, typically by 4e-3 for 100 expressing cells, 6e-4 for 10,000
+  and 2e-4 for 100,000: a twentieth of the sampling error of such a median.
+
+  Takes 4 kB a distinct token.
+  """
+
+  def __init__(
+    self,
+    mode: str,
+    token_R: np.ndarray,
+    vocabulary_size: int,
+    target_sum: float = 1e4,
+  ):
+    """An empty histogram over one gene list.
+
+    Args:
+      mode: 'released' or 'library'.
+      token_R: int32 token of every row of the gene list, -1 for none.
+      vocabulary_size: V.
+      target_sum: library size that `library` scales to.
+    """
+    if mode not in encoding.MODES:
+      raise errors.UserError(f'encoding mode {mode!r}: give {encoding.MODES}')
+    self.mode = mode
+    self.target_sum = float(target_sum)
+    self._token_R = encoding.read_only(np.asarray(token_R, np.int32))
+    self._merges = encoding.shares_tokens(self._token_R)
+    self.tokens_T = np.unique(self._token_R[self._token_R >= 0])
+    if len(self.tokens_T) and self.tokens_T[-1] >= vocabulary_size:
+      raise errors.UserError(
+        f'a token of the gene list lies outside the {vocabulary_size} tokens'
+      )
+    self._column_V = np.full(vocabulary_size, -1, np.int32)
+    self._column_V[self.tokens_T] = np.arange(len(self.tokens_T))
+    self._num_exact, self._low, high = _RANGES[mode]
+    self._per_octave = (NUM_BINS - self._num_exact) / np.log2(high / self._low)
+    self._bins_TK = np.zeros((len(self.tokens_T), NUM_BINS), np.uint32)
+
+  def add(self, cells: encoding.RaggedCells) -> None:
+    """Counts cells.
+
+    Raises:
+      UserError: as `encoding.CellEncoder.encode`; the histogram is then spoilt.
+    """
+    rows_N, counts_N, starts_C1 = encoding.kernel_arrays(cells)
+    status, cell = _count(
+      rows_N,
+      counts_N,
+      starts_C1,
+      encoding.read_only(np.asarray(cells.totals_C, np.float64)),
+      self._token_R,
+      self._merges,
+      self.mode == encoding.LIBRARY,
+      self.target_sum,
+      self._column_V,
+      self._num_exact,
+      self._low,
+      self._per_octave,
+      encoding.longest(starts_C1),
+      self._bins_TK,
+    )
+    encoding.raise_on(status, cell, len(self._token_R))
+
+  def merge(self, other: 'MedianHistogram') -> None:
+    """Adds the counts of another histogram over the same tokens.
+
+    Raises:
+      ValueError: modes, scales or tokens differ.
+    """
+    if (self.mode, self.target_sum) != (other.mode, other.target_sum) or (
+      not np.array_equal(self.tokens_T, other.tokens_T)
+    ):
+      raise ValueError('histograms of different modes or tokens do not merge')
+    self._bins_TK += other._bins_TK
+
+  def support_V(self) -> np.ndarray:
+    """int64 [V] cells that express each token."""
+    support_V = np.zeros(len(self._column_V), np.int64)
+    support_V[self.tokens_T] = self._bins_TK.sum(axis=1, dtype=np.int64)
+    return support_V
+
+  def median_V(self) -> np.ndarray:
+    """float64 [V] median over the expressing cells; NaN without any."""
+    edges = self._low * 2 ** (
+      np.arange(NUM_BINS - self._num_exact + 1) / self._per_octave
+    )
+    exact = np.arange(1, self._num_exact + 1, dtype=np.float64)
+    low_K = np.concatenate([exact, edges[:-1]])
+    high_K = np.concatenate([exact, edges[1:]])
+    order_K = np.argsort(np.sqrt(low_K * high_K), kind='stable')
+    low_K, high_K = low_K[order_K], high_K[order_K]
+    median_V = np.full(len(self._column_V), np.nan)
+    for token, counts_K in zip(self.tokens_T, self._bins_TK):
+      upto_K = np.cumsum(counts_K[order_K], dtype=np.int64)
+      n = int(upto_K[-1])
+      if n:
+        middle = np.array([(n - 1) // 2, n // 2])
+        k = np.searchsorted(upto_K, middle, side='right')
+        inside = (middle - upto_K[k] + counts_K[order_K][k] + 0.5) / (
+          counts_K[order_K][k]
+        )
+        values = low_K[k] * (high_K[k] / low_K[k]) ** inside
+        median_V[token] = values.mean()
+    return median_V
