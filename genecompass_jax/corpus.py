@@ -40,7 +40,7 @@ from concurrent import futures
 import numpy as np
 import tensorstore as ts
 
-from genecompass_jax import encoding, errors, paths, vocabulary
+from genecompass_jax import encoding, errors, medians, paths, vocabulary
 
 FORMAT = 'genecompass_jax corpus'
 FORMAT_VERSION = 1
@@ -414,7 +414,7 @@ class Corpus:
     """Token of each row of a species' gene list, int32 [R]."""
     return self.vocabulary.token_G[_gene_rows(self.vocabulary, species)]
 
-  def medians(self, mode: str) -> 'medians.Medians':  # noqa: F821
+  def medians(self, mode: str) -> medians.Medians:
     """Non-zero medians of the training cells in an encoding mode.
 
     Raises:
@@ -423,8 +423,6 @@ class Corpus:
     name = f'medians_{mode}.tsv.gz'
     if name not in self.manifest['files']:
       raise errors.UserError(f'{self.path}: no medians of mode {mode!r} here')
-    from genecompass_jax import medians
-
     return medians.Medians.load(paths.join(self.path, name), self.vocabulary)
 
   def verify(self) -> list[str]:
@@ -795,7 +793,7 @@ class CorpusWriter:
       )
     return self._stores[key]
 
-  def write_medians(self, values: 'medians.Medians') -> None:  # noqa: F821
+  def write_medians(self, values: medians.Medians) -> None:
     """Adds the medians of one mode."""
     values.save(
       paths.join(self._place, f'medians_{values.mode}.tsv.gz'), self._vocab

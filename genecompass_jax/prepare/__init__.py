@@ -1,0 +1,1 @@
+"""From files of cells to a corpus: sources, quality, splits, medians."""
