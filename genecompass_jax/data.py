@@ -1,0 +1,410 @@
+"""Corpus -> shuffled, ranked, masked batches; the only module with grain.
+
+Batch e is a pure function of (corpus, config, seed, e): `Loader.batch(e)` can
+be called at any e, in any order, on any host, and `Loader.iterate(start)` is
+the same batches in order, made ahead by Grain. What is held in memory (plans
+of epochs, windows of raw counts) is a memo and never changes a batch.
+
+`packing` plans which cell goes where, `reading` reads, encodes, masks and lays
+out the cells of a batch. Several hosts split the virtual streams: the global
+batch is the concatenation of the hosts' rows and does not depend on their
+number.
+"""
+
+import collections
+import dataclasses
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+
+import grain
+import numpy as np
+
+from genecompass_jax import corpus as corpus_lib
+from genecompass_jax import encoding, errors, masking, packing, reading, schemas
+from genecompass_jax import medians as medians_lib
+from genecompass_jax import vocabulary as vocabulary_lib
+
+_GROUP_CELLS = 8192  # cells of an evaluation held at a time
+_MAX_BUCKETS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """How batches are made; a batch depends on every field.
+
+  Attributes:
+    rows_per_batch: B of the global batch, a multiple of `streams`.
+    slots: L of packed rows, a multiple of 128, at least max_genes + 1.
+    layout: 'packed': several cells a row; 'buckets': one cell a row, every
+      batch of the shape of one length bucket.
+    buckets: slots of the length buckets, ascending, six at most, the last at
+      least max_genes + 1; evaluation uses them in either layout.
+    streams: virtual streams that hosts divide among them. A corpus with less
+      than 64 cells a stream gets fewer.
+    window_blocks: blocks of 1,024 cells of a stream that are shuffled and
+      packed together (the same number of cells where blocks are smaller).
+    seed: of order, ties and masks.
+    mask: which genes are hidden, and how.
+    source_weights: (source, times a cell is seen in an epoch); 1 if not named.
+    species_weights: the same by 'human' and 'mouse'; the two multiply.
+  """
+
+  rows_per_batch: int = 32
+  slots: int = 2304
+  layout: str = packing.PACKED
+  buckets: tuple[int, ...] = (256, 512, 768, 1280, 1792, 2304)
+  streams: int = 8
+  window_blocks: int = 4
+  seed: int = 0
+  mask: masking.MaskConfig = masking.MaskConfig()
+  source_weights: tuple[tuple[str, float], ...] = ()
+  species_weights: tuple[tuple[str, float], ...] = ()
+
+  def __post_init__(self):
+    if self.layout not in packing.LAYOUTS:
+      raise errors.UserError(
+        f'data layout {self.layout!r}: give one of {packing.LAYOUTS}'
+      )
+    if self.layout == packing.PACKED and (self.slots < 1 or self.slots % 128):
+      raise errors.UserError(f'data {self.slots=} must be a multiple of 128')
+    ascends = all(a < b for a, b in zip(self.buckets, self.buckets[1:]))
+    if not (ascends and 1 <= len(self.buckets) <= _MAX_BUCKETS):
+      raise errors.UserError(
+        f'data {self.buckets=} must be 1 to {_MAX_BUCKETS} ascending numbers'
+      )
+    if self.streams < 1 or self.window_blocks < 1:
+      raise errors.UserError('data streams and window_blocks must be positive')
+    if self.rows_per_batch < 1 or self.rows_per_batch % self.streams:
+      raise errors.UserError(
+        f'data {self.rows_per_batch=} must be a multiple of {self.streams=}'
+      )
+    for name, weight in (*self.source_weights, *self.species_weights):
+      if not 0 <= weight < 1000:
+        raise errors.UserError(
+          f'data weight of {name!r}: {weight} is not in [0, 1000)'
+        )
+
+  def shapes(self, max_genes: int) -> tuple[int, ...]:
+    """Slots of every shape of training batches, ascending."""
+    if self.layout == packing.PACKED:
+      return (self.slots,)
+    return self.evaluation_shapes(max_genes)
+
+  def evaluation_shapes(self, max_genes: int) -> tuple[int, ...]:
+    """Slots of every shape of evaluation batches: the buckets in use."""
+    used = int(np.searchsorted(self.buckets, max_genes + 1)) + 1
+    return self.buckets[:used]
+
+  def num_masked(self, slots: int) -> int:
+    """K, the predictions of a row: expected number plus six deviations.
+
+    Rounded up to 128 for the accelerators' kernels in packed rows, to 16 in
+    buckets. Six deviations are passed by one row in a thousand million.
+    """
+    rate = self.mask.rate
+    most = slots * rate + 6 * (slots * rate * (1 - rate)) ** 0.5
+    step = 128 if self.layout == packing.PACKED else 16
+    return min(-(-int(np.ceil(most)) // step) * step, slots)
+
+
+class Loader:
+  """Batches of a corpus, by number.
+
+  Attributes:
+    config: as given.
+    streams: virtual streams in use, at most `config.streams`.
+    shapes: (slots, masked slots) of every shape that batches have.
+  """
+
+  def __init__(
+    self,
+    corpus: corpus_lib.Corpus,
+    encoding_config: encoding.EncodingConfig,
+    config: DataConfig,
+    split: str = 'train',
+    host: int = 0,
+    num_hosts: int = 1,
+    *,
+    vocabulary: vocabulary_lib.Vocabulary | None = None,
+    medians: medians_lib.Medians | None = None,
+  ):
+    """Plans the first epoch.
+
+    Args:
+      corpus: an open corpus.
+      encoding_config: how counts become ranks and values.
+      config: how batches are made.
+      split: `train` in training.
+      host: number of this host.
+      num_hosts: hosts among which the rows of a batch are divided.
+      vocabulary: in place of the corpus' own, with medians for it.
+      medians: in place of the corpus' own.
+
+    Raises:
+      UserError: the corpus has no such split, or too few cells for one batch
+        or for the hosts; slots below the longest cell; unknown weights.
+    """
+    slots = config.shapes(encoding_config.max_genes)
+    if slots[-1] < encoding_config.max_genes + 1:
+      raise errors.UserError(
+        f'rows of {slots[-1]} slots cannot hold a cell of'
+        f' {encoding_config.max_genes} genes and its CLS: raise the slots or'
+        ' lower max_genes'
+      )
+    self.config = config
+    self.shapes = tuple((s, config.num_masked(s)) for s in slots)
+    self._split = reading.Split(
+      corpus, encoding_config, split, vocabulary, medians
+    )
+    self._cells = packing.Cells(
+      self._split.first_T1,
+      tuple(store.block_cells for store in self._split.stores),
+      self._split.lengths_C,
+      self._split.weights(config.source_weights, config.species_weights),
+    )
+    self.streams = packing.fitting_streams(
+      self._split.num_cells, config.streams, config.rows_per_batch
+    )
+    if self.streams % num_hosts or not 0 <= host < num_hosts:
+      raise errors.UserError(
+        f'{num_hosts} hosts (this one {host}) must divide the {self.streams}'
+        f' streams of {self._split.num_cells} cells: set data.streams to a'
+        ' multiple of the hosts, or build a larger corpus'
+      )
+    self._layout = packing.Layout(
+      config.layout,
+      config.rows_per_batch,
+      slots,
+      self.streams,
+      config.window_blocks * corpus_lib.MAX_BLOCK,
+      config.seed,
+    )
+    each = self.streams // num_hosts
+    self._local = range(host * each, (host + 1) * each)
+    self._lock = threading.Lock()
+    self._first_batch = [0]  # of each epoch planned so far, and of the next
+    self._plans = collections.OrderedDict()
+    self._held = {stream: collections.OrderedDict() for stream in self._local}
+    self._readers = futures.ThreadPoolExecutor(
+      min(each, 8), thread_name_prefix='genecompass-read'
+    )
+    logging.info('%s', self.describe())
+
+  @property
+  def segments(self) -> int:
+    """Most cells of a row: S of `cell_index_BS`."""
+    return self._layout.segments
+
+  def describe(self) -> str:
+    """One line for the log: cells, batches, padding, streams, tail."""
+    plan, config = self._plan(0), self.config
+    fewer = f' (asked {config.streams})' * (self.streams != config.streams)
+    unused = int((self._cells.lengths_C == 0).sum())
+    return (
+      f'{self._split.num_cells} cells, {unused} of them without a known gene;'
+      f' an epoch: {plan.num_cells} cells, {plan.num_batches} batches of'
+      f' {config.rows_per_batch} rows ({config.layout}, slots'
+      f' {", ".join(str(s) for s, _ in self.shapes)}),'
+      f' {plan.real_share:.1%} real tokens, {plan.dropped_cells} cells in the'
+      f' dropped tail; {self.streams} streams{fewer} in windows of'
+      f' {config.window_blocks} blocks'
+    )
+
+  def cells_per_epoch(self) -> int:
+    """Cells of the first epoch, repeats counted, with the dropped tail."""
+    return self._plan(0).num_cells
+
+  def batches_per_epoch(self) -> int:
+    """Batches of the first epoch; later ones differ by a few when packed."""
+    return self._plan(0).num_batches
+
+  def _plan(self, epoch: int) -> packing.EpochPlan:
+    """The plan of an epoch; two are kept."""
+    with self._lock:
+      if epoch not in self._plans:
+        plan = packing.EpochPlan(self._cells, self._layout, epoch)
+        if not plan.num_batches:
+          raise errors.UserError(
+            f'{plan.num_cells} cells in epoch {epoch} do not fill one batch of'
+            f' {self.config.rows_per_batch} rows: lower data.rows_per_batch'
+          )
+        if epoch == len(self._first_batch) - 1:
+          self._first_batch.append(self._first_batch[-1] + plan.num_batches)
+        self._plans[epoch] = plan
+        while len(self._plans) > 2:
+          self._plans.popitem(last=False)
+      return self._plans[epoch]
+
+  def locate(self, index: int) -> tuple[int, int]:
+    """(epoch, number in the epoch) of a batch; plans the epochs before it."""
+    if index < 0:
+      raise ValueError(f'{index=} of a batch must not be negative')
+    while index >= self._first_batch[-1]:
+      self._plan(len(self._first_batch) - 1)
+    epoch = int(np.searchsorted(self._first_batch, index, 'right')) - 1
+    return epoch, index - self._first_batch[epoch]
+
+  def _load(self, epoch: int, stream: int, window: int) -> reading.Window:
+    plan = self._plan(epoch)
+    number_C = np.concatenate(
+      [np.arange(a, b) for a, b in plan.windows_VW[stream][window]]
+      or [np.arange(0)]
+    )
+    read = self._split.read(number_C)
+    return dataclasses.replace(read, rows=plan.rows(stream, window))
+
+  def _window(self, epoch, stream, window) -> futures.Future:
+    """A window, being read or in memory; two of a stream are kept."""
+    held = self._held[stream]
+    key = epoch, window
+    with self._lock:
+      if key not in held:
+        held[key] = self._readers.submit(self._load, epoch, stream, window)
+        while len(held) > 2:
+          held.popitem(last=False)
+      held.move_to_end(key)
+      return held[key]
+
+  def batch(self, index: int) -> schemas.HostBatch:
+    """This host's rows of a batch.
+
+    Raises:
+      UserError: the corpus is damaged.
+    """
+    return self._batch(index, look_ahead=False)
+
+  def _batch(self, index: int, look_ahead: bool = True) -> schemas.HostBatch:
+    epoch, number = self.locate(index)
+    plan = self._plan(epoch)
+    where = [(stream, plan.locate(stream, number)) for stream in self._local]
+    for stream, parts in where:  # all reads are asked for before one is waited
+      for window, _, _ in parts:
+        self._window(epoch, stream, window)
+      window, _, stop = parts[-1]
+      if look_ahead and 2 * stop > plan.num_rows(stream, window):
+        if window + 1 < len(plan.windows_VW[stream]):
+          self._window(epoch, stream, window + 1)
+        else:
+          self._window(epoch + 1, stream, 0)
+    picks = []
+    row = 0
+    for stream, parts in where:
+      for window, first, stop in parts:
+        loaded = self._window(epoch, stream, window).result()
+        rows = loaded.rows
+        a, b = rows.starts_R1[first], rows.starts_R1[stop]
+        sizes = np.diff(rows.starts_R1[first : stop + 1])
+        row_n = np.repeat(np.arange(row, row + stop - first), sizes)
+        picks.append(
+          reading.Picks(loaded, rows.places_N[a:b], rows.repeats_N[a:b], row_n)
+        )
+        row += stop - first
+    slots = plan.slots(number)
+    return self._split.batch(
+      index,
+      reading.Shape(row, slots, self.config.num_masked(slots), self.segments),
+      picks,
+      seed=self.config.seed,
+      mask=self.config.mask,
+      tie_epoch=epoch,
+      mask_epoch=epoch,
+    )
+
+  def iterate(
+    self, start: int = 0, *, threads: int = 2, prefetch: int = 8
+  ) -> Iterator[schemas.HostBatch]:
+    """Batches from `start` on, without end, made ahead in threads.
+
+    Args:
+      start: number of the first batch; nothing else is needed to resume.
+      threads: that make batches; they hold the GIL little.
+      prefetch: batches made ahead.
+
+    Returns:
+      An iterator; `close()` ends its threads.
+    """
+    return iter(
+      grain.MapDataset.range(start, sys.maxsize)
+      .map(self._batch)
+      .to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+      )
+    )
+
+
+def evaluation_batches(
+  corpus: corpus_lib.Corpus,
+  encoding_config: encoding.EncodingConfig,
+  config: DataConfig,
+  split: str = 'validation',
+  host: int = 0,
+  num_hosts: int = 1,
+  *,
+  max_cells: int | None = None,
+  vocabulary: vocabulary_lib.Vocabulary | None = None,
+  medians: medians_lib.Medians | None = None,
+) -> Iterator[schemas.HostBatch]:
+  """Every cell of a split once, the same masks each time.
+
+  One cell a row in length buckets, nearly in the order of the corpus; ties in
+  the order of inference. All batches have `rows_per_batch` rows over the
+  hosts; the last is filled up with rows of weight 0.
+
+  Args:
+    corpus: an open corpus.
+    encoding_config: how counts become ranks and values.
+    config: rows, buckets, masks, seed; weights and streams play no part.
+    split: split to evaluate on.
+    host: number of this host.
+    num_hosts: hosts among which the rows of a batch are divided.
+    max_cells: an evenly spaced part of the split (all of it is read through).
+    vocabulary: in place of the corpus' own.
+    medians: in place of the corpus' own.
+
+  Yields:
+    This host's rows of each batch.
+
+  Raises:
+    UserError: as `Loader`.
+  """
+  buckets = config.evaluation_shapes(encoding_config.max_genes)
+  if config.rows_per_batch % num_hosts or not 0 <= host < num_hosts:
+    raise errors.UserError(
+      f'{num_hosts} hosts (this one {host}) must divide'
+      f' {config.rows_per_batch} rows of a batch'
+    )
+  cells = reading.Split(corpus, encoding_config, split, vocabulary, medians)
+  number_C = np.arange(cells.num_cells)
+  if max_cells is not None and max_cells < cells.num_cells:
+    number_C = np.arange(max_cells) * cells.num_cells // max_cells
+  rows = config.rows_per_batch
+  batches = packing.one_cell_batches(
+    cells.lengths_C[number_C], rows, buckets, _GROUP_CELLS
+  )
+  each = rows // num_hosts
+  mine = [
+    (slots, number_C[places[host * each : (host + 1) * each]])
+    for slots, places in batches
+  ]
+  together = max(_GROUP_CELLS // each, 1)
+  for first in range(0, len(mine), together):
+    some = mine[first : first + together]
+    number_c = np.sort(np.concatenate([numbers for _, numbers in some]))
+    window = cells.read(number_c)
+    for i, (slots, numbers) in enumerate(some, first):
+      place_n = np.searchsorted(number_c, numbers)
+      pick = reading.Picks(
+        window, place_n, np.zeros_like(place_n), np.arange(len(place_n))
+      )
+      yield cells.batch(
+        i,
+        reading.Shape(each, slots, config.num_masked(slots), 1),
+        [pick],
+        seed=config.seed,
+        mask=config.mask,
+        tie_epoch=None,
+        mask_epoch=masking.EVALUATION_EPOCH,
+      )
