@@ -147,6 +147,7 @@ def _human_genes(
   # Where HGNC and GENCODE name one gene differently, GENCODE's name is current.
   names = {_name(row) or official.get(_id(row), '') for row in gencode}
   names |= {r['symbol'] for r in hgnc if r['ensembl_gene_id'] not in ids}
+  names |= {gene.name for gene in genes.values()}
   genes = dict(sorted(genes.items()))
   _name_once(genes, official, older)
   by_name = {gene.name: gene for gene in genes.values() if gene.name}

@@ -86,6 +86,7 @@ class SourceConfig:
       `name` where ''.
     obs: obs columns to carry into the corpus.
     allow_noninteger: take corrected counts as they are.
+    licence: of the data, for the manifest.
   """
 
   path: str = ''
@@ -100,6 +101,7 @@ class SourceConfig:
   dataset: str = ''
   obs: tuple[str, ...] = ()
   allow_noninteger: bool = False
+  licence: str = ''
 
   def __post_init__(self):
     if self.assay not in ASSAYS:
@@ -155,6 +157,7 @@ class Source:
     identifier_reason: which identifiers were used, in one line.
     names: the identifiers of the columns that were used.
     table: the genes they were looked up in.
+    is_float: whether the values are corrected counts, not whole ones.
   """
 
   config: SourceConfig
@@ -167,6 +170,7 @@ class Source:
   identifier_reason: str
   names: tuple[str, ...]
   table: gene_table.GeneTable
+  is_float: bool
   _matrix: object = dataclasses.field(repr=False)
 
   @property
@@ -259,6 +263,11 @@ class Source:
     flag = self.flags[species]
     return bool((flag & _CODING).any()), bool((flag & _MITO).any())
 
+  def cell_names(self) -> np.ndarray:
+    """Names of the cells, each on one line, as an object array."""
+    names = self.obs.index.astype(str)
+    return np.array([' '.join(name.split()) for name in names], object)
+
   def totals(self) -> np.ndarray | None:
     """Library sizes from the obs column `total`; None where none is named."""
     if not self.config.total:
@@ -269,6 +278,11 @@ class Source:
     if not (np.isfinite(totals_C) & (totals_C >= 0)).all():
       raise errors.UserError(
         f'{self.name}: obs column {self.config.total!r} is no library size'
+      )
+    if not self.is_float and (totals_C % 1 != 0).any():
+      raise errors.UserError(
+        f'{self.name}: obs column {self.config.total!r} holds broken numbers, '
+        'but the counts are whole'
       )
     return totals_C
 
@@ -372,7 +386,7 @@ class CellStream:
       np.zeros(num, np.float64),
       np.zeros(num, np.float64),
     )
-    is_float = source.config.allow_noninteger
+    is_float = source.is_float
     status, cell = _measure(
       columns_N,
       values_N,
@@ -612,7 +626,7 @@ def _source(
   name = config.label
   if not len(obs):
     raise errors.UserError(f'{name}: no cells')
-  layer, reason = _choose_layer(name, matrices, config)
+  layer, reason, is_float = _choose_layer(name, matrices, config)
   matrix, var = matrices[layer]
   if not len(var):
     raise errors.UserError(f'{name}: no genes')
@@ -638,6 +652,7 @@ def _source(
     id_reason,
     names,
     table,
+    is_float,
     matrix,
   )
 
@@ -781,8 +796,8 @@ def kind_of(matrix: object) -> str:
 
 def _choose_layer(
   name: str, matrices: dict[str, tuple], config: SourceConfig
-) -> tuple[str, str]:
-  """The matrix to read and why; the widest that looks like counts."""
+) -> tuple[str, str, bool]:
+  """The matrix to read, why, and whether its values are no integers."""
   if not matrices:
     raise errors.UserError(f'{name}: no X, raw or layer')
   kinds = {key: kind_of(matrix) for key, (matrix, _) in matrices.items()}
@@ -797,7 +812,8 @@ def _choose_layer(
   accepted = [COUNTS] + [NON_INTEGER] * config.allow_noninteger
   if asked:
     if kinds[asked] in accepted:
-      return asked, f'{asked}, as asked: {kinds[asked]}'
+      reason = f'{asked}, as asked: {kinds[asked]}'
+      return asked, reason, kinds[asked] != COUNTS
     raise errors.UserError(
       f'{name}: {asked} holds {kinds[asked]}; {_advice(kinds[asked], good)}'
     )
@@ -814,7 +830,8 @@ def _choose_layer(
   )  # first of equal
   others = ', '.join(f'{key} {kinds[key]}' for key in kinds if key != best)
   reason = f'{best} looks like {kinds[best]}'
-  return best, reason + (f' (besides: {others})' if others else '')
+  reason += f' (besides: {others})' if others else ''
+  return best, reason, kinds[best] != COUNTS
 
 
 def _advice(kind: str, good: list[str]) -> str:

@@ -1,0 +1,210 @@
+"""`genecompass prep h5ad FILE... -o CORPUS`: files of cells -> a corpus."""
+
+import argparse
+
+from genecompass_jax import corpus, errors
+from genecompass_jax.prepare import pipeline, quality, sources
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what `run` reads; flags of a source hold for every FILE."""
+  parser.add_argument(
+    'kind', choices=('h5ad',), help='kind of the files that follow'
+  )
+  parser.add_argument('files', nargs='+', metavar='FILE')
+  parser.add_argument(
+    '-o', '--output', required=True, metavar='CORPUS', help='folder to write'
+  )
+  parser.add_argument(
+    '--overwrite', action='store_true', help='replace a corpus that is there'
+  )
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument(
+    '--scratch', default='', help='folder for temporary files'
+  )
+
+  cells = parser.add_argument_group('cells')
+  cells.add_argument(
+    '--species',
+    default='auto',
+    metavar='human|mouse|auto|obs:COLUMN',
+    help='species of the cells',
+  )
+  cells.add_argument(
+    '--ids-of',
+    '--ids_of',
+    default='',
+    choices=('human', 'mouse'),
+    help='species of the gene identifiers, where it is not that of the cells',
+  )
+  cells.add_argument(
+    '--layer', default='', help='X, raw or layers/NAME; by default what looks '
+    'like counts',
+  )  # fmt: skip
+  cells.add_argument(
+    '--allow-noninteger',
+    '--allow_noninteger',
+    action='store_true',
+    help='take corrected counts as they are',
+  )
+  cells.add_argument(
+    '--assay',
+    default='auto',
+    choices=sources.ASSAYS,
+    help='medians are taken from one kind, UMI first',
+  )
+  cells.add_argument(
+    '--total', default='', metavar='COLUMN', help='obs column with the library '
+    'size, where the genes of a file were selected',
+  )  # fmt: skip
+  cells.add_argument(
+    '--obs',
+    default='',
+    metavar='COLUMN,...',
+    help='obs columns to carry, such as cell_type,tissue',
+  )
+  cells.add_argument(
+    '--dataset', default='', help='label of the study (the name of the file)'
+  )
+  cells.add_argument('--licence', default='', help='of the data')
+  cells.add_argument(
+    '--vocabulary',
+    default='default',
+    metavar='default|measured|FILE',
+    help='gene lists: all genes, those measured here, or those of a file',
+  )
+
+  split = parser.add_argument_group('split')
+  split.add_argument(
+    '--unit',
+    default='',
+    metavar='COLUMN',
+    help='obs column that is never split (donor, study); a file without one '
+    'is one unit; "cell" splits single cells and marks the corpus leaky',
+  )
+  split.add_argument(
+    '--validation-share',
+    '--validation_share',
+    type=float,
+    default=0.1,
+    help='share of cells to hold out, by whole units; 0 for none',
+  )
+  split.add_argument(
+    '--validation-units',
+    '--validation_units',
+    default='',
+    metavar='UNIT,...',
+    help='units to hold out, in place of a share',
+  )
+  split.add_argument(
+    '--test-units', '--test_units', default='', metavar='UNIT,...'
+  )
+
+  filters = parser.add_argument_group('filters (the value in brackets is off)')
+  default = quality.QualityConfig()
+  filters.add_argument(
+    '--min-genes',
+    '--min_genes',
+    type=int,
+    default=default.min_genes,
+    help='expressed genes of a cell; scaled to a panel of genes [0]',
+  )
+  filters.add_argument(
+    '--min-coding',
+    '--min_coding',
+    type=int,
+    default=default.min_coding,
+    help='expressed protein-coding or miRNA genes [0]',
+  )
+  filters.add_argument(
+    '--max-mito',
+    '--max_mito',
+    type=float,
+    default=default.max_mito,
+    help='share of mitochondrial counts [1]',
+  )
+  filters.add_argument(
+    '--max-sd',
+    '--max_sd',
+    type=float,
+    default=default.max_sd,
+    help='SD of the number of expressed genes in a sample [0]',
+  )
+  filters.add_argument(
+    '--min-cells',
+    '--min_cells',
+    type=int,
+    default=default.min_cells,
+    help='cells of a sample [0]',
+  )
+  filters.add_argument(
+    '--no-filters', '--no_filters', action='store_true', help='keep all cells'
+  )
+  filters.add_argument(
+    '--sample',
+    default='',
+    metavar='COLUMN',
+    help='obs column of samples (the unit)',
+  )
+
+
+def run(args: argparse.Namespace) -> int:
+  """Builds the corpus and prints what was kept and lost; exit code 0.
+
+  Raises:
+    UserError: one line for the user; nothing that looks like a corpus is left.
+  """
+  if args.no_filters:
+    filters = quality.QualityConfig.off()
+  else:
+    filters = quality.QualityConfig(
+      min_genes=args.min_genes,
+      min_coding=args.min_coding,
+      max_mito=args.max_mito,
+      max_sd=args.max_sd,
+      min_cells=args.min_cells,
+    )
+  if args.dataset and not args.unit and len(args.files) > 1:
+    raise errors.UserError(
+      '--dataset makes one unit of all files; name their units with --unit'
+    )
+  configs = [
+    sources.SourceConfig(
+      path=path,
+      species=args.species,
+      ids_of=args.ids_of,
+      layer=args.layer,
+      unit=args.unit,
+      sample=args.sample,
+      total=args.total,
+      assay=args.assay,
+      dataset=args.dataset,
+      obs=_names(args.obs),
+      allow_noninteger=args.allow_noninteger,
+      licence=args.licence,
+    )
+    for path in args.files
+  ]
+  config = pipeline.PrepareConfig(
+    vocabulary=args.vocabulary,
+    filters=filters,
+    validation_share=args.validation_share,
+    validation_units=_names(args.validation_units),
+    test_units=_names(args.test_units),
+    seed=args.seed,
+    overwrite=args.overwrite,
+    scratch=args.scratch,
+  )
+  built = pipeline.prepare(configs, args.output, config)
+  print(pipeline.describe(pipeline.read_report(args.output)))
+  cells = ', '.join(
+    f'{built.num_cells(split):,} {split}'
+    for split in corpus.SPLITS
+    if built.num_cells(split)
+  )
+  print(f'{args.output}: {cells} cells')
+  return errors.EXIT_OK
+
+
+def _names(text: str) -> tuple[str, ...]:
+  return tuple(name for name in text.split(',') if name)
