@@ -176,14 +176,13 @@ def infer_species(
   Raises:
     UserError: in doubt, naming `--species`.
   """
-  names = [str(name).strip() for name in identifiers]
-  names = [name for name in names if name and name.lower() != 'nan']
+  names = _present(identifiers)
   if not names:
     raise _in_doubt('there are no identifiers')
   stable = collections.Counter(
     match[1][:-11].upper() for name in names if (match := _stable(name))
   )
-  if stable:
+  if stable:  # a few among symbols count too: genes without a symbol
     (prefix, most), *_ = stable.most_common(1)
     if most < 0.95 * stable.total():
       kinds = ', '.join(f'{n:,} {kind}' for kind, n in stable.items())
@@ -194,8 +193,8 @@ def infer_species(
         'to human or mouse orthologues and name that species with --species'
       )
     return _PREFIX.index(prefix)
-  numbers = [name for name in names if _NUMBER.fullmatch(name)]
-  if len(numbers) > 0.5 * len(names):
+  numbers = {name for name in names if _NUMBER.fullmatch(name)}
+  if sum(name in numbers for name in names) > 0.5 * len(names):
     shares = [
       sum(_names(table, s).find(n)[1] == 'entrez' for n in numbers)
       / len(numbers)
@@ -235,85 +234,91 @@ def choose_identifiers(
 ) -> Choice:
   """Which of a file's identifiers to use, and their species.
 
-  A column counts where it holds identifiers: at least half of it is known.
   Stable ids decide on the species. A column of stable ids that names other
-  genes than the index wins, and says so; otherwise the one that knows more
-  genes wins, stable ids before symbols.
+  genes than the index, or genes of another species than the index's letter
+  case suggests, wins and says so. Otherwise the identifiers win of which the
+  largest share is known, to a hundredth; stable ids before others, then the
+  index.
 
   Args:
     index: the file's row names.
-    columns: its other text columns, by name.
+    columns: its other columns, by name; those that hold no identifiers
+      (less than half known, or less than half distinct) are passed over.
     table: the genes.
     species: species code of the identifiers; None infers it.
 
   Raises:
     UserError: the species is in doubt, or stable ids are of another one.
   """
-  texts = {None: index, **columns}
+  texts = {None: index}
+  for name, values in columns.items():
+    present = _present(values)
+    known = max(
+      sum(_names(table, s).find(text)[0] is not None for text in present)
+      for s in range(len(SPECIES))
+    )
+    if known and min(known, len(set(present))) >= 0.5 * len(present):
+      texts[name] = values
   stable = [
     name
     for name, values in texts.items()
-    if sum(bool(_stable(str(v).strip())) for v in values)
-    > 0.5 * sum(bool(str(v).strip()) for v in values)
+    if sum(bool(_stable(text)) for text in _present(values))
+    > 0.5 * len(_present(values))
   ]
-  found = {name: infer_species(texts[name], table) for name in stable}
-  if len(set(found.values())) > 1:
-    kinds = ', '.join(f'{_label(n)} {SPECIES[s]}' for n, s in found.items())
-    raise _in_doubt(f'stable ids disagree: {kinds}')
-  if species is None:
-    if found:
-      species = next(iter(found.values()))
-    else:
-      species = infer_species(index, table)
-  elif found and species not in found.values():
-    (name, other), *_ = found.items()
-    raise errors.UserError(
-      f'{_label(name)} holds {SPECIES[other]} ids, not {SPECIES[species]}; '
-      f'give --species {SPECIES[other]}, or --ids-of {SPECIES[other]} where '
-      f'the cells are {SPECIES[species]}'
-    )
-  resolved = {
-    name: resolve(values, species, table) for name, values in texts.items()
-  }
-  usable = {
-    name: resolution
-    for name, resolution in resolved.items()
-    if name is None
-    or resolution.share_mapped
-    >= 0.5 * np.mean([bool(str(v).strip()) for v in texts[name]])
-    > 0
-  }
+  species = _species_of({n: texts[n] for n in stable} or texts, table, species)
+  resolved = {n: resolve(texts[n], species, table) for n in texts}
 
   def rank(name):
-    return usable[name].share_mapped, name in stable, name is None
+    share = round(resolved[name].share_mapped, 2)
+    return share, name in stable, name is None
 
-  best = max(usable, key=rank)
-  known = '; '.join(
-    f'{_label(name)} {usable[name].share_mapped:.1%}'
-    for name in sorted(usable, key=rank, reverse=True)
+  order = sorted(texts, key=rank, reverse=True)
+  best = order[0]
+  shares = (f'{_label(n)} {resolved[n].share_mapped:.1%}' for n in order)
+  reason = f'{_label(best)} is used; share known: {", ".join(shares)}'
+  if None in stable or not stable:
+    return Choice(best, species, reason, contradicts_index=False)
+  column = next(name for name in order if name in stable)
+  pairs = zip(resolved[None].gene_ids, resolved[column].gene_ids)
+  differ = [a != b for a, b in pairs if a and b]
+  case = _letter_case(index, table)
+  if case in (None, species) and differ and np.mean(differ) <= 0.05:
+    return Choice(best, species, reason, contradicts_index=False)
+  why = f'{sum(differ):,} of {len(differ):,} genes differ'
+  if case not in (None, species):
+    why += f', and the letter case of the index is {SPECIES[case]}'
+  reason = (
+    f'{_label(column)} is used; its {SPECIES[species]} ids contradict the '
+    f'index: {why}'
   )
-  reason = f'{_label(best)} knows most genes ({known})'
-  columns_of_ids = [name for name in stable if name is not None]
-  contradicts = False
-  if None not in stable and columns_of_ids:
-    column = max(columns_of_ids, key=rank)
-    both = [
-      (a, b)
-      for a, b in zip(usable[None].gene_ids, usable[column].gene_ids)
-      if a and b
-    ]
-    share = sum(a != b for a, b in both) / len(both) if both else 1.0
-    case = _letter_case(index, table)
-    contradicts = share > 0.05 or case not in (None, species)
-    if contradicts:
-      best = column
-      reason = (
-        f'{_label(column)} holds {SPECIES[species]} ids and contradicts the '
-        f'index ({share:.1%} of the genes differ'
-        + (f'; its letter case is {SPECIES[case]}' if case is not None else '')
-        + '): the column is used'
+  return Choice(column, species, reason, contradicts_index=True)
+
+
+def _species_of(
+  texts: Mapping[str | None, Sequence[str]],
+  table: gene_table.GeneTable,
+  species: int | None,
+) -> int:
+  """The one species of identifiers in several columns."""
+  found, doubt = {}, None
+  for name, values in texts.items():
+    try:
+      found[name] = infer_species(values, table)
+    except errors.UserError as error:
+      doubt = doubt or error
+  if species is None:
+    if len(set(found.values())) == 1:
+      return next(iter(found.values()))
+    kinds = ', '.join(f'{_label(n)} {SPECIES[s]}' for n, s in found.items())
+    raise _in_doubt(f'identifiers disagree: {kinds}') if found else doubt
+  for name, other in found.items():
+    if other != species and any(_stable(t) for t in _present(texts[name])):
+      raise errors.UserError(
+        f'{_label(name)} holds {SPECIES[other]} ids, not {SPECIES[species]}; '
+        f'give --species {SPECIES[other]}, or --ids-of {SPECIES[other]} where '
+        f'the cells are {SPECIES[species]}'
       )
-  return Choice(best, species, reason, contradicts)
+  return species
 
 
 def _letter_case(
@@ -326,6 +331,11 @@ def _letter_case(
   ]
   best = int(np.argmax(hits))
   return best if hits[best] > 10 * hits[1 - best] else None
+
+
+def _present(values: Sequence[str]) -> list[str]:
+  texts = (str(value).strip() for value in values)
+  return [text for text in texts if text and text.lower() != 'nan']
 
 
 def _label(column: str | None) -> str:
