@@ -62,15 +62,12 @@ import functools
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from genecompass_jax import corpus as corpus_lib
 from genecompass_jax import encoding, errors, masking, paths, schemas
-from genecompass_jax import medians as medians_lib
-from genecompass_jax import vocabulary as vocabulary_lib
 
 ID_NAMES = ('null_id_marginal', 'null_id_rank_bin', 'null_id_rank_bracket')
 VALUE_NAMES = (
@@ -88,7 +85,6 @@ _NUM_BINS = _EXACT_COUNTS - 1 + _PER_OCTAVE * 14  # to 2^20
 _ATOMS = 4  # counts that stand for a bin of many
 _MAX_SCALE_DIVISOR = 16
 _NARROW = 24  # walking a pair takes this much less than summing up a gene
-_READ_BLOCKS = 8  # in flight together
 _CALIBRATION_CELLS = 256
 _CALIBRATION_EVERY = 8
 _MIXES = (1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 0.6)
@@ -97,6 +93,22 @@ _GROUPS = 10
 _ENDS = ('nearest', 'linear', 'log_rank')
 _END_REACH = 4
 _END_EPOCHS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingCells:
+  """A chunk of encoded training cells of one species.
+
+  Attributes:
+    species: species code.
+    cells: the cells, encoded as the model sees them.
+    measured_V: float64 number of these cells that measured each token; None
+      where all measured all: unmeasured is not zero.
+  """
+
+  species: int
+  cells: encoding.EncodedCells
+  measured_V: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -760,13 +772,12 @@ class NullModels:
   @classmethod
   def fit(
     cls,
-    chunks: Iterable[tuple[int, encoding.EncodedCells]],
+    chunks: Iterable[TrainingCells],
     *,
     encoding_config: encoding.EncodingConfig,
     mask: masking.MaskConfig,
     divisor_SV: np.ndarray,
     species_tokens: Sequence[np.ndarray],
-    measured_SV: np.ndarray | None = None,
     seed: int = 0,
   ) -> 'NullModels':
     """Counts training cells, one chunk in memory at a time.
@@ -775,15 +786,12 @@ class NullModels:
     while `Choices` are made on them, then counted too.
 
     Args:
-      chunks: (species, training cells encoded by `encoding_config` with
-        `divisor_SV`), in random order.
+      chunks: training cells, encoded by `encoding_config` with `divisor_SV`,
+        in random order.
       encoding_config: mode and tie order in force.
       mask: mask policy in force.
       divisor_SV: float64 [S, V] divisors of the counts.
       species_tokens: int32 tokens that a cell of each species can hold.
-      measured_SV: float64 [S, V] training cells that measured each token;
-        None where all measured all: unmeasured is not zero. It is read after
-        the last chunk.
       seed: of the masks of the cells held back.
 
     Raises:
@@ -814,9 +822,15 @@ class NullModels:
           f' {species}: the cells were encoded with another vocabulary'
         )
 
-    for s, cells in chunks:
+    for chunk in chunks:
+      s, cells = chunk.species, chunk.cells
+      measured_T = cells.num_cells
+      if chunk.measured_V is not None:
+        measured_T = chunk.measured_V[counts[s].tokens_T]
       counts[s] = dataclasses.replace(
-        counts[s], num_cells=counts[s].num_cells + cells.num_cells
+        counts[s],
+        num_cells=counts[s].num_cells + cells.num_cells,
+        measured_T=counts[s].measured_T + measured_T,
       )
       room = _CALIBRATION_CELLS - sum(part.num_cells for part in held[s])
       keep_C = np.zeros(cells.num_cells, bool)
@@ -825,10 +839,6 @@ class NullModels:
         held[s].append(_take(cells, keep_C))
         cells = _take(cells, ~keep_C)
       add(s, cells)
-    for s, c in enumerate(counts):
-      c.measured_T[:] = c.num_cells
-      if measured_SV is not None:
-        c.measured_T[:] = measured_SV[s, c.tokens_T]
 
     draft = cls(encoding_config, mask, divisor_SV, tuple(counts), ())
     choices = [draft._choose(s, held[s], seed) for s in range(num_species)]
@@ -836,76 +846,6 @@ class NullModels:
       for part in held[s]:
         add(s, part)
     return dataclasses.replace(draft, choices=tuple(choices))
-
-  @classmethod
-  def fit_corpus(
-    cls,
-    corpus: corpus_lib.Corpus,
-    encoding_config: encoding.EncodingConfig,
-    mask: masking.MaskConfig,
-    *,
-    max_cells: int = 1_000_000,
-    seed: int = 0,
-    vocabulary: vocabulary_lib.Vocabulary | None = None,
-    medians: medians_lib.Medians | None = None,
-  ) -> 'NullModels':
-    """Fits on the `train` split of a corpus, read in order, block by block.
-
-    Args:
-      corpus: an open corpus; its cells are shuffled.
-      encoding_config: mode and tie order in force.
-      mask: mask policy in force.
-      max_cells: about how many cells of each species are counted, in evenly
-        spaced blocks.
-      seed: of the tie order and the masks of cells held back.
-      vocabulary: in place of the corpus' own, with medians for it.
-      medians: in place of the corpus' own.
-    """
-    vocab = vocabulary or corpus.vocabulary
-    medians = medians or corpus.medians(encoding_config.mode)
-    all_species = range(len(vocabulary_lib.SPECIES))
-    divisor_SV = np.stack([medians.divisor_V(s) for s in all_species])
-    measured_SV = np.zeros(divisor_SV.shape)
-
-    def chunks() -> Iterator[tuple[int, encoding.EncodedCells]]:
-      for species in all_species:
-        store = corpus.store('train', species)
-        if store is None:
-          continue
-        token_R = np.asarray(vocab.tokens(corpus.gene_ids(species)), np.int32)
-        encoder = encoding.CellEncoder(
-          encoding_config, token_R, divisor_SV[species]
-        )
-        source_N = store.obs('source')
-        cells_Src = np.zeros(len(store.measured_SrcR) + 1, np.int64)
-        number = min(-(-max_cells // store.block_cells), store.num_blocks)
-        blocks = np.arange(number) * store.num_blocks // max(number, 1)
-        for at in range(0, number, _READ_BLOCKS):
-          group = blocks[at : at + _READ_BLOCKS].tolist()
-          for block, cells in zip(group, store.read_blocks(group)):
-            first = block * store.block_cells
-            sources = source_N[first : first + cells.num_cells]
-            np.add.at(cells_Src, sources, 1)
-            yield species, encoder.encode(cells, seed=seed)
-        known_R = token_R >= 0  # code -1, the last: no source is named
-        for source in np.flatnonzero(cells_Src):
-          measured_R = known_R
-          if source < len(store.measured_SrcR):
-            measured_R = known_R & store.measured_SrcR[source]
-          tokens = np.unique(token_R[measured_R])
-          measured_SV[species, tokens] += cells_Src[source]
-
-    # `measured_SV` is full when the last chunk is drawn; `fit` reads it then.
-
-    return cls.fit(
-      chunks(),
-      encoding_config=encoding_config,
-      mask=mask,
-      divisor_SV=divisor_SV,
-      species_tokens=[vocab.species_tokens(s) for s in all_species],
-      measured_SV=measured_SV,
-      seed=seed,
-    )
 
   def _choose(
     self, species: int, held: list[encoding.EncodedCells], seed: int
