@@ -168,8 +168,8 @@ def infer_species(
   """The species of identifiers, where they leave no doubt.
 
   Stable ids decide. Without them, names that only one species has, whatever
-  their letter case, must outnumber the others' tenfold; letter case (`ACTB`,
-  `Actb`) is a hint that may only support them. Entrez ids decide where 80 %
+  their letter case, must outnumber the others' tenfold, or threefold where the
+  letter case (`ACTB`, `Actb`), no more than a hint, agrees. Entrez ids decide where 80 %
   are genes of one species and 5 % at most of the other: plain row numbers
   match both.
 
@@ -218,7 +218,8 @@ def infer_species(
   other = 1 - best
   if only[best] >= 10 * max(only[other], 1):
     return best
-  if only[best] > 3 * only[other] and cased[best] > 10 * cased[other]:
+  supported = cased[best] > 10 * cased[other]
+  if supported and only[best] >= 3 * max(only[other], 1):
     return best
   raise _in_doubt(
     f'{only[0]:,} names are human only and {only[1]:,} mouse only, and letter '

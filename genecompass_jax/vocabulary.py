@@ -202,7 +202,8 @@ class Vocabulary:
     A shared token takes the mouse gene's prior in a mouse cell, the last one
     where several mouse genes share it; any other token the prior of the gene
     that names it, whatever the cell's species; special tokens have -1. This
-    is what the original's look-up does (GENECOMPASS_SPEC, section 2).
+    is the look-up of the original's released code, whose random replacement
+    can put a token of the other species into a cell.
     """
     rows_SV = np.tile(self._namer_V, (len(SPECIES), 1))
     mouse = np.flatnonzero(self.genes.species_G == 1)
