@@ -179,9 +179,9 @@ def kernel_arrays(cells: RaggedCells) -> tuple[np.ndarray, ...]:
   )
 
 
-def longest(starts_C1: np.ndarray) -> int:
-  """Most stored counts of one cell."""
-  return int(np.diff(starts_C1).max(initial=0))
+def longest(starts_C1: np.ndarray, num_stored: int) -> int:
+  """Most stored elements of one cell; kernels refuse starts beyond them."""
+  return min(int(np.diff(starts_C1).max(initial=0)), num_stored)
 
 
 def raise_on(status: int, cell: int, num_rows: int) -> None:
@@ -344,7 +344,7 @@ def _merge_sort(order_n, other_n, n, quotient_n, hash_n):
     width *= 2
 
 
-_BITS = 10  # of a digit of the quotient
+_BITS = 9  # of a digit of the quotient
 _HASH_BITS = 13  # at most, of the one digit of the hash
 _PLACE_BITS = 20
 _SAMPLE = 64
@@ -366,7 +366,7 @@ def _rank(
 ):  # fmt: skip
   """order_n[:n] = places by falling quotient, ties by rising hash.
 
-  Counting passes on the top of the hash and on 20 bits of the quotient (its
+  Counting passes on the top of the hash and on 18 bits of the quotient (its
   float32 bits, over the range in the cell) leave few neighbours out of order;
   an insertion pass over the exact float64 quotients and 64-bit hashes puts
   them right. The commonest quotient (half and more of a UMI cell) is set
@@ -400,8 +400,6 @@ def _rank(
   for i in range(sample):
     votes += near_bits_n[i] == common_bits
   common = np.uint64((high - common_bits) >> shift)
-  if 4 * votes < sample:
-    common = ~np.uint64(0)
 
   hash_bits = 6
   while hash_bits < _HASH_BITS and (1 << hash_bits) < 2 * n:
@@ -418,16 +416,21 @@ def _rank(
     key = np.uint64((high - near_bits_n[i]) >> shift)
     other_n[to] = (key << place_bits) | np.uint64(i)
 
-  rest = 0
   num_common = 0
-  num_above = 0
-  for i in range(n):
-    key = other_n[i] >> place_bits
-    words_n[rest] = other_n[i]
-    order_n[num_common] = other_n[i] & place_mask
-    num_above += key < common
-    num_common += key == common
-    rest += key != common
+  num_above = n
+  rest = n
+  if 4 * votes < sample:  # nothing common enough to pay for the parting
+    words_n, other_n = other_n, words_n
+  else:
+    rest = 0
+    num_above = 0
+    for i in range(n):
+      key = other_n[i] >> place_bits
+      words_n[rest] = other_n[i]
+      order_n[num_common] = other_n[i] & place_mask
+      num_above += key < common
+      num_common += key == common
+      rest += key != common
 
   mask = np.uint64((1 << _BITS) - 1)
   high_digit = np.uint64(_PLACE_BITS + _BITS)
@@ -469,7 +472,7 @@ def _rank(
       j -= 1
     order_n[j] = place
     moves -= i - j
-    if moves < 0:  # many quotients that 20 bits do not tell apart
+    if moves < 0:  # many quotients that 18 bits do not tell apart
       _merge_sort(order_n, words_n, n, quotient_n, hash_n)
       return
 
@@ -648,8 +651,7 @@ class CellEncoder:
       given_C = np.asarray(keys_C, np.uint64)
       if given_C.shape != (num_cells,):
         raise errors.UserError(f'{num_cells} cells but {given_C.shape} keys')
-    lengths_C = np.diff(starts_C1)
-    room = int(np.clip(lengths_C, 0, self.config.max_genes).sum())
+    room = int(np.clip(np.diff(starts_C1), 0, self.config.max_genes).sum())
     gene_ids_N = np.empty(room, np.int32)
     values_N = np.empty(room, np.float32)
     out_C1 = np.zeros(num_cells + 1, np.int64)
@@ -670,7 +672,7 @@ class CellEncoder:
       fold(seed, epoch or 0),
       epoch is not None,
       read_only(given_C),
-      int(lengths_C.max(initial=0)),
+      longest(starts_C1, len(rows_N)),
       gene_ids_N,
       values_N,
       out_C1,
@@ -695,7 +697,7 @@ class CellEncoder:
       len(self._divisor_V),
       self._merges,
       self.config.max_genes,
-      longest(starts_C1),
+      longest(starts_C1, len(rows_N)),
       length_C,
     )
     raise_on(status, cell, len(self._token_R))

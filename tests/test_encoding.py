@@ -386,6 +386,7 @@ def test_input_is_not_touched_and_may_be_read_only(dtype):
     ({'gene_rows_N': np.array([0, 1 << 40, 2])}, 'outside'),
     ({'gene_rows_N': np.array([0.0, 1, 2])}, 'integers'),
     ({'starts_C1': np.array([0, 5])}, 'starts'),
+    ({'starts_C1': np.array([0, 1 << 50])}, 'starts'),
     ({'starts_C1': np.array([2, 1])}, 'starts'),
     ({'totals_C': np.array([0.0])}, 'library size'),
     ({'totals_C': np.array([1.0, 1.0])}, 'library sizes'),
