@@ -184,7 +184,7 @@ class Loader:
     )
     each = self.streams // num_hosts
     self._local = range(host * each, (host + 1) * each)
-    self._lock = threading.Lock()
+    self._plan_lock, self._lock = threading.Lock(), threading.Lock()
     self._first_batch = [0]  # of each epoch planned so far, and of the next
     self._plans = collections.OrderedDict()
     self._held = {stream: collections.OrderedDict() for stream in self._local}
@@ -223,7 +223,10 @@ class Loader:
 
   def _plan(self, epoch: int) -> packing.EpochPlan:
     """The plan of an epoch; two are kept."""
-    with self._lock:
+    plan = self._plans.get(epoch)  # no lock: the next epoch may be planned now
+    if plan is not None:
+      return plan
+    with self._plan_lock:
       if epoch not in self._plans:
         plan = packing.EpochPlan(self._cells, self._layout, epoch)
         if not plan.num_batches:
@@ -261,7 +264,8 @@ class Loader:
     held = self._held[stream]
     key = epoch, window
     with self._lock:
-      if key not in held:
+      future = held.get(key)
+      if future is None or (future.done() and future.exception()):
         held[key] = self._readers.submit(self._load, epoch, stream, window)
         while len(held) > 2:
           held.popitem(last=False)
@@ -295,9 +299,11 @@ class Loader:
       for window, first, stop in parts:
         loaded = self._window(epoch, stream, window).result()
         rows = loaded.rows
-        a, b = rows.starts_R1[first], rows.starts_R1[stop]
-        sizes = np.diff(rows.starts_R1[first : stop + 1])
-        row_n = np.repeat(np.arange(row, row + stop - first), sizes)
+        starts = rows.starts_R1[first : stop + 1]
+        row_n = np.repeat(
+          np.arange(row, row + stop - first), starts[1:] - starts[:-1]
+        )
+        a, b = starts[0], starts[-1]
         picks.append(
           reading.Picks(loaded, rows.places_N[a:b], rows.repeats_N[a:b], row_n)
         )

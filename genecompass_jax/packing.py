@@ -372,7 +372,8 @@ class EpochPlan:
 
   def num_rows(self, stream: int, window: int) -> int:
     """Rows of a window."""
-    return int(np.diff(self._first_VW1[stream, window : window + 2])[0])
+    first_W1 = self._first_VW1[stream]
+    return int(first_W1[window + 1] - first_W1[window])
 
   def slots(self, batch: int) -> int:
     """Slots in a row of a batch."""

@@ -233,7 +233,9 @@ class Split:
         seed=seed,
         epoch=None if tie_epoch is None else _draw(tie_epoch, repeat),
       )
-      if not np.array_equal(np.diff(cells.starts_C1) + 1, needs_N[group]):
+      if not np.array_equal(
+        cells.starts_C1[1:] - cells.starts_C1[:-1] + 1, needs_N[group]
+      ):
         raise errors.UserError(
           'cells do not have the length that was counted for them: remove the'
           ' folder cache/ of the corpus'
@@ -258,16 +260,14 @@ class Split:
         segment_N[group] + 1,
         np.full(len(group), self.species_T[t]),
       )
-      picked_N[group] = rows_lib.count_picks(
-        cells.starts_C1, masked.is_masked_N
-      )
-      groups.append((group, cells, masked, where))
-    pick_N = rows_lib.within_rows(row_N, picked_N)
+      picks_P = np.flatnonzero(masked.is_masked_N)
+      picks_C1 = np.searchsorted(picks_P, cells.starts_C1)
+      picked_N[group] = picks_C1[1:] - picks_C1[:-1]
+      groups.append((group, cells, picks_P, picks_C1, *where))
+    first_N = rows_lib.within_rows(row_N, picked_N)
     dropped = 0
-    for group, cells, masked, where in groups:
-      dropped += rows_lib.place_labels(
-        batch, cells, masked.is_masked_N, *where, pick_N[group]
-      )
+    for group, *placed in groups:
+      dropped += rows_lib.place_labels(batch, *placed, first_N[group])
     index_BS = np.full((shape.num_rows, shape.segments), -1, np.int32)
     index_BS[row_N, segment_N] = number_N
     return schemas.HostBatch(index, batch, index_BS, dropped)

@@ -32,7 +32,7 @@ def _place_cells(
 
 @encoding.compiled
 def _place_labels(
-  starts_C1, gene_ids_N, values_N, is_masked_N, row_C, slot_C, pick_C,
+  starts_C1, gene_ids_N, values_N, picks_P, picks_C1, row_C, slot_C, first_C,
   gene_ids_BL, values_BL, masked_slots_BK, id_labels_BK, id_weights_BK,
   value_labels_BK, value_weights_BK,
 ):  # fmt: skip
@@ -41,34 +41,23 @@ def _place_labels(
   dropped = 0
   for cell in range(len(row_C)):
     row = row_C[cell]
-    k = pick_C[cell]
-    start = starts_C1[cell]
-    for i in range(start, starts_C1[cell + 1]):
-      if not is_masked_N[i]:
-        continue
-      slot = slot_C[cell] + 1 + i - start
+    k = first_C[cell]
+    ahead = slot_C[cell] + 1 - starts_C1[cell]
+    for p in range(picks_C1[cell], picks_C1[cell + 1]):
+      i = picks_P[p]
+      slot = ahead + i
       if k < most:
         masked_slots_BK[row, k] = slot
         id_labels_BK[row, k] = gene_ids_N[i]
         id_weights_BK[row, k] = 1.0
         value_labels_BK[row, k] = values_N[i]
         value_weights_BK[row, k] = 1.0
+        k += 1
       else:
         gene_ids_BL[row, slot] = gene_ids_N[i]
         values_BL[row, slot] = values_N[i]
         dropped += 1
-      k += 1
   return dropped
-
-
-@encoding.compiled
-def count_picks(starts_C1, is_masked_N):
-  """Picks of each cell, int64 [C]."""
-  picks_C = np.zeros(len(starts_C1) - 1, np.int64)
-  for cell in range(len(picks_C)):
-    for i in range(starts_C1[cell], starts_C1[cell + 1]):
-      picks_C[cell] += is_masked_N[i]
-  return picks_C
 
 
 @encoding.compiled
@@ -147,20 +136,22 @@ def place_cells(
 def place_labels(
   batch: schemas.PretrainingBatch,
   cells: encoding.EncodedCells,
-  is_masked_N: np.ndarray,
+  picks_P: np.ndarray,
+  picks_C1: np.ndarray,
   row_C: np.ndarray,
   slot_C: np.ndarray,
-  pick_C: np.ndarray,
+  first_C: np.ndarray,
 ) -> int:
   """Writes what was hidden in cells that are placed already.
 
   Args:
     batch: written to; a pick beyond K gets its gene and value back.
     cells: the cells before masking.
-    is_masked_N: the picks.
+    picks_P: int64 places in N of the genes to predict, ascending.
+    picks_C1: cell c has picks_P[picks_C1[c] : picks_C1[c + 1]].
     row_C: row of each cell.
     slot_C: slot of its CLS.
-    pick_C: picks before it in its row.
+    first_C: picks before it in its row.
 
   Returns:
     Picks beyond K.
@@ -169,10 +160,11 @@ def place_labels(
     cells.starts_C1,
     cells.gene_ids_N,
     cells.values_N,
-    is_masked_N,
+    picks_P,
+    picks_C1,
     row_C,
     slot_C,
-    pick_C,
+    first_C,
     batch.cells.gene_ids_BL,
     batch.cells.values_BL,
     batch.masked_slots_BK,
@@ -213,7 +205,7 @@ def cell_batch_rows(
   """
   num_cells = cells.num_cells
   num_rows = num_cells if num_rows is None else num_rows
-  longest = encoding.longest(cells.starts_C1)
+  longest = int(np.diff(cells.starts_C1).max(initial=0))
   if num_rows < num_cells or slots < longest + 1:
     raise ValueError(
       f'{num_cells} cells of up to {longest} genes do not fit'
