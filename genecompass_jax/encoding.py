@@ -179,9 +179,9 @@ def kernel_arrays(cells: RaggedCells) -> tuple[np.ndarray, ...]:
   )
 
 
-def longest(starts_C1: np.ndarray, num_stored: int) -> int:
-  """Most stored elements of one cell; kernels refuse starts beyond them."""
-  return min(int(np.diff(starts_C1).max(initial=0)), num_stored)
+def longest(starts_C1: np.ndarray) -> int:
+  """Most stored elements of one cell."""
+  return int(np.diff(starts_C1).max(initial=0))
 
 
 def raise_on(status: int, cell: int, num_rows: int) -> None:
@@ -672,7 +672,7 @@ class CellEncoder:
       fold(seed, epoch or 0),
       epoch is not None,
       read_only(given_C),
-      longest(starts_C1, len(rows_N)),
+      min(longest(starts_C1), len(rows_N)),
       gene_ids_N,
       values_N,
       out_C1,
@@ -697,7 +697,7 @@ class CellEncoder:
       len(self._divisor_V),
       self._merges,
       self.config.max_genes,
-      longest(starts_C1, len(rows_N)),
+      min(longest(starts_C1), len(rows_N)),
       length_C,
     )
     raise_on(status, cell, len(self._token_R))

@@ -166,7 +166,7 @@ def mask_cells(
     np.cumsum([0, *map(len, pools)]),
     encoding.read_only(np.concatenate(pools).astype(np.int32, copy=False)),
     is_masked_N,
-    np.empty(encoding.longest(cells.starts_C1, len(gene_ids_N)) + 1, np.int64),
+    np.empty(encoding.longest(cells.starts_C1) + 1, np.int64),
   )
   return MaskedCells(gene_ids_N, values_N, is_masked_N)
 

@@ -239,7 +239,7 @@ class MedianHistogram:
       self._num_exact,
       self._low,
       self._per_octave,
-      encoding.longest(starts_C1, len(rows_N)),
+      min(encoding.longest(starts_C1), len(rows_N)),
       self._bins_TK,
     )
     encoding.raise_on(status, cell, len(self._token_R))

@@ -137,7 +137,7 @@ def main():
     'kernel: exact order, hash, log2',
     lambda mode: lambda: encoders[mode].encode(cells, seed=1, epoch=2),
   )
-  size = encoding.longest(cells.starts_C1, len(cells.counts_N))
+  size = encoding.longest(cells.starts_C1)
   quotient_n = np.random.default_rng(0).gamma(1, 2, size)
   one_n, value_n = np.empty(size), np.empty(size, np.float32)
   log_us = cpu_us(
