@@ -62,12 +62,19 @@ import functools
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from genecompass_jax import encoding, errors, masking, paths, schemas
+from genecompass_jax import (
+  encoding,
+  errors,
+  masking,
+  null_kernels,
+  paths,
+  schemas,
+)
 
 ID_NAMES = ('null_id_marginal', 'null_id_rank_bin', 'null_id_rank_bracket')
 VALUE_NAMES = (
@@ -78,20 +85,16 @@ VALUE_NAMES = (
 NAMES = ID_NAMES + VALUE_NAMES
 
 _FORMAT = 1
-_NUM_RANK_BINS = 32
-_EXACT_COUNTS = 64  # counts below have a bin each
-_PER_OCTAVE = 16
-_NUM_BINS = _EXACT_COUNTS - 1 + _PER_OCTAVE * 14  # to 2^20
+_DAMAGE = (
+  OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile,
+  zlib.error,
+)  # fmt: skip
 _ATOMS = 4  # counts that stand for a bin of many
-_MAX_SCALE_DIVISOR = 16
-_NARROW = 24  # walking a pair takes this much less than summing up a gene
 _CALIBRATION_CELLS = 256
 _CALIBRATION_EVERY = 8
 _MIXES = (1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 0.6)
 _PSEUDO_CELLS = (0.0, 1.0, 10.0, 30.0)
 _GROUPS = 10
-_ENDS = ('nearest', 'linear', 'log_rank')
-_END_REACH = 4
 _END_EPOCHS = 8
 
 
@@ -154,590 +157,18 @@ class Choices:
   bottom: str = 'nearest'
 
 
-class _Tables(NamedTuple):
-  """What the kernels look up, for one species; A atoms = (gene, count) pairs.
-
-  Genes are numbered 0..T-1 here. `gene_*` are grouped by gene, by rising key
-  inside; `key_*` are sorted by (key, gene). `*_A1` are running sums.
-  """
-
-  gene_V: np.ndarray
-  divisor_V: np.ndarray
-  marginal_T: np.ndarray
-  mean_T: np.ndarray
-  rank_TQ: np.ndarray
-  rank_total_Q: np.ndarray
-  first_T1: np.ndarray
-  gene_key_A: np.ndarray
-  gene_mass_A1: np.ndarray
-  gene_value_A1: np.ndarray
-  key_key_A: np.ndarray
-  key_gene_A: np.ndarray
-  key_mass_A1: np.ndarray
-  key_value_A1: np.ndarray
-
-
-class _Rules(NamedTuple):
-  """What the kernels do, for one species."""
-
-  library: bool
-  by_token: bool
-  keep: float  # share of hidden positions that show their own id
-  random: float  # share that show one given id that is random
-  mix_rank_bin: float
-  mix_rank_bracket: float
-  top: int
-  bottom: int
-
-
-# ------------------------------------------------------------------- kernels
-
-
-@encoding.compiled
-def _bin(count):
-  """Bin of a count: one each below 64, then 16 an octave."""
-  whole = max(np.rint(count), 1.0)
-  if whole < _EXACT_COUNTS:
-    return np.int64(whole) - 1
-  log_bin = np.int64(_PER_OCTAVE * (np.log2(whole) - 6))
-  return min(_EXACT_COUNTS - 1 + log_bin, _NUM_BINS - 1)
-
-
-@encoding.compiled
-def _scaled_counts(ids_n, values_n, divisor_V, library, count_n):
-  """count_n = counts of visible genes, -1 elsewhere -> scale of the cell.
-
-  value = log2(1 + scale * count / divisor); the scale is 1 in `released` mode.
-  """
-  smallest = np.inf
-  for i in range(len(ids_n)):
-    if values_n[i] > 0 and ids_n[i] > 1:
-      quotient = np.exp2(np.float64(values_n[i])) - 1.0
-      count_n[i] = quotient * divisor_V[ids_n[i]]
-      smallest = min(smallest, count_n[i])
-    else:
-      count_n[i] = -1.0
-  scale = 1.0
-  if library and smallest < np.inf:
-    scale = smallest
-    for divisor in range(1, _MAX_SCALE_DIVISOR + 1):
-      whole = True
-      for i in range(len(ids_n)):
-        count = count_n[i] * divisor / smallest
-        if count > 0 and count < 1e3 and abs(count - np.rint(count)) > 0.02:
-          whole = False
-          break
-      if whole:
-        scale = smallest / divisor
-        break
-  for i in range(len(ids_n)):
-    if count_n[i] > 0:
-      count = count_n[i] / scale
-      whole = np.rint(count)
-      # float32 values leave an error of 1e-6 of the count
-      near = abs(count - whole) < 0.02 + 2e-6 * count
-      count_n[i] = whole if near and whole > 0 else count
-  return scale
-
-
-@encoding.compiled
-def _add_cells(
-  ids_N, values_N, starts_C1, gene_V, divisor_V, library,
-  pairs_TN, ranks_TQ, value_sum_T, count_n,
-):  # fmt: skip
-  """Counts whole cells into the tables -> tokens foreign to the species."""
-  foreign = 0
-  for cell in range(len(starts_C1) - 1):
-    start = starts_C1[cell]
-    n = starts_C1[cell + 1] - start
-    ids_n = ids_N[start : start + n]
-    values_n = values_N[start : start + n]
-    _scaled_counts(ids_n, values_n, divisor_V, library, count_n)
-    for i in range(n):
-      gene = gene_V[ids_n[i]]
-      if gene < 0:
-        foreign += 1
-        continue
-      pairs_TN[gene, _bin(count_n[i])] += 1
-      ranks_TQ[gene, i * _NUM_RANK_BINS // n] += 1
-      value_sum_T[gene] += values_n[i]
-  return foreign
-
-
-@encoding.compiled
-def _left(key_A, low, high, key):
-  """First place in [low, high) whose key is not below `key`."""
-  while low < high:
-    middle = (low + high) >> 1
-    if key_A[middle] < key:
-      low = middle + 1
-    else:
-      high = middle
-  return low
-
-
-@encoding.compiled
-def _right(key_A, low, high, key):
-  """First place in [low, high) whose key is above `key`."""
-  while low < high:
-    middle = (low + high) >> 1
-    if key_A[middle] <= key:
-      low = middle + 1
-    else:
-      high = middle
-  return low
-
-
-class _Bracket(NamedTuple):
-  """Where the pair of a hidden gene must lie.
-
-  With hash ties, pairs at an end carry its weight. With token ties the gene
-  must be below `low_gene` at the low end and above `high_gene` at the high end.
-  """
-
-  low: float
-  high: float
-  low_weight: float
-  high_weight: float
-  low_gene: int
-  high_gene: int
-  by_token: bool
-
-
-@encoding.compiled
-def _gene_mass(gene, bracket, tables):
-  """Mass of a gene's pairs in a bracket, and mass times value."""
-  first = tables.first_T1[gene]
-  last = tables.first_T1[gene + 1]
-  a = _left(tables.gene_key_A, first, last, bracket.low)
-  b = _right(tables.gene_key_A, a, last, bracket.high)
-  if a == b:
-    return 0.0, 0.0
-  at_low = bracket.low_weight
-  at_high = bracket.high_weight
-  if bracket.by_token:
-    at_low = 1.0 if gene < bracket.low_gene else 0.0
-    at_high = 1.0 if gene > bracket.high_gene else 0.0
-  mass_A1 = tables.gene_mass_A1
-  value_A1 = tables.gene_value_A1
-  mass = mass_A1[b] - mass_A1[a]
-  value = value_A1[b] - value_A1[a]
-  if bracket.low == bracket.high:
-    both = at_low * at_high if bracket.by_token else 1.0
-    return both * mass, both * value
-  if tables.gene_key_A[a] == bracket.low:
-    mass -= (1.0 - at_low) * (mass_A1[a + 1] - mass_A1[a])
-    value -= (1.0 - at_low) * (value_A1[a + 1] - value_A1[a])
-  if tables.gene_key_A[b - 1] == bracket.high:
-    mass -= (1.0 - at_high) * (mass_A1[b] - mass_A1[b - 1])
-    value -= (1.0 - at_high) * (value_A1[b] - value_A1[b - 1])
-  return max(mass, 0.0), value
-
-
-@encoding.compiled
-def _bracket_mass(bracket, visible_v, is_visible_T, tables):
-  """Mass of the pairs of all genes not visible, and mass times value.
-
-  Walks the pairs of a narrow bracket; of a wide one takes running sums and
-  subtracts the visible genes.
-  """
-  key_A = tables.key_key_A
-  mass_A1 = tables.key_mass_A1
-  value_A1 = tables.key_value_A1
-  low_from = _left(key_A, 0, len(key_A), bracket.low)
-  low_to = inner_from = _right(key_A, low_from, len(key_A), bracket.low)
-  high_from = inner_to = _left(key_A, low_from, len(key_A), bracket.high)
-  high_to = _right(key_A, high_from, len(key_A), bracket.high)
-  if bracket.by_token:
-    gene_A = tables.key_gene_A
-    low_to = _left(gene_A, low_from, low_to, bracket.low_gene)
-    high_from = _right(gene_A, high_from, high_to, bracket.high_gene)
-  at_low = bracket.low_weight
-  if bracket.low == bracket.high:  # one level on both sides
-    at_low = 1.0
-    low_from = high_from
-    low_to = max(low_to, low_from) if bracket.by_token else high_to
-    inner_from = inner_to = high_from = high_to
-  parts = (
-    (low_from, low_to, at_low),
-    (inner_from, inner_to, 1.0),
-    (high_from, high_to, bracket.high_weight),
-  )
-  width = 0
-  for begin, end, _ in parts:
-    width += max(end - begin, 0)
-  narrow = width <= _NARROW * len(visible_v)
-  mass = 0.0
-  value = 0.0
-  for begin, end, weight in parts:
-    if narrow:
-      for at in range(begin, end):
-        if not is_visible_T[tables.key_gene_A[at]]:
-          mass += weight * (mass_A1[at + 1] - mass_A1[at])
-          value += weight * (value_A1[at + 1] - value_A1[at])
-    else:
-      mass += weight * (mass_A1[end] - mass_A1[begin])
-      value += weight * (value_A1[end] - value_A1[begin])
-  if not narrow:
-    all_mass = mass
-    for gene in visible_v:
-      gene_mass, gene_value = _gene_mass(gene, bracket, tables)
-      mass -= gene_mass
-      value -= gene_value
-    if mass <= 1e-11 * all_mass:  # rounding of the running sums
-      return 0.0, 0.0
-  return mass, value
-
-
-@encoding.compiled
-def _bracket_at(i, before_n, after_n, gene_n, key_n, level_n, by_token):
-  """Bracket of a position, from the nearest visible genes before and after.
-
-  `level_n` is the number of positions between the first and the last visible
-  gene of a visible gene's tie, both included.
-  """
-  low = 0.0
-  high = np.inf
-  low_weight = high_weight = 1.0
-  low_gene = high_gene = -1
-  a = before_n[i]
-  b = after_n[i]
-  if a >= 0:
-    high = key_n[a]
-    high_gene = gene_n[a]
-  if b >= 0:
-    low = key_n[b]
-    low_gene = gene_n[b]
-  if by_token:
-    return _Bracket(low, high, 1.0, 1.0, low_gene, high_gene, True)
-  if low != high:
-    high_weight = 1.0 / (level_n[a] + 1) if a >= 0 else 1.0
-    low_weight = 1.0 / (level_n[b] + 1) if b >= 0 else 1.0
-  return _Bracket(low, high, low_weight, high_weight, -1, -1, False)
-
-
-@encoding.compiled
-def _share(mass, taken, total, mix, backoff):
-  """Probability of a gene with this mass, as far as it is not taken."""
-  if total <= 0.0:
-    return backoff
-  return (1.0 - mix) * min(mass * (1.0 - taken) / total, 1.0) + mix * backoff
-
-
-@encoding.compiled
-def _posteriors(
-  group_h, shown_h, label_h, label_gene_h, label_mass_h, mass_G, value_G,
-  shown_mass_UG, shown_value_UG, shown_gene_U, marginal_T, unseen, mix, rules,
-  loss_h, mean_h,
-):  # fmt: skip
-  """Loss of the labels and mean value of the H hidden positions of a cell.
-
-  Positions of one group have the same candidates, of mass `mass_G`, the shown
-  ones not yet taken out. `shown_h` and `label_h` index the U genes shown at
-  hidden positions, -1 for others. `unseen` is the marginal of all candidates.
-  """
-  num_shown, num_groups = shown_mass_UG.shape
-  taken_U = np.zeros(num_shown)
-  true_h = np.zeros(len(group_h))
-  for h in range(len(group_h)):
-    u = shown_h[h]
-    if u >= 0:
-      p = _share(
-        shown_mass_UG[u, group_h[h]], 0.0, mass_G[group_h[h]], mix,
-        marginal_T[shown_gene_U[u]] / unseen,
-      )  # fmt: skip
-      true_h[h] = p * (rules.keep + rules.random)
-      true_h[h] /= p * rules.keep + rules.random
-      taken_U[u] += true_h[h]
-  left_G = mass_G.copy()
-  left_value_G = value_G.copy()
-  for u in range(num_shown):
-    for g in range(num_groups):
-      left_G[g] -= min(taken_U[u], 1.0) * shown_mass_UG[u, g]
-      left_value_G[g] -= min(taken_U[u], 1.0) * shown_value_UG[u, g]
-  for h in range(len(group_h)):
-    g = group_h[h]
-    u = shown_h[h]
-    mass = left_G[g]
-    value = left_value_G[g]
-    shown_mass = shown_value = taken = 0.0
-    if u >= 0:  # the gene shown here is not taken from itself
-      taken = min(max(taken_U[u] - true_h[h], 0.0), 1.0)
-      back = min(taken_U[u], 1.0) - taken
-      mass += back * shown_mass_UG[u, g]
-      value += back * shown_value_UG[u, g]
-      shown_mass = (1.0 - taken) * shown_mass_UG[u, g]
-      shown_value = (1.0 - taken) * shown_value_UG[u, g]
-    if mass <= 1e-11 * mass_G[g]:
-      mass = 0.0
-    mass = max(mass, shown_mass)
-    if label_gene_h[h] >= 0:
-      v = label_h[h]
-      label_taken = 0.0
-      if v >= 0:
-        label_taken = taken if v == u else min(taken_U[v], 1.0)
-      mass = max(mass, (1.0 - label_taken) * label_mass_h[h])
-      p = _share(
-        label_mass_h[h], label_taken, mass, mix,
-        marginal_T[label_gene_h[h]] / unseen,
-      )  # fmt: skip
-      if u >= 0:
-        p_shown = _share(
-          shown_mass_UG[u, g], taken, mass, mix,
-          marginal_T[shown_gene_U[u]] / unseen,
-        )  # fmt: skip
-        p *= (rules.keep if u == v else 0.0) + rules.random
-        p /= rules.keep * p_shown + rules.random
-      loss_h[h] = -np.log(p)
-    mean_h[h] = np.nan
-    if mass > 0.0:
-      mean_h[h] = value / mass
-      if u >= 0:
-        mean_h[h] = rules.keep * shown_value + rules.random * value
-        mean_h[h] /= rules.keep * shown_mass + rules.random * mass
-
-
-@encoding.compiled
-def _beyond(rule, i, a, b, value_a, value_b):
-  """Value at position i beyond the visible positions a (nearest) and b."""
-  if rule == 0 or b < 0:
-    return value_a
-  if rule == 1:
-    share = (i - a) / (b - a)
-  else:
-    share = np.log((i + 1.0) / (a + 1.0)) / np.log((b + 1.0) / (a + 1.0))
-  return max(value_a + share * (value_b - value_a), 0.0)
-
-
-@encoding.compiled
-def _interpolate(values_n, rules, default, out_n):
-  """Values of all positions from the visible ones: linear in position."""
-  n = len(values_n)
-  seen_v = np.flatnonzero(values_n >= 0.0)
-  count = len(seen_v)
-  for i in range(n):
-    out_n[i] = values_n[i] if count else default
-  if count == 0:
-    return
-  for k in range(count - 1):
-    a = seen_v[k]
-    b = seen_v[k + 1]
-    for i in range(a + 1, b):
-      step = (values_n[b] - values_n[a]) / (b - a)
-      out_n[i] = values_n[a] + step * (i - a)
-  for side in range(2):
-    rule = rules.bottom if side else rules.top
-    a = seen_v[count - 1] if side else seen_v[0]
-    b = -1
-    if count > _END_REACH:
-      b = seen_v[count - 1 - _END_REACH] if side else seen_v[_END_REACH]
-    begin, end = (a + 1, n) if side else (0, a)
-    for i in range(begin, end):
-      value_b = values_n[b] if b >= 0 else values_n[a]
-      out_n[i] = _beyond(rule, i, a, b, values_n[a], value_b)
-
-
-@encoding.compiled
-def _score_cell(
-  ids_n, values_n, labels_n, tables, rules, default, is_visible_T, loss_3n,
-  value_3n,
-):  # fmt: skip
-  """Id losses and predicted values at the positions of one cell.
-
-  `labels_n` is the true token of scored positions, -1 elsewhere.
-  """
-  n = len(ids_n)
-  count_n = np.empty(n)
-  scale = _scaled_counts(
-    ids_n, values_n, tables.divisor_V, rules.library, count_n
-  )
-  gene_n = np.empty(n, np.int64)
-  key_n = np.empty(n)
-  level_n = np.ones(n, np.int64)
-  before_n = np.empty(n, np.int64)
-  after_n = np.empty(n, np.int64)
-  visible_v = np.empty(n, np.int64)
-  num_visible = 0
-  unseen = 1.0
-  last = -1
-  first_of_level = 0
-  for i in range(n):
-    gene_n[i] = tables.gene_V[ids_n[i]]
-    before_n[i] = last
-    if count_n[i] > 0:
-      key_n[i] = count_n[i] / tables.divisor_V[ids_n[i]]
-      if last < 0 or key_n[i] != key_n[last]:
-        first_of_level = i
-      level_n[i] = i - first_of_level + 1
-      last = i
-      if gene_n[i] >= 0:
-        visible_v[num_visible] = gene_n[i]
-        num_visible += 1
-        is_visible_T[gene_n[i]] = True
-        unseen -= tables.marginal_T[gene_n[i]]
-  visible_v = visible_v[:num_visible]
-  unseen = max(unseen, 1e-300)
-  last = -1
-  num_hidden = 0
-  for i in range(n - 1, -1, -1):
-    after_n[i] = last
-    if count_n[i] > 0:
-      if last >= 0 and key_n[i] == key_n[last]:
-        level_n[i] = level_n[last]
-      last = i
-    else:
-      num_hidden += 1
-
-  # Certain where the position shows all; else overwritten below.
-  _interpolate(values_n, rules, default, value_3n[1])
-  for i in range(n):
-    value_3n[2, i] = value_3n[1, i]
-    label = tables.gene_V[labels_n[i]] if labels_n[i] >= 0 else -1
-    value_3n[0, i] = tables.mean_T[label] if label >= 0 else default
-    loss_3n[:, i] = 0.0
-
-  place_h = np.empty(num_hidden, np.int64)
-  group_h = np.empty(num_hidden, np.int64)
-  bin_h = np.empty(num_hidden, np.int64)
-  shown_h = np.full(num_hidden, -1)
-  label_h = np.full(num_hidden, -1)
-  label_gene_h = np.full(num_hidden, -1)
-  shown_gene_U = np.empty(num_hidden, np.int64)
-  brackets = [_Bracket(0.0, 0.0, 0.0, 0.0, 0, 0, False) for _ in range(0)]
-  num_shown = 0
-  h = 0
-  for i in range(n):
-    if count_n[i] > 0:
-      continue
-    place_h[h] = i
-    bin_h[h] = i * _NUM_RANK_BINS // n
-    if values_n[i] >= 0:  # the id alone is hidden
-      key = (np.exp2(np.float64(values_n[i])) - 1.0) / scale
-      bracket = _Bracket(
-        key * (1 - 2e-6), key * (1 + 2e-6), 1.0, 1.0, -1, -1, False
-      )
-    else:
-      bracket = _bracket_at(
-        i, before_n, after_n, gene_n, key_n, level_n, rules.by_token
-      )
-    if h == 0 or bracket != brackets[-1]:
-      brackets.append(bracket)
-    group_h[h] = len(brackets) - 1
-    gene = gene_n[i]
-    if rules.keep > 0 and gene >= 0 and not is_visible_T[gene]:
-      u = 0
-      while u < num_shown and shown_gene_U[u] != gene:
-        u += 1
-      shown_gene_U[u] = gene
-      num_shown = max(num_shown, u + 1)
-      shown_h[h] = u
-    if labels_n[i] >= 0:
-      label_gene_h[h] = tables.gene_V[labels_n[i]]
-    h += 1
-  shown_gene_U = shown_gene_U[:num_shown]
-  for h in range(num_hidden):
-    for u in range(num_shown):
-      if label_gene_h[h] == shown_gene_U[u]:
-        label_h[h] = u
-
-  # The rank bin: candidates are the genes not visible.
-  label_mass_h = np.zeros(num_hidden)
-  loss_h = np.zeros(num_hidden)
-  mean_h = np.empty(num_hidden)
-  mass_Q = tables.rank_total_Q.copy()
-  for gene in visible_v:
-    for q in range(_NUM_RANK_BINS):
-      mass_Q[q] -= tables.rank_TQ[gene, q]
-  for q in range(_NUM_RANK_BINS):
-    if mass_Q[q] <= 1e-11 * tables.rank_total_Q[q]:
-      mass_Q[q] = 0.0
-  for h in range(num_hidden):
-    if label_gene_h[h] >= 0:
-      label_mass_h[h] = tables.rank_TQ[label_gene_h[h], bin_h[h]]
-  shown_mass_UQ = np.empty((num_shown, _NUM_RANK_BINS))
-  for u in range(num_shown):
-    shown_mass_UQ[u] = tables.rank_TQ[shown_gene_U[u]]
-  _posteriors(
-    bin_h, shown_h, label_h, label_gene_h, label_mass_h, mass_Q,
-    np.zeros(_NUM_RANK_BINS), shown_mass_UQ, np.zeros(shown_mass_UQ.shape),
-    shown_gene_U, tables.marginal_T, unseen, rules.mix_rank_bin, rules, loss_h,
-    mean_h,
-  )  # fmt: skip
-  for h in range(num_hidden):
-    loss_3n[1, place_h[h]] = loss_h[h]
-
-  # The rank bracket.
-  mass_G = np.empty(len(brackets))
-  value_G = np.empty(len(brackets))
-  shown_mass_UG = np.empty((num_shown, len(brackets)))
-  shown_value_UG = np.empty((num_shown, len(brackets)))
-  for g in range(len(brackets)):
-    mass_G[g], value_G[g] = _bracket_mass(
-      brackets[g], visible_v, is_visible_T, tables
-    )
-    for u in range(num_shown):
-      shown_mass_UG[u, g], shown_value_UG[u, g] = _gene_mass(
-        shown_gene_U[u], brackets[g], tables
-      )
-  for h in range(num_hidden):
-    if label_gene_h[h] >= 0:
-      label_mass_h[h], _ = _gene_mass(
-        label_gene_h[h], brackets[group_h[h]], tables
-      )
-  _posteriors(
-    group_h, shown_h, label_h, label_gene_h, label_mass_h, mass_G, value_G,
-    shown_mass_UG, shown_value_UG, shown_gene_U, tables.marginal_T, unseen,
-    rules.mix_rank_bracket, rules, loss_h, mean_h,
-  )  # fmt: skip
-  for h in range(num_hidden):
-    i = place_h[h]
-    loss_3n[2, i] = loss_h[h]
-    if values_n[i] < 0 and not np.isnan(mean_h[h]):
-      mean = mean_h[h]
-      if rules.library:
-        mean = np.log2(1.0 + scale * np.exp2(mean))
-      value_3n[2, i] = mean
-    # The marginal knows the shown id, not what else is in the cell.
-    label = label_gene_h[h]
-    if label >= 0:
-      p = tables.marginal_T[label]
-      if rules.keep > 0 and gene_n[i] >= 0:
-        p *= (rules.keep if gene_n[i] == label else 0.0) + rules.random
-        p /= rules.keep * tables.marginal_T[gene_n[i]] + rules.random
-      loss_3n[0, i] = -np.log(p)
-  for gene in visible_v:
-    is_visible_T[gene] = False
-
-
-@encoding.compiled
-def _score_cells(
-  ids_N, values_N, labels_N, first_C, last_C, tables, rules, default, loss_3N,
-  value_3N,
-):  # fmt: skip
-  """Scores the cells first_C:last_C of flat storage."""
-  is_visible_T = np.zeros(len(tables.marginal_T), np.bool_)
-  for cell in range(len(first_C)):
-    a = first_C[cell]
-    b = last_C[cell]
-    _score_cell(
-      ids_N[a:b], values_N[a:b], labels_N[a:b], tables, rules, default,
-      is_visible_T, loss_3N[:, a:b], value_3N[:, a:b],
-    )  # fmt: skip
-
-
-# -------------------------------------------------------------------- models
-
-
 @functools.cache
 def _atoms() -> tuple[np.ndarray, np.ndarray]:
   """Counts that stand for every bin, and of which bin they are."""
   whole = np.arange(1, 1 << 20)
   bin_of = whole - 1
-  high = whole >= _EXACT_COUNTS
+  high = whole >= null_kernels.EXACT_COUNTS
   bin_of[high] = (
-    _EXACT_COUNTS - 1 + np.floor(_PER_OCTAVE * (np.log2(whole[high]) - 6))
+    null_kernels.EXACT_COUNTS
+    - 1
+    + np.floor(null_kernels.PER_OCTAVE * (np.log2(whole[high]) - 6))
   )
-  first = np.searchsorted(bin_of, np.arange(_NUM_BINS + 1))
+  first = np.searchsorted(bin_of, np.arange(null_kernels.NUM_BINS + 1))
   counts, bins = [], []
   for b, (low, stop) in enumerate(zip(first, first[1:])):
     number = min(_ATOMS, stop - low)
@@ -804,7 +235,7 @@ class NullModels:
 
     def add(species: int, cells: encoding.EncodedCells):
       c = counts[species]
-      foreign = _add_cells(
+      foreign = null_kernels.add_cells(
         encoding.read_only(cells.gene_ids_N),
         encoding.read_only(cells.values_N),
         encoding.read_only(cells.starts_C1),
@@ -814,7 +245,6 @@ class NullModels:
         c.pairs_TN,
         c.ranks_TQ,
         c.value_sum_T,
-        np.empty(encoding.longest(cells.starts_C1) + 1),
       )
       if foreign:
         raise errors.UserError(
@@ -890,11 +320,11 @@ class NullModels:
     self, species: int, held: list[encoding.EncodedCells], seed: int
   ) -> tuple[str, str]:
     """Rules above and below the visible genes of least squared error."""
-    error_SideE = np.zeros((2, len(_ENDS)))
+    error_SideE = np.zeros((2, len(null_kernels.ENDS)))
     default = self._mean_value(species)
     for cells in held:
       starts = cells.starts_C1
-      guess_n = np.empty(encoding.longest(starts) + 1)
+      guess_n = np.empty(np.diff(starts).max(initial=0))
       for epoch in range(_END_EPOCHS):
         masked = self._masked(species, cells, seed, epoch)
         for a, b in zip(starts, starts[1:]):
@@ -902,14 +332,14 @@ class NullModels:
           seen_v = np.flatnonzero(values_n >= 0)
           if not len(seen_v) or len(seen_v) == seen_v[-1] + 1 == b - a:
             continue
-          for e, end in enumerate(_ENDS):
+          for e, end in enumerate(null_kernels.ENDS):
             rules = self._rules(species, Choices(top=end, bottom=end))
-            _interpolate(values_n, rules, default, guess_n)
+            null_kernels.interpolate(values_n, rules, default, guess_n)
             error_n = (guess_n[: b - a] - cells.values_N[a:b]) ** 2
             error_SideE[0, e] += error_n[: seen_v[0]].sum()
             error_SideE[1, e] += error_n[seen_v[-1] :].sum()
     top, bottom = error_SideE.argmin(1)
-    return _ENDS[top], _ENDS[bottom]
+    return null_kernels.ENDS[top], null_kernels.ENDS[bottom]
 
   def _masked(
     self, species: int, cells: encoding.EncodedCells, seed: int, epoch: int
@@ -927,17 +357,17 @@ class NullModels:
     )
 
   @functools.cached_property
-  def _built(self) -> dict[tuple[int, float], _Tables]:
+  def _built(self) -> dict[tuple[int, float], null_kernels.Tables]:
     return {}
 
-  def _tables(self, species: int, pseudo_cells: float) -> _Tables:
+  def _tables(self, species: int, pseudo_cells: float) -> null_kernels.Tables:
     """Tables of a species, built when first asked for."""
     key = species, pseudo_cells
     if key not in self._built:
       self._built[key] = self._build(species, pseudo_cells)
     return self._built[key]
 
-  def _build(self, species: int, pseudo_cells: float) -> _Tables:
+  def _build(self, species: int, pseudo_cells: float) -> null_kernels.Tables:
     c = self.counts[species]
     pairs_TN = _smoothed(c.pairs_TN, pseudo_cells)
     divisor_V = self.divisor_SV[species]
@@ -951,7 +381,7 @@ class NullModels:
     rank_TQ = c.ranks_TQ / seen_T[:, None]
 
     atom_count_M, atom_bin_M = _atoms()
-    first_N1 = np.searchsorted(atom_bin_M, np.arange(_NUM_BINS + 1))
+    first_N1 = np.searchsorted(atom_bin_M, np.arange(null_kernels.NUM_BINS + 1))
     gene_P, bin_P = np.nonzero(pairs_TN)
     number_P = first_N1[bin_P + 1] - first_N1[bin_P]
     start_P1 = np.concatenate([[0], np.cumsum(number_P)])
@@ -964,7 +394,7 @@ class NullModels:
     library = self.encoding.mode == encoding.LIBRARY
     value_A = mass_A * np.log2(key_A + (0 if library else 1))
     order_A = np.lexsort((gene_A, key_A))
-    return _Tables(
+    return null_kernels.Tables(
       gene_V=_gene_index(c.tokens_T, len(divisor_V)),
       divisor_V=encoding.read_only(divisor_V),
       marginal_T=marginal_T / marginal_T.sum(),
@@ -990,21 +420,21 @@ class NullModels:
         return sum(float(c.value_sum_T.sum()) for c in group) / expressed
     return 0.0
 
-  def _rules(self, species: int, choices: Choices) -> _Rules:
+  def _rules(self, species: int, choices: Choices) -> null_kernels.Rules:
     c = self.counts[species]
     num_tokens = len(c.tokens_T)
     if c.num_cells:
       num_tokens = max(c.measured_T.sum() / c.num_cells, 1.0)
     keep = max(1.0 - self.mask.mask_share - self.mask.random_share, 0.0)
-    return _Rules(
+    return null_kernels.Rules(
       library=self.encoding.mode == encoding.LIBRARY,
       by_token=self.encoding.ties == 'token',
       keep=0.0 if self.mask.policy == 'released' else keep,
       random=self.mask.random_share / num_tokens,
       mix_rank_bin=choices.mix_rank_bin,
       mix_rank_bracket=choices.mix_rank_bracket,
-      top=_ENDS.index(choices.top),
-      bottom=_ENDS.index(choices.bottom),
+      top=null_kernels.ENDS.index(choices.top),
+      bottom=null_kernels.ENDS.index(choices.bottom),
     )
 
   def _score(
@@ -1013,7 +443,7 @@ class NullModels:
     """Id losses [3, N] and predicted values [3, N] of flat cells."""
     loss_3N = np.zeros((3, len(ids_N)))
     value_3N = np.zeros((3, len(ids_N)))
-    _score_cells(
+    null_kernels.score_cells(
       encoding.read_only(ids_N),
       encoding.read_only(values_N),
       encoding.read_only(labels_N.astype(np.int32, copy=False)),
@@ -1133,7 +563,7 @@ class NullModels:
         counts = []
         for s, num_cells in enumerate(header['num_cells']):
           tokens_T = arrays[f'{s}/tokens_T']
-          pairs_TN = np.zeros((len(tokens_T), _NUM_BINS), np.uint32)
+          pairs_TN = np.zeros((len(tokens_T), null_kernels.NUM_BINS), np.uint32)
           pair = arrays[f'{s}/gene_P'], arrays[f'{s}/bin_P']
           pairs_TN[pair] = arrays[f'{s}/cells_P']
           rest = {
@@ -1152,10 +582,10 @@ class NullModels:
         )
     except errors.UserError:
       raise
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
+    except _DAMAGE as error:
       raise errors.UserError(
-        f'{path}: not null models, or damaged ({e}); fit them again'
-      ) from e
+        f'{path}: not null models, or damaged ({error}); fit them again'
+      ) from error
 
 
 def _no_counts(tokens: np.ndarray) -> SpeciesCounts:
@@ -1164,8 +594,8 @@ def _no_counts(tokens: np.ndarray) -> SpeciesCounts:
     tokens_T=np.asarray(tokens, np.int32),
     num_cells=0,
     measured_T=np.zeros(size),
-    pairs_TN=np.zeros((size, _NUM_BINS), np.uint32),
-    ranks_TQ=np.zeros((size, _NUM_RANK_BINS), np.uint32),
+    pairs_TN=np.zeros((size, null_kernels.NUM_BINS), np.uint32),
+    ranks_TQ=np.zeros((size, null_kernels.NUM_RANK_BINS), np.uint32),
     value_sum_T=np.zeros(size),
   )
 
@@ -1180,7 +610,9 @@ def _smoothed(pairs_TN: np.ndarray, pseudo_cells: float) -> np.ndarray:
   if not pseudo_cells:
     return pairs_TN
   counts_M, bins_M = _atoms()
-  log_N = np.log2(counts_M[np.searchsorted(bins_M, np.arange(_NUM_BINS))])
+  log_N = np.log2(
+    counts_M[np.searchsorted(bins_M, np.arange(null_kernels.NUM_BINS))]
+  )
   cells_T = pairs_TN.sum(1)
   seen = np.flatnonzero(cells_T)
   rank = np.argsort((pairs_TN[seen] @ log_N) / cells_T[seen], kind='stable')
