@@ -137,6 +137,48 @@ def _undo_differences(rows_N: np.ndarray, starts_C1: np.ndarray) -> None:
       rows_N[i] = row
 
 
+_UNORDERED, _BAD_ROW, _BAD_COUNT = 1, 2, 3
+_REFUSED = {
+  _UNORDERED: 'a gene row stands twice',
+  _BAD_ROW: 'a gene row is beyond the gene list',
+  _BAD_COUNT: 'a count is not positive and finite, or not whole in a corpus of '
+  'counts',
+}
+
+
+@encoding.compiled
+def _to_differences(rows_N, counts_N, starts_C1, num_rows, steps_N, small):
+  """Fills the stored planes -> (status, cell, number of large counts).
+
+  `small` is [1, N] for the plane of counts, or [0, N] where counts are stored
+  as they are.
+  """
+  whole = len(small) > 0
+  num_large = 0
+  for cell in range(len(starts_C1) - 1):
+    last = np.int64(-1)
+    for i in range(starts_C1[cell], starts_C1[cell + 1]):
+      row = np.int64(rows_N[i])
+      if row <= last:
+        return _UNORDERED, cell, num_large
+      if row >= num_rows:
+        return _BAD_ROW, cell, num_large
+      steps_N[i] = row - max(last, 0)
+      last = row
+      count = counts_N[i]
+      if not (count > 0 and count < np.inf):
+        return _BAD_COUNT, cell, num_large
+      if whole:
+        if count != np.floor(count) or count > 4294967295.0:
+          return _BAD_COUNT, cell, num_large
+        if count >= OVERFLOW_MARK:
+          small[0, i] = OVERFLOW_MARK
+          num_large += 1
+        else:
+          small[0, i] = np.uint16(count)
+  return 0, 0, num_large
+
+
 def block_size(num_cells: int) -> int:
   """Cells in a block: 1,024, fewer where that would make too few blocks."""
   size = MAX_BLOCK
@@ -478,7 +520,7 @@ class _ArrayWriter:
   def __init__(self, shape: Sequence[int], dtype: str, shard: int, *place: str):
     self.size = 0
     self._lead, self._dtype, self._shard = list(shape), np.dtype(dtype), shard
-    self._pieces: list[np.ndarray] = []
+    self._buffer: np.ndarray | None = None  # a shard, touched as it fills
     self._held = 0
     self._pending: ts.Future | None = None
     spec = {
@@ -491,20 +533,24 @@ class _ArrayWriter:
     self._array = ts.open(spec, create=True).result()
 
   def append(self, data: np.ndarray) -> None:
-    self._pieces.append(np.asarray(data, self._dtype))
-    self._held += data.shape[-1]
-    while self._held >= self._shard:
-      whole = np.concatenate(self._pieces, axis=-1)
-      self._write(whole[..., : self._shard])
-      self._pieces = [whole[..., self._shard :].copy()]
-      self._held -= self._shard
+    done = 0
+    while done < data.shape[-1]:
+      if self._buffer is None:
+        self._buffer = np.empty([*self._lead, self._shard], self._dtype)
+      size = min(data.shape[-1] - done, self._shard - self._held)
+      piece = data[..., done : done + size]
+      self._buffer[..., self._held : self._held + size] = piece
+      done += size
+      self._held += size
+      if self._held == self._shard:
+        self._write(self._buffer)
 
   def _write(self, data: np.ndarray) -> None:
     if self._pending is not None:  # one shard in flight bounds the memory
       self._pending.result()
     stop = self.size + data.shape[-1]
     self._pending = self._array[..., self.size : stop].write(data)
-    self.size = stop
+    self.size, self._buffer, self._held = stop, None, 0
 
   def close(self) -> None:
     end = [None] * len(self._lead) + [self.size + self._held]
@@ -512,10 +558,9 @@ class _ArrayWriter:
       exclusive_max=end, resize_metadata_only=True
     ).result()
     if self._held:
-      self._write(np.concatenate(self._pieces, axis=-1))
+      self._write(self._buffer[..., : self._held])
     if self._pending is not None:
       self._pending.result()
-    self._pieces, self._pending = [], None
 
 
 class StoreWriter:
@@ -586,32 +631,30 @@ class StoreWriter:
     num_cells = len(lengths_C)
     if len(names) != num_cells or set(obs) != set(self._obs):
       raise ValueError('names and obs must be those of the cells and columns')
-    rows_N = np.asarray(cells.gene_rows_N).astype(np.int64)
-    counts_N = np.asarray(cells.counts_N)
+    rows_N, counts_N, starts_C1 = encoding.kernel_arrays(cells)
     if starts_C1[0] != 0 or starts_C1[-1] != len(rows_N):
       raise ValueError('starts_C1 must run from 0 to the number of elements')
-    firsts = starts_C1[:-1][lengths_C > 0]
-    steps_N = _steps(rows_N, firsts)
-    if (steps_N < 1).any():
+    planes = np.empty((1 if self._is_float else 2, len(rows_N)), np.uint16)
+    status, cell, num_large = self._fill(rows_N, counts_N, starts_C1, planes)
+    if status == _UNORDERED:
       cell_N = np.repeat(np.arange(num_cells), lengths_C)
       order_N = np.lexsort((rows_N, cell_N))
-      rows_N, counts_N = rows_N[order_N], counts_N[order_N]
-      steps_N = _steps(rows_N, firsts)
-      if (steps_N < 1).any():
-        raise ValueError('a gene row stands twice in a cell, or is negative')
-    steps_N[firsts] -= 1  # steps count from -1, rows from 0
-    if len(rows_N) and rows_N.max() >= self._num_rows:
-      raise ValueError(f'{rows_N.max()=} is beyond {self._num_rows} genes')
-    if not (counts_N > 0).all():
-      raise ValueError('counts must be positive')
+      rows_N = encoding.read_only(rows_N[order_N])
+      counts_N = encoding.read_only(counts_N[order_N])
+      status, cell, num_large = self._fill(rows_N, counts_N, starts_C1, planes)
+    if status:
+      raise ValueError(f'cell {cell}: {_REFUSED[status]}')
     totals_C = np.asarray(cells.totals_C)
     if self._is_float:
-      self._counts.append(steps_N[None].astype(np.uint16))
       self._values.append(counts_N.astype(np.float32))
-    else:
-      self._append_counts(steps_N, counts_N)
-      if (totals_C % 1 != 0).any() or (totals_C >= 2**32).any():
-        raise ValueError('library sizes of counts must be whole numbers')
+    elif (totals_C % 1 != 0).any() or (totals_C >= 2**32).any():
+      raise ValueError('library sizes of counts must be whole numbers')
+    if num_large:
+      large = np.flatnonzero(planes[1] == OVERFLOW_MARK)
+      where = np.stack([large + self.num_elements, counts_N[large]])
+      self._overflow.append(where.astype(np.int64))
+      self.num_overflow += num_large
+    self._counts.append(planes)
     self._length.append(lengths_C.astype(np.uint16))
     self._total.append(totals_C)
     for name, column in self._obs.items():
@@ -630,21 +673,11 @@ class StoreWriter:
     self.num_cells += num_cells
     self.num_elements += len(rows_N)
 
-  def _append_counts(self, steps_N: np.ndarray, counts_N: np.ndarray) -> None:
-    is_large_N = counts_N >= OVERFLOW_MARK
-    planes_2N = np.empty((2, len(steps_N)), np.uint16)
-    planes_2N[0] = steps_N
-    if is_large_N.any():
-      large = np.flatnonzero(is_large_N)
-      where = np.stack([large + self.num_elements, counts_N[large]])
-      self._overflow.append(where.astype(np.int64))
-      self.num_overflow += len(large)
-      planes_2N[1] = np.where(is_large_N, OVERFLOW_MARK, counts_N)
-    else:
-      planes_2N[1] = counts_N
-    if counts_N.dtype.kind == 'f' and (counts_N % 1 != 0).any():
-      raise ValueError('a corpus of counts takes whole numbers')
-    self._counts.append(planes_2N)
+  def _fill(self, rows_N, counts_N, starts_C1, planes) -> tuple[int, int, int]:
+    """Differences and counts into planes -> (status, cell, large counts)."""
+    return _to_differences(
+      rows_N, counts_N, starts_C1, self._num_rows, planes[0], planes[1:]
+    )
 
   def close(self, measured_SrcR: np.ndarray, categories: Mapping) -> dict:
     """Writes what is left and returns the facts for the manifest."""
@@ -691,13 +724,6 @@ class StoreWriter:
     """Closes the one open file."""
     self._names.close()
     self._names_file.close()
-
-
-def _steps(rows_N: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-  """Differences of rows within cells; the first of a cell counts from -1."""
-  steps_N = np.diff(rows_N, prepend=-1)
-  steps_N[firsts] = rows_N[firsts] + 1
-  return steps_N
 
 
 def _json(content: object) -> str:

@@ -9,6 +9,7 @@ shards being filled, and the labels of one source and some bytes a cell.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -319,7 +320,7 @@ class _Cells:
   records_C: np.ndarray
   names: np.ndarray
 
-  @property
+  @functools.cached_property
   def starts_C1(self) -> np.ndarray:  # noqa: N802
     starts_C1 = np.zeros(len(self.records_C) + 1, np.int64)
     np.cumsum(self.records_C['length'], out=starts_C1[1:])
@@ -420,14 +421,13 @@ class _Buckets:
   def _file(self, species: int, bucket: int, kind: str) -> str:
     return os.path.join(self._folder, f'{species}-{bucket}.{kind}')
 
-  def read(self, species: int) -> Iterator[_Cells]:
-    """Yields the buckets in order, each in the order of the corpus."""
+  def read(self, species: int) -> Iterator[tuple[_Cells, np.ndarray]]:
+    """Yields the buckets in order, each with the order of its cells."""
     self._flush(species)
     for bucket in range(2**self._bits):
       if os.path.exists(self._file(species, bucket, 'records')):
         cells = self._load(species, bucket)
-        key_C = cells.records_C['key']
-        yield cells.take(np.argsort(key_C, kind='stable'))
+        yield cells, np.argsort(cells.records_C['key'], kind='stable')
 
   def _load(self, species: int, bucket: int) -> _Cells:
     read = {}
@@ -578,8 +578,10 @@ def _write(
         medians.MedianHistogram(mode, token_R, vocab.size)
         for mode in encoding.MODES
       ]
-      for cells in buckets.read(species):
-        for split, piece in _pieces(cells, keeps, labels, split_U, config):
+      for cells, order_C in buckets.read(species):
+        for split, piece in _pieces(
+          cells, order_C, keeps, labels, split_U, config
+        ):
           store = writer.store(corpus.SPLITS[split], species)
           codes = piece.records_C['codes']
           obs = {name: codes[:, k] for k, name in enumerate(labels.columns)}
@@ -640,6 +642,7 @@ class _Training:
 
 def _pieces(
   cells: _Cells,
+  order_C: np.ndarray,
   keeps: Sequence[np.ndarray],
   labels: _Labels,
   split_U: np.ndarray,
@@ -662,7 +665,7 @@ def _pieces(
       share = draw.astype(np.float64) / 2.0**64
       split_C[mine] = share < config.validation_share
   for split in range(len(corpus.SPLITS)):
-    index_C = np.flatnonzero(keep_C & (split_C == split))
+    index_C = order_C[(keep_C & (split_C == split))[order_C]]
     for a in range(0, len(index_C), sources.CHUNK_CELLS):
       yield split, cells.take(index_C[a : a + sources.CHUNK_CELLS])
 
