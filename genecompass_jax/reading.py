@@ -247,7 +247,7 @@ class Split:
         config=mask,
         seed=seed,
         epoch=_draw(mask_epoch, repeat),
-        random_tokens=[self.measured_T[t][s] for s in source_c],
+        random_tokens=[self.measured_T[t][s] for s in source_c.tolist()],
         vocabulary_size=self.vocabulary_size,
       )
       where = row_N[group], slot_N[group]

@@ -493,3 +493,19 @@ def test_describe_says_what_was_planned(two_species):
     '16 streams (asked 64)'
     in data.Loader(two_species, ENCODING, small).describe()
   )
+
+
+def test_a_read_that_failed_is_tried_again(two_species, monkeypatch):
+  expected = data.Loader(two_species, ENCODING, PACKED).batch(0)
+  loader = data.Loader(two_species, ENCODING, PACKED)
+  read, failures = corpus.Store.read_blocks, [errors.RetryableError('network')]
+
+  def flaky(store, blocks):
+    if failures:
+      raise failures.pop()
+    return read(store, blocks)
+
+  monkeypatch.setattr(corpus.Store, 'read_blocks', flaky)
+  with pytest.raises(errors.RetryableError):
+    loader.batch(0)
+  assert_same(loader.batch(0), expected)
