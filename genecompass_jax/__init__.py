@@ -1,0 +1,44 @@
+"""GeneCompass in JAX: pretraining and analysis of single-cell models.
+
+  import genecompass_jax as gc
+
+  model = gc.load(folder)
+  adata.obsm['X_genecompass'] = gc.embed(adata, model)
+
+Names are imported when they are first used, so that preparation needs no JAX.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = '0.1.0'
+
+# Public name -> the module that holds it.
+_PUBLIC = {
+  'load': 'pretrained',
+  'export': 'pretrained',
+  'PretrainedModel': 'pretrained',
+  'cell_batch': 'pretrained',
+  'pretraining_loss': 'pretrained',
+  'embed': 'analysis.embeddings',
+  'embed_cells': 'analysis.embeddings',
+  'Vocabulary': 'vocabulary',
+  'GeneTable': 'gene_table',
+  'Corpus': 'corpus',
+  'UserError': 'errors',
+}
+
+__all__ = [*_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+  """Imports a public name on first use."""
+  if name not in _PUBLIC:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module = importlib.import_module(f'{__name__}.{_PUBLIC[name]}')
+  return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+  """Public names, for completion in notebooks."""
+  return sorted([*globals(), *_PUBLIC])

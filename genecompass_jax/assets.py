@@ -16,11 +16,14 @@ import zipfile
 
 import numpy as np
 
-from genecompass_jax import encoding as encoding_lib
-from genecompass_jax import errors, paths
-from genecompass_jax import knowledge as knowledge_lib
-from genecompass_jax import medians as medians_lib
-from genecompass_jax import vocabulary as vocabulary_lib
+from genecompass_jax import (
+  encoding as encoding_lib,
+  errors,
+  knowledge as knowledge_lib,
+  medians as medians_lib,
+  paths,
+  vocabulary as vocabulary_lib,
+)
 
 MANIFEST = 'assets.json'
 _VOCABULARY = 'vocabulary.tsv.gz'

@@ -12,6 +12,7 @@ import concurrent.futures
 import json
 import logging
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -137,10 +138,17 @@ def seal(folder: paths.PathLike) -> None:
   root = paths.path(folder)
   hashes = {
     str(file.relative_to(root)): paths.sha256_file(file)
-    for file in sorted(root.rglob('*'))
-    if file.is_file()
+    for file in _files(root)
   }
   paths.write_text(f'{folder}{_SEAL}', json.dumps(hashes, indent=1) + '\n')
+
+
+def _files(folder: paths.epath.Path) -> Iterator[paths.epath.Path]:
+  for path in sorted(folder.iterdir()):
+    if path.is_dir():
+      yield from _files(path)
+    else:
+      yield path
 
 
 def check_seal(folder: paths.PathLike) -> str | None:
@@ -173,6 +181,10 @@ def save_params(folder: paths.PathLike, params: Any) -> None:
 
 def restore_params(folder: paths.PathLike, params: Any) -> Any:
   """Reads FOLDER/params into a tree of shapes and shardings.
+
+  Args:
+    folder: a step of a run, or an export.
+    params: tree of `jax.ShapeDtypeStruct` with shardings.
 
   Raises:
     UserError: the parameters do not fit, or cannot be read.

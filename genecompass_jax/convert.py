@@ -15,10 +15,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from genecompass_jax import assets as assets_lib
-from genecompass_jax import errors, paths
-from genecompass_jax import knowledge as knowledge_lib
-from genecompass_jax import model as model_lib
+from genecompass_jax import (
+  assets as assets_lib,
+  errors,
+  knowledge as knowledge_lib,
+  model as model_lib,
+  paths,
+)
 
 # Our name, the original's name of its parts, and the switch in its config, in
 # the order in which the original concatenates them.

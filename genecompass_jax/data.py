@@ -22,10 +22,17 @@ from concurrent import futures
 import grain
 import numpy as np
 
-from genecompass_jax import corpus as corpus_lib
-from genecompass_jax import encoding, errors, masking, packing, reading, schemas
-from genecompass_jax import medians as medians_lib
-from genecompass_jax import vocabulary as vocabulary_lib
+from genecompass_jax import (
+  corpus as corpus_lib,
+  encoding,
+  errors,
+  masking,
+  medians as medians_lib,
+  packing,
+  reading,
+  schemas,
+  vocabulary as vocabulary_lib,
+)
 
 _GROUP_CELLS = 8192  # cells of an evaluation held at a time
 _MAX_BUCKETS = 6

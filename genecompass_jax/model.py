@@ -38,7 +38,8 @@ class ModelConfig:
   """Size and parts of a model.
 
   Attributes:
-    vocabulary_size: V, tokens including `<pad>` and `<mask>`.
+    vocabulary_size: V, tokens including `<pad>` and `<mask>`; 0 until it is
+      taken from a corpus.
     width: D. Released base 768, small 256.
     num_layers: encoder blocks. Base 12, small 6.
     num_heads: attention heads; must divide `width`.
@@ -63,7 +64,7 @@ class ModelConfig:
     remat: whether blocks are recomputed in the backward pass.
   """
 
-  vocabulary_size: int
+  vocabulary_size: int = 0
   width: int = 768
   num_layers: int = 12
   num_heads: int = 12
@@ -94,10 +95,6 @@ class ModelConfig:
     _check_choice('dtype', self.dtype, ('float32', 'bfloat16'))
     if self.head != 'pretraining' and self.num_labels < 1:
       raise errors.UserError(f'head={self.head!r} needs num_labels >= 1')
-    if self.vocabulary_size <= vocabulary_lib.NUM_SPECIAL:
-      raise errors.UserError(
-        f'vocabulary_size={self.vocabulary_size} holds no gene'
-      )
 
   @property
   def head_dim(self) -> int:
@@ -473,6 +470,10 @@ class GeneCompass(nnx.Module):
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     """Parameters of the parts that `config` asks for."""
+    if config.vocabulary_size <= vocabulary_lib.NUM_SPECIAL:
+      raise errors.UserError(
+        f'vocabulary_size={config.vocabulary_size} holds no gene'
+      )
     self.config = config
     self.embedding = KnowledgeEmbedding(config, rngs=rngs)
     self.encoder = Encoder(config, rngs=rngs)

@@ -1,5 +1,13 @@
 """A restored model: what analysts hold in their hands.
 
+`load` takes what training or conversion left: a workdir (its latest good
+step), one step folder of it, or a self-contained export
+
+  config.json      {"format", "model", "step", "assets"}
+  assets/          as in a workdir
+  params/          parameters alone, sealed by params.sha256.json
+
+Nothing in them names a place, so moving a folder changes nothing.
 `PretrainedModel` joins parameters, configuration and assets. Below it are the
 lower-level calls on arrays that are already encoded: `cell_batch`,
 `PretrainedModel.hidden_states`, `PretrainedModel.logits`, `pretraining_loss`.
@@ -7,16 +15,24 @@ lower-level calls on arrays that are already encoded: `cell_batch`,
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genecompass_jax import assets as assets_lib
-from genecompass_jax import errors, losses, schemas
-from genecompass_jax import model as model_lib
-from genecompass_jax import vocabulary as vocabulary_lib
+from genecompass_jax import (
+  assets as assets_lib,
+  checkpoint,
+  errors,
+  losses,
+  model as model_lib,
+  paths,
+  schemas,
+  vocabulary as vocabulary_lib,
+  workdir,
+)
 
 Array = jax.Array | np.ndarray
 IGNORED_LABEL = -100  # torch's convention for slots without a label
@@ -79,6 +95,100 @@ class PretrainedModel:
       slots; 'sequence': [B, labels]; 'token': [B, L, labels], CLS slot first.
     """
     return _logits(self.params, batch, self.assets.knowledge, self.config)
+
+
+def load(folder: paths.PathLike) -> PretrainedModel:
+  """Restores a model onto the default device.
+
+  Args:
+    folder: workdir (latest good step), step folder, or export; local or URL.
+
+  Raises:
+    UserError: nothing to load there, or files are damaged or of two models.
+  """
+  name = os.fspath(folder).rstrip('/')
+  step = None
+  parent = paths.path(name).parent
+  if parent.name == workdir.CHECKPOINTS:
+    step, name = int(paths.path(name).name), os.fspath(parent.parent)
+  config = workdir.read_config(name)
+  if config is None:
+    raise errors.UserError(
+      f'{name}: no model here (no config.json); give the --workdir of a run, '
+      'one of its checkpoints/STEP folders, or an exported model'
+    )
+  if 'run' in config:
+    model_config = _model_config(config['run']['model'], name)
+    checkpoints = paths.join(name, workdir.CHECKPOINTS)
+    if step is None:
+      step = checkpoint.latest_step(checkpoints)
+    if step is None:
+      raise errors.UserError(
+        f'{name}: the run has no finished checkpoint yet; wait for '
+        'checkpoint_every steps, or start it again'
+      )
+    place = paths.join(checkpoints, str(step))
+    seal = place
+  else:
+    model_config = _model_config(config['model'], name)
+    step, place = config['step'], name
+    seal = paths.join(name, checkpoint.PARAMS)
+  problem = checkpoint.check_seal(seal)
+  if problem is not None:
+    raise errors.UserError(
+      f'{seal} cannot be used: {problem}; copy it again, or load another step'
+    )
+  assets = assets_lib.load(paths.join(name, workdir.ASSETS))
+  hashes = assets_lib.read_manifest(paths.join(name, workdir.ASSETS))['sha256']
+  if hashes != config['assets']:
+    raise errors.UserError(
+      f'{name}: assets/ belongs to another model than config.json (vocabulary, '
+      'medians or priors differ); copy the folder again as a whole'
+    )
+  one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  shapes = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one_device),
+    model_lib.abstract_params(model_config),
+  )
+  return PretrainedModel(
+    config=model_config,
+    params=checkpoint.restore_params(place, shapes),
+    assets=assets,
+    source=name,
+    step=step,
+    sha256=checkpoint.seal_sha256(seal),
+  )
+
+
+def export(model: PretrainedModel, folder: paths.PathLike) -> None:
+  """Writes a self-contained model that `load` reads; config.json comes last.
+
+  Raises:
+    UserError: the folder is not empty.
+  """
+  if paths.listdir(folder):
+    raise errors.UserError(f'{folder} is not empty; give a new folder with -o')
+  hashes = assets_lib.save(paths.join(folder, workdir.ASSETS), model.assets)
+  checkpoint.save_params(folder, model.params)
+  workdir.write_config(
+    folder,
+    {
+      'model': dataclasses.asdict(model.config),
+      'step': model.step,
+      'assets': hashes,
+    },
+  )
+
+
+def _model_config(values: dict[str, Any], name: str) -> model_lib.ModelConfig:
+  """A model configuration read back from JSON."""
+  priors = tuple((prior, width) for prior, width in values['priors'])
+  try:
+    return model_lib.ModelConfig(**{**values, 'priors': priors})
+  except TypeError as error:
+    raise errors.UserError(
+      f'{name}/config.json is of another version of the model ({error})'
+    ) from error
 
 
 def cell_batch(

@@ -1,0 +1,300 @@
+"""Embeddings of cells that never depend on how they were computed.
+
+Cells are streamed, encoded as in training (checkpoint's vocabulary, medians
+and mode; never recomputed from the user's file), grouped by length, and run
+one cell a row. A cell's row has the same number of slots whatever else is in
+the file, so its embedding does not depend on order, chunk or batch.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import anndata
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+import genecompass_jax
+from genecompass_jax import (
+  encoding,
+  errors,
+  model as model_lib,
+  paths,
+  pretrained,
+  progress,
+  rows,
+  vocabulary as vocabulary_lib,
+)
+from genecompass_jax.prepare import sources
+
+KEY = 'X_genecompass'
+POOLINGS = ('cls', 'mean')
+# Slots of the rows; the last is max_genes + 1. Six shapes at most are compiled.
+BUCKETS = (128, 256, 512, 1024, 1536)
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+  """Embeddings of C cells with what is known of each.
+
+  Attributes:
+    embeddings_CD: float32, in the order of the cells.
+    obs: columns for the cells, [C] each:
+      gc_n_genes_used: int32 genes that entered the model;
+      gc_share_umi_mapped: float32 share of the cell's counts on known genes;
+      gc_share_umi_truncated: float32 share of the mapped counts beyond the
+        cut at max_genes;
+      gc_species: species name.
+    uns: where the numbers come from: checkpoint, vocabulary, mode, pooling,
+      layer, identifiers, versions.
+  """
+
+  embeddings_CD: np.ndarray
+  obs: dict[str, np.ndarray]
+  uns: dict[str, Any]
+
+
+def embed(
+  adata: anndata.AnnData | paths.PathLike,
+  model: pretrained.PretrainedModel,
+  *,
+  pooling: str = 'cls',
+  species: str = 'auto',
+  ids_of: str = '',
+  layer: str = '',
+  batch_size: int = 32,
+  allow_noninteger: bool = False,
+) -> np.ndarray:
+  """Embeds cells: `adata.obsm['X_genecompass'] = embed(adata, model)`.
+
+  An AnnData also receives the columns and the `uns['genecompass']` of
+  `Embeddings`. The remaining arguments are those of `embed_cells`.
+
+  Returns:
+    float32 [C, D] in the order of the cells.
+  """
+  result = embed_cells(
+    adata,
+    model,
+    pooling=pooling,
+    species=species,
+    ids_of=ids_of,
+    layer=layer,
+    batch_size=batch_size,
+    allow_noninteger=allow_noninteger,
+  )
+  if isinstance(adata, anndata.AnnData):
+    for name, column in result.obs.items():
+      adata.obs[name] = column
+    adata.uns['genecompass'] = result.uns
+  return result.embeddings_CD
+
+
+def embed_cells(
+  data: anndata.AnnData | paths.PathLike,
+  model: pretrained.PretrainedModel,
+  *,
+  pooling: str = 'cls',
+  species: str = 'auto',
+  ids_of: str = '',
+  layer: str = '',
+  batch_size: int = 32,
+  allow_noninteger: bool = False,
+) -> Embeddings:
+  """Embeds the cells of an AnnData or an h5ad file of any size.
+
+  Args:
+    data: cells with counts; a file is streamed.
+    model: a restored model.
+    pooling: 'cls', the state of the species slot, or 'mean' over the genes.
+    species: 'human', 'mouse', 'auto' or 'obs:COLUMN'.
+    ids_of: 'human' where mouse cells carry human identifiers.
+    layer: 'X', 'raw' or 'layers/NAME'; by default the one that looks like
+      counts.
+    batch_size: rows that run together over all local devices.
+    allow_noninteger: take corrected counts.
+
+  Raises:
+    UserError: the model came without a vocabulary, or the cells cannot be read
+      as counts of known genes.
+  """
+  if model.vocabulary is None or model.assets.medians is None:
+    raise errors.UserError(
+      f'{model.source}: this model came without vocabulary and medians, so '
+      'counts cannot be encoded; convert it again with them'
+    )
+  if pooling not in POOLINGS:
+    raise errors.UserError(f'pooling {pooling!r}: give cls or mean')
+  if pooling == 'cls' and not model.config.use_cls:
+    raise errors.UserError('this model has no CLS slot; use pooling mean')
+  stream = sources.cells_of(
+    data,
+    model.vocabulary,
+    sources.SourceConfig(
+      species=species,
+      ids_of=ids_of,
+      layer=layer,
+      allow_noninteger=allow_noninteger,
+    ),
+  )
+  num_cells = stream.source.num_cells
+  obs = {
+    'gc_n_genes_used': np.zeros(num_cells, np.int32),
+    'gc_share_umi_mapped': np.zeros(num_cells, np.float32),
+    'gc_share_umi_truncated': np.zeros(num_cells, np.float32),
+    'gc_species': np.array(vocabulary_lib.SPECIES)[stream.source.species_C],
+  }
+  embeddings_CD = np.zeros((num_cells, model.config.width), np.float32)
+  runner = _Runner(model, pooling, batch_size)
+  with progress.Progress(num_cells, 'cells', 'embedding') as bar:
+    for index_B, embeddings_BD in runner.run(_encoded(stream, model, obs)):
+      embeddings_CD[index_B] = embeddings_BD
+      bar.update(len(index_B))
+  uns = {
+    'checkpoint': model.sha256,
+    'checkpoint_step': model.step,
+    'vocabulary': model.vocabulary.sha256,
+    'encoding': dataclasses.asdict(model.assets.encoding),
+    'pooling': pooling,
+    'layer': stream.source.layer,
+    'identifiers': stream.source.identifier_reason,
+    'genecompass_jax': genecompass_jax.__version__,
+    'jax': jax.__version__,
+  }
+  return Embeddings(embeddings_CD, obs, uns)
+
+
+def _encoded(
+  stream: sources.CellStream,
+  model: pretrained.PretrainedModel,
+  obs: dict[str, np.ndarray],
+) -> Iterator[tuple[int, np.ndarray, encoding.EncodedCells]]:
+  """(species, cell numbers, encoded cells), filling the columns of `obs`."""
+  assets = model.assets
+  encoders = {
+    species: encoding.CellEncoder(
+      assets.encoding,
+      stream.tokens(species),
+      assets.medians.divisor_V(species),
+    )
+    for species in stream.species
+  }
+  for chunk in stream.chunks():
+    cells = encoders[chunk.species].encode(chunk.cells)
+    index_C = chunk.index_C
+    lengths_C = np.diff(cells.starts_C1)
+    mapped_C = _sums(chunk.cells.counts_N, chunk.cells.starts_C1)
+    obs['gc_n_genes_used'][index_C] = lengths_C
+    obs['gc_share_umi_mapped'][index_C] = mapped_C / np.maximum(
+      chunk.cells.totals_C, 1e-12
+    )
+    kept_C = _kept_counts(
+      cells,
+      assets.medians.divisor_V(chunk.species),
+      assets.encoding,
+      chunk.cells.totals_C,
+    )
+    lost_C = 1.0 - kept_C / np.maximum(mapped_C, 1e-12)
+    # Whole cells lose nothing; rounding of log2 values must not say so.
+    is_cut_C = cells.num_genes_C > lengths_C
+    obs['gc_share_umi_truncated'][index_C] = np.where(is_cut_C, lost_C, 0.0)
+    yield chunk.species, index_C, cells
+
+
+def _kept_counts(
+  cells: encoding.EncodedCells,
+  divisor_V: np.ndarray,
+  config: encoding.EncodingConfig,
+  totals_C: np.ndarray,
+) -> np.ndarray:
+  """Counts on the genes that entered the model, from their values, [C]."""
+  counts_N = np.expm1(cells.values_N * np.log(2)) * divisor_V[cells.gene_ids_N]
+  kept_C = _sums(counts_N, cells.starts_C1)
+  if config.mode == encoding.LIBRARY:
+    kept_C *= totals_C / config.target_sum
+  return kept_C
+
+
+def _sums(values_N: np.ndarray, starts_C1: np.ndarray) -> np.ndarray:
+  """Sum over the elements of every cell, [C] float64."""
+  running = np.concatenate([[0.0], np.cumsum(values_N, dtype=np.float64)])
+  return running[starts_C1[1:]] - running[starts_C1[:-1]]
+
+
+class _Runner:
+  """Runs encoded cells through a model, batches of one length bucket."""
+
+  def __init__(
+    self, model: pretrained.PretrainedModel, pooling: str, batch_size: int
+  ):
+    devices = jax.local_devices()
+    self._rows = -(-max(batch_size, 1) // len(devices)) * len(devices)
+    mesh = jax.make_mesh(
+      (len(devices),),
+      ('data',),
+      axis_types=(jax.sharding.AxisType.Auto,),
+      devices=devices,
+    )
+    self._sharding = NamedSharding(mesh, PartitionSpec('data'))
+    whole = NamedSharding(mesh, PartitionSpec())
+    self._params = jax.device_put(model.params, whole)
+    self._knowledge = jax.device_put(model.assets.knowledge, whole)
+    self._config, self._pooling = model.config, pooling
+    longest = model.assets.encoding.max_genes + 1
+    self._buckets = (*(b for b in BUCKETS if b < longest), longest)
+
+  def run(
+    self, chunks: Iterator[tuple[int, np.ndarray, encoding.EncodedCells]]
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(cell numbers, embeddings) of every cell, in the order they are ready."""
+    waiting: dict[int, list[tuple[int, int, np.ndarray, np.ndarray]]] = {
+      slots: [] for slots in self._buckets
+    }
+    for species, index_C, cells in chunks:
+      starts_C1 = cells.starts_C1
+      slots_C = np.searchsorted(self._buckets, np.diff(starts_C1) + 1)
+      for c, index in enumerate(index_C):
+        slots = self._buckets[slots_C[c]]
+        a, b = starts_C1[c], starts_C1[c + 1]
+        cell = index, species, cells.gene_ids_N[a:b], cells.values_N[a:b]
+        waiting[slots].append(cell)
+        if len(waiting[slots]) == self._rows:
+          yield self._batch(slots, waiting[slots])
+          waiting[slots] = []
+    for slots, cells in waiting.items():
+      if cells:
+        yield self._batch(slots, cells)
+
+  def _batch(self, slots: int, cells: list) -> tuple[np.ndarray, np.ndarray]:
+    index, species, gene_ids, values = zip(*cells)
+    starts_C1 = np.cumsum([0, *map(len, gene_ids)])
+    encoded = encoding.EncodedCells(
+      gene_ids_N=np.concatenate(gene_ids),
+      values_N=np.concatenate(values),
+      starts_C1=starts_C1,
+      keys_C=np.zeros(len(cells), np.uint64),
+      num_genes_C=np.diff(starts_C1).astype(np.int32),
+    )
+    batch = rows.cell_batch_rows(
+      encoded, np.array(species), slots, num_rows=self._rows
+    )
+    batch = jax.device_put(batch, self._sharding)
+    pooled_BD = _pooled(
+      self._params, batch, self._knowledge, self._config, self._pooling
+    )
+    return np.array(index), np.asarray(pooled_BD)[: len(cells)]
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _pooled(params, batch, knowledge, config, pooling):
+  """Pooled states of one cell a row, float32 [B, D]."""
+  hidden_BLD = model_lib.bind(config, params)(batch, knowledge)
+  if pooling == 'cls':
+    return hidden_BLD[:, 0]
+  is_gene_BL = (batch.segments_BL > 0) & ~batch.is_cls_BL
+  weights_BL = is_gene_BL.astype(jnp.float32)
+  sums_BD = jnp.einsum('BLD,BL->BD', hidden_BLD, weights_BL)
+  return sums_BD / jnp.maximum(weights_BL.sum(1, keepdims=True), 1.0)

@@ -1,0 +1,245 @@
+"""The `genecompass` command.
+
+Subcommands are imported when they are called: `genecompass --help` answers at
+once, and preparation never loads JAX. Exit codes: 0 done, 1 failed, 2 wrong
+usage (one line says what to do), 42 stopped and to be started again.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from genecompass_jax import errors
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one subcommand; returns its exit code."""
+  parser = _parser()
+  args = parser.parse_args(argv)
+  logging.basicConfig(level=logging.WARNING, format='%(message)s')
+  try:
+    return args.run(args) or errors.EXIT_OK
+  except errors.UserError as error:
+    print(error, file=sys.stderr)
+    return errors.EXIT_USAGE
+  except errors.RetryableError as error:
+    print(error, file=sys.stderr)
+    return errors.EXIT_RETRY
+  except BrokenPipeError:  # the reader of our output left, as `| head` does
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return errors.EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+  import genecompass_jax
+
+  parser = argparse.ArgumentParser(
+    prog='genecompass',
+    description='GeneCompass in JAX: prepare cells, use trained models. '
+    'Training: python -m genecompass_jax.main --help',
+  )
+  parser.add_argument(
+    '--version', action='version', version=genecompass_jax.__version__
+  )
+  commands = parser.add_subparsers(
+    title='commands', metavar='COMMAND', required=True
+  )
+  for name, help_text, fill in (
+    ('demo', 'the whole way on real cells, in minutes', _demo),
+    ('prep', 'files of cells -> a corpus', _prep),
+    ('embed', 'cells -> embeddings in an h5ad file', _embed),
+    ('convert', 'weights of the original model -> ours', _convert),
+    ('corpus', 'check or describe a corpus', _corpus),
+    ('doctor', 'is everything here in order?', _doctor),
+  ):
+    command = commands.add_parser(name, help=help_text, description=help_text)
+    command.set_defaults(run=fill(command))
+  return parser
+
+
+Runner = Callable[[argparse.Namespace], int | None]
+
+
+def _prep(parser: argparse.ArgumentParser) -> Runner:
+  from genecompass_jax.prepare import command
+
+  command.add_arguments(parser)
+  return command.run
+
+
+def add_cell_arguments(parser: argparse.ArgumentParser) -> None:
+  """Flags that say what the cells of a file are."""
+  parser.add_argument(
+    '--species',
+    default='auto',
+    metavar='human|mouse|auto|obs:COLUMN',
+    help='species of the cells (default: by their gene identifiers)',
+  )
+  parser.add_argument(
+    '--ids-of',
+    '--ids_of',
+    default='',
+    choices=('human', 'mouse'),
+    help='species of the gene identifiers, where it is not that of the cells',
+  )
+  parser.add_argument(
+    '--layer',
+    default='',
+    help='X, raw or layers/NAME (default: what looks like counts)',
+  )
+  parser.add_argument(
+    '--allow-noninteger',
+    '--allow_noninteger',
+    action='store_true',
+    help='take corrected counts as they are',
+  )
+
+
+def _embed(parser: argparse.ArgumentParser) -> Runner:
+  parser.add_argument('cells', metavar='CELLS.h5ad')
+  parser.add_argument('-o', '--output', required=True, metavar='OUT.h5ad')
+  parser.add_argument(
+    '--checkpoint',
+    required=True,
+    metavar='DIR',
+    help='workdir, checkpoints/STEP folder or exported model',
+  )
+  parser.add_argument('--pooling', default='cls', choices=('cls', 'mean'))
+  parser.add_argument('--batch-size', type=int, default=32)
+  parser.add_argument(
+    '--overwrite', action='store_true', help='replace OUT.h5ad if it is there'
+  )
+  add_cell_arguments(parser)
+
+  def run(args: argparse.Namespace) -> None:
+    from genecompass_jax import pretrained
+    from genecompass_jax.analysis import embeddings
+    from genecompass_jax.prepare import annotate
+
+    annotate.check_output(args.output, args.overwrite)
+    model = pretrained.load(args.checkpoint)
+    result = embeddings.embed_cells(
+      args.cells,
+      model,
+      pooling=args.pooling,
+      species=args.species,
+      ids_of=args.ids_of,
+      layer=args.layer,
+      batch_size=args.batch_size,
+      allow_noninteger=args.allow_noninteger,
+    )
+    annotate.write(
+      args.cells,
+      args.output,
+      obsm={embeddings.KEY: result.embeddings_CD},
+      obs=result.obs,
+      uns={'genecompass': result.uns},
+    )
+    cells, width = result.embeddings_CD.shape
+    print(
+      f'{args.output}: obsm[{embeddings.KEY!r}] of {cells} cells x {width} '
+      f'({args.pooling}; counts from {result.uns["layer"]})'
+    )
+
+  return run
+
+
+def _convert(parser: argparse.ArgumentParser) -> Runner:
+  formats = parser.add_subparsers(
+    title='formats', metavar='FORMAT', required=True
+  )
+  pytorch = formats.add_parser(
+    'pytorch', help='npz or safetensors under the original names'
+  )
+  pytorch.add_argument('source', metavar='WEIGHTS')
+  pytorch.add_argument('-o', '--output', required=True, metavar='DIR')
+  pytorch.add_argument(
+    '--config',
+    metavar='CONFIG.json',
+    help='configuration in the keys of the original (heads, use_*, warm-up)',
+  )
+  pytorch.add_argument(
+    '--key-prefix',
+    default='',
+    metavar='PREFIX',
+    help='read names that begin so, and take it off',
+  )
+
+  def run(args: argparse.Namespace) -> None:
+    from genecompass_jax import convert, model, paths, pretrained
+
+    if paths.listdir(args.output):
+      raise errors.UserError(
+        f'{args.output} is not empty; give a new folder with -o'
+      )
+    config, params, assets, unused = convert.read_original(
+      args.source, args.config, args.key_prefix
+    )
+    restored = pretrained.PretrainedModel(config, params, assets)
+    pretrained.export(restored, args.output)
+    counts = model.count_parameters(config)
+    print(f'{args.output}: {counts.pop("total"):,} parameters')
+    for group, number in counts.items():
+      print(f'  {number:>12,} {group}')
+    if unused:
+      print(f'  not part of this model, left out: {", ".join(unused)}')
+
+  pytorch.set_defaults(run=run)
+  return run
+
+
+def _corpus(parser: argparse.ArgumentParser) -> Runner:
+  parser.add_argument('action', choices=('verify', 'stats'))
+  parser.add_argument('corpus', metavar='CORPUS')
+
+  def run(args: argparse.Namespace) -> int:
+    from genecompass_jax import corpus, doctor
+
+    opened = corpus.Corpus.open(args.corpus)
+    if args.action == 'stats':
+      print('\n'.join(doctor.describe_corpus(opened)))
+      return errors.EXIT_OK
+    problems = opened.verify()
+    print('\n'.join(problems) or f'{args.corpus}: every file is as written')
+    return errors.EXIT_FAILED if problems else errors.EXIT_OK
+
+  return run
+
+
+def _doctor(parser: argparse.ArgumentParser) -> Runner:
+  parser.add_argument(
+    'folders', nargs='*', metavar='DIR', help='corpora and models to check'
+  )
+
+  def run(args: argparse.Namespace) -> int:
+    from genecompass_jax import doctor
+
+    return doctor.run(args.folders)
+
+  return run
+
+
+def _demo(parser: argparse.ArgumentParser) -> Runner:
+  parser.add_argument('-o', '--output', default='demo_output', metavar='DIR')
+  parser.add_argument(
+    '--data',
+    default='',
+    metavar='CELLS.h5ad',
+    help='your own cells (default: 700 blood cells that come with scanpy)',
+  )
+  parser.add_argument('--steps', type=int, default=0, help='training steps')
+  parser.add_argument('--seed', type=int, default=0)
+  add_cell_arguments(parser)
+
+  def run(args: argparse.Namespace) -> None:
+    from genecompass_jax import demo
+
+    demo.run(args)
+
+  return run
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,137 @@
+"""`genecompass doctor`: versions, devices, assets, health of folders."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator
+
+from genecompass_jax import (
+  assets as assets_lib,
+  checkpoint,
+  corpus,
+  errors,
+  gene_table,
+  paths,
+  pretrained,
+  vocabulary,
+  workdir,
+)
+
+PACKAGES = (
+  *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain'),
+  *('tensorstore', 'anndata', 'numpy', 'numba', 'pyarrow', 'ml-collections'),
+)
+OPTIONAL = ('scanpy', 'scikit-learn', 'umap-learn', 'matplotlib')
+
+
+def run(folders: list[str]) -> int:
+  """Prints a report; returns 0 when all is well, else 1."""
+  healthy = True
+  checks = [_environment, _devices, _gene_table]
+  checks += [lambda f=folder: _folder(f) for folder in folders]
+  for check in checks:
+    try:
+      for line in check():
+        print(line)
+        healthy &= not line.startswith('FAULT')
+    except errors.UserError as error:
+      print(f'FAULT  {error}')
+      healthy = False
+  print('all is well' if healthy else 'something is wrong: see FAULT above')
+  return errors.EXIT_OK if healthy else errors.EXIT_FAILED
+
+
+def _environment() -> Iterator[str]:
+  yield f'ok     Python {platform.python_version()}, {platform.platform()}'
+  for name in PACKAGES + OPTIONAL:
+    try:
+      yield f'ok     {name} {importlib.metadata.version(name)}'
+    except importlib.metadata.PackageNotFoundError:
+      if name in OPTIONAL:
+        yield f'-      {name} is not installed (demo only: pip install '
+        '"genecompass_jax[demo]")'
+      else:
+        yield f'FAULT  {name} is not installed: pip install {name}'
+
+
+def _devices() -> Iterator[str]:
+  try:
+    import jax
+
+    devices = jax.devices()
+    total = jax.numpy.ones((256, 256)).sum()
+    if float(total) != 65536.0:
+      yield f'FAULT  {devices[0]} adds 65,536 ones up to {total}'
+    kinds = sorted({d.device_kind for d in devices})
+    yield f'ok     {len(devices)} {jax.default_backend()} device(s): ' + (
+      ', '.join(kinds)
+    )
+  except (ImportError, RuntimeError) as error:
+    line = (str(error).splitlines() or ['?'])[0]
+    yield f'FAULT  JAX finds no device: {line}'
+
+
+def _gene_table() -> Iterator[str]:
+  table = gene_table.GeneTable.default()
+  vocab = vocabulary.Vocabulary.default()
+  human = int((table.species_G == 0).sum())
+  yield (
+    f'ok     gene table: {human:,} human and {len(table.gene_ids) - human:,} '
+    f'mouse genes, {vocab.size:,} tokens, sha256 {vocab.sha256[:12]}'
+  )
+
+
+def _folder(folder: str) -> Iterator[str]:
+  """A corpus or a model, whichever the folder is."""
+  if paths.exists(paths.join(folder, 'manifest.json')):
+    opened = corpus.Corpus.open(folder)
+    problems = opened.verify()
+    yield from (f'FAULT  {problem}' for problem in problems)
+    if not problems:
+      yield from (f'ok     {line}' for line in describe_corpus(opened))
+    return
+  config = workdir.read_config(folder)
+  if config is None:
+    raise errors.UserError(
+      f'{folder}: neither a corpus (manifest.json) nor a model (config.json)'
+    )
+  model = pretrained.load(folder)
+  size = sum(x.size for x in _leaves(model.params))
+  yield (
+    f'ok     {folder}: model of {size:,} parameters at step {model.step}, '
+    f'sha256 {model.sha256[:12]}'
+  )
+  assets_lib.load(paths.join(folder, workdir.ASSETS))
+  checkpoints = paths.join(folder, workdir.CHECKPOINTS)
+  for step in checkpoint.all_steps(checkpoints):
+    problem = checkpoint.check_seal(paths.join(checkpoints, str(step)))
+    if problem is None:
+      yield f'ok     checkpoint {step}: every file is as written'
+    else:
+      yield f'FAULT  checkpoint {step}: {problem}'
+
+
+def describe_corpus(opened: corpus.Corpus) -> list[str]:
+  """What a corpus holds, a line each."""
+  lines = [
+    f'{opened.path}: vocabulary of {opened.vocabulary.size:,} tokens, sha256 '
+    f'{opened.vocabulary.sha256[:12]}'
+  ]
+  for split in opened.splits:
+    for species, name in enumerate(vocabulary.SPECIES):
+      store = opened.store(split, species)
+      if store is None:
+        continue
+      length_N = store.length_N
+      datasets = store.categories('dataset')
+      lines.append(
+        f'{split} {name}: {store.num_cells:,} cells of {len(datasets)} '
+        f'dataset(s) and {len(store.categories("unit"))} unit(s), '
+        f'{length_N.mean():.0f} genes a cell (most {length_N.max()})'
+      )
+  return lines
+
+
+def _leaves(tree) -> list:
+  import jax
+
+  return jax.tree.leaves(tree)

@@ -1,0 +1,286 @@
+"""Held-out loss of a pretraining model, beside null models.
+
+The null models see the same batches as the network: the same cells, the same
+hidden genes, the same visible ranks and values. Everything is summed by slot
+and divided once, over all held-out cells, by species, by dataset and by unit.
+"""
+
+import collections
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from genecompass_jax import (
+  corpus as corpus_lib,
+  data,
+  encoding,
+  knowledge as knowledge_lib,
+  losses,
+  model as model_lib,
+  nulls,
+  progress,
+  sharding,
+  vocabulary as vocabulary_lib,
+)
+
+# A corpus of many units would fill metrics.jsonl; past these the line holds
+# the totals, the species and the datasets only.
+MAX_UNITS = 40
+_READ_BLOCKS = 8
+
+
+def slot_losses(
+  params: model_lib.Params,
+  batch: Any,
+  knowledge: knowledge_lib.Knowledge,
+  config: model_lib.ModelConfig,
+  *,
+  prior_scale: Any = None,
+  dropout_key: Any = None,
+) -> tuple[jax.Array, jax.Array | None]:
+  """Losses of every masked slot: id [B, K] in nats, value [B, K] or None.
+
+  Only masked slots pass the heads: the logits of all positions would be the
+  largest array of the whole step.
+  """
+  network = model_lib.bind(config, params)
+  hidden_BLD = network(
+    batch.cells, knowledge, prior_scale=prior_scale, dropout_key=dropout_key
+  )
+  hidden_BKD = jax.numpy.take_along_axis(
+    hidden_BLD, batch.masked_slots_BK[..., None], axis=1
+  )
+  id_BK = losses.id_losses(network.id_logits(hidden_BKD), batch.id_labels_BK)
+  values_BK = network.predicted_values(hidden_BKD)
+  if values_BK is None:
+    return id_BK, None
+  return id_BK, losses.value_losses(values_BK, batch.value_labels_BK)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _slot_losses(params, batch, knowledge, config):
+  return slot_losses(params, batch, knowledge, config)
+
+
+class Evaluator:
+  """Evaluates parameters on the held-out cells of a corpus.
+
+  The cells, their masks and the losses of the null models are the same at
+  every call, so the null models are scored once.
+  """
+
+  def __init__(
+    self,
+    corpus: corpus_lib.Corpus,
+    config: model_lib.ModelConfig,
+    encoding_config: encoding.EncodingConfig,
+    data_config: data.DataConfig,
+    loss_config: losses.LossConfig,
+    null_models: nulls.NullModels | None,
+    *,
+    split: str = 'validation',
+    max_cells: int | None = None,
+  ):
+    """Evaluates on at most `max_cells` evenly spaced cells of a split."""
+    self._corpus, self._config, self._split = corpus, config, split
+    self._loss_config, self._nulls = loss_config, null_models
+    self._batches = functools.partial(
+      data.evaluation_batches,
+      corpus,
+      encoding_config,
+      data_config,
+      split,
+      host=jax.process_index(),
+      num_hosts=jax.process_count(),
+      max_cells=max_cells,
+    )
+    self._groups = _cell_groups(corpus, split)
+    self._null_sums: dict[str, dict[str, float]] | None = None
+
+  def __call__(
+    self,
+    params: model_lib.Params,
+    knowledge: knowledge_lib.Knowledge,
+    mesh: jax.sharding.Mesh,
+  ) -> dict[str, Any]:
+    """Scores parameters.
+
+    Returns:
+      `eval_loss`, `eval_id_loss`, `eval_value_loss`, `null_*`, `eval_cells`,
+      `eval_masked`, and the same by group under `by`: {'species=human': ...,
+      'dataset=...': ..., 'unit=...': ...}.
+    """
+    sums: dict[str, dict[str, float]] = collections.defaultdict(
+      lambda: collections.defaultdict(float)
+    )
+    score_nulls = self._nulls is not None and self._null_sums is None
+    for host_batch in self._batches():
+      batch = sharding.put_batch(host_batch.batch, mesh)
+      id_BK, value_BK = _slot_losses(params, batch, knowledge, self._config)
+      slots = {'id': _local_rows(id_BK)}
+      if value_BK is not None:
+        slots['value'] = _local_rows(value_BK)
+      if score_nulls:
+        slots |= self._nulls.losses(host_batch)
+      self._add(sums, host_batch, slots)
+    merged = {group: dict(values) for group, values in sums.items()}
+    if score_nulls:
+      self._null_sums = {
+        group: {k: v for k, v in values.items() if k.startswith('null_')}
+        for group, values in merged.items()
+      }
+    elif self._null_sums is not None:
+      for group, values in self._null_sums.items():
+        merged[group] |= values
+    results = {g: self._means(values) for g, values in merged.items()}
+    return {**results.pop('all'), 'by': results}
+
+  def _add(self, sums, host_batch, slots: dict[str, np.ndarray]) -> None:
+    """Adds the slots of a batch to the sums of all groups they belong to."""
+    batch = host_batch.batch
+    cells_B = host_batch.cell_index_BS[:, 0]  # one cell a row in evaluation
+    rows = np.flatnonzero(cells_B >= 0)
+    id_weights_BK = np.asarray(batch.id_weights_BK)
+    value_weights_BK = np.asarray(batch.value_weights_BK)
+    columns = {'id_weight': id_weights_BK, 'value_weight': value_weights_BK}
+    for name, values_BK in slots.items():
+      is_value = name == 'value' or name.startswith('null_value')
+      weights_BK = value_weights_BK if is_value else id_weights_BK
+      columns[name] = np.where(weights_BK > 0, values_BK, 0.0) * weights_BK
+    columns_B = {
+      name: array.sum(1, dtype=np.float64)[rows]
+      for name, array in columns.items()
+    }
+    columns_B['cells'] = np.ones(len(rows))
+    for name, values in columns_B.items():
+      sums['all'][name] += float(values.sum())
+    for kind, (codes_C, names) in self._groups.items():
+      codes = codes_C[cells_B[rows]]
+      for code in np.unique(codes):
+        group = sums[f'{kind}={names[code]}']
+        for name, values in columns_B.items():
+          group[name] += float(values[codes == code].sum())
+
+  def _means(self, values: dict[str, float]) -> dict[str, float]:
+    """Sums of a group -> the numbers of an evaluation line."""
+    num_ids = max(values.pop('id_weight'), 1.0)
+    num_values = max(values.pop('value_weight'), 1.0)
+    line = {
+      'eval_cells': int(values.pop('cells')),
+      'eval_masked': int(num_ids),
+      'eval_id_loss': values.pop('id') / num_ids,
+    }
+    line['eval_loss'] = line['eval_id_loss']
+    if 'value' in values:
+      line['eval_value_loss'] = values.pop('value') / num_values
+      line['eval_loss'] = losses.combine(
+        line['eval_id_loss'], line['eval_value_loss'], self._loss_config
+      )
+    for name, value in values.items():
+      is_value = name.startswith('null_value')
+      line[name] = value / (num_values if is_value else num_ids)
+    return line
+
+
+def fit_nulls(
+  corpus: corpus_lib.Corpus,
+  encoding_config: encoding.EncodingConfig,
+  data_config: data.DataConfig,
+  *,
+  split: str = 'train',
+) -> nulls.NullModels:
+  """Fits the null models on the training cells of a corpus, in one pass."""
+  medians = corpus.medians(encoding_config.mode)
+  num_species = len(vocabulary_lib.SPECIES)
+  return nulls.NullModels.fit(
+    _training_cells(corpus, encoding_config, split),
+    encoding_config=encoding_config,
+    mask=data_config.mask,
+    divisor_SV=np.stack([medians.divisor_V(s) for s in range(num_species)]),
+    species_tokens=[
+      corpus.vocabulary.species_tokens(s) for s in range(num_species)
+    ],
+    seed=data_config.seed,
+  )
+
+
+def _training_cells(
+  corpus: corpus_lib.Corpus,
+  encoding_config: encoding.EncodingConfig,
+  split: str,
+) -> Iterator[nulls.TrainingCells]:
+  """Encoded cells of a split, a few blocks at a time."""
+  medians = corpus.medians(encoding_config.mode)
+  total = corpus.num_cells(split)
+  with progress.Progress(total, 'cells', 'null models') as bar:
+    for species in range(len(vocabulary_lib.SPECIES)):
+      store = corpus.store(split, species)
+      if store is None:
+        continue
+      token_R = corpus.tokens(species)
+      encoder = encoding.CellEncoder(
+        encoding_config, token_R, medians.divisor_V(species)
+      )
+      measured_SrcV = _measured_tokens(store, token_R, corpus.vocabulary.size)
+      source_C = store.obs('source')
+      first = 0
+      for start in range(0, store.num_blocks, _READ_BLOCKS):
+        blocks = range(start, min(start + _READ_BLOCKS, store.num_blocks))
+        for cells in store.read_blocks(blocks):
+          sources = source_C[first : first + cells.num_cells]
+          first += cells.num_cells
+          per_source = np.bincount(sources, minlength=len(measured_SrcV))
+          yield nulls.TrainingCells(
+            species, encoder.encode(cells), per_source @ measured_SrcV
+          )
+          bar.update(cells.num_cells)
+
+
+def _measured_tokens(
+  store: corpus_lib.Store, token_R: np.ndarray, vocabulary_size: int
+) -> np.ndarray:
+  """float64 [sources, V]: 1 where a source measured a token."""
+  measured_SrcR = store.measured_SrcR
+  measured_SrcV = np.zeros((len(measured_SrcR), vocabulary_size))
+  known_R = token_R >= 0
+  for source, measured_R in enumerate(measured_SrcR):
+    measured_SrcV[source, token_R[measured_R & known_R]] = 1.0
+  return measured_SrcV
+
+
+def _cell_groups(
+  corpus: corpus_lib.Corpus, split: str
+) -> dict[str, tuple[np.ndarray, list[str]]]:
+  """Groupings of the split's cells: kind -> (code of each cell, names)."""
+  stores = [
+    (species, corpus.store(split, species))
+    for species in range(len(vocabulary_lib.SPECIES))
+  ]
+  stores = [(species, store) for species, store in stores if store is not None]
+  groups = {
+    'species': (
+      np.concatenate([np.full(s.num_cells, species) for species, s in stores]),
+      list(vocabulary_lib.SPECIES),
+    )
+  }
+  for kind in ('dataset', 'unit'):
+    names: dict[str, int] = {}
+    parts = []
+    for _, store in stores:
+      own = [names.setdefault(n, len(names)) for n in store.categories(kind)]
+      parts.append(np.asarray(own, np.int64)[store.obs(kind)])
+    codes_C = np.concatenate(parts)
+    if kind == 'dataset' or len(np.unique(codes_C)) <= MAX_UNITS:
+      groups[kind] = codes_C, list(names)
+  return groups
+
+
+def _local_rows(array: jax.Array) -> np.ndarray:
+  """This process's rows of an array that is split by rows."""
+  if jax.process_count() == 1:
+    return np.asarray(array)
+  shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
+  return np.concatenate([np.asarray(shards[i]) for i in sorted(shards)])

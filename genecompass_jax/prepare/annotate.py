@@ -1,0 +1,70 @@
+"""Writes results into a copy of an h5ad file, whatever its size."""
+
+import os
+import shutil
+from collections.abc import Mapping
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+
+from genecompass_jax import errors
+
+
+def check_output(path: str, overwrite: bool) -> None:
+  """Refuses, before any work, an output that cannot be written.
+
+  Raises:
+    UserError: it exists, or its folder does not.
+  """
+  if os.path.exists(path) and not overwrite:
+    raise errors.UserError(
+      f'{path} exists; give --overwrite, or another name with -o'
+    )
+  folder = os.path.dirname(os.path.abspath(path))
+  if not os.path.isdir(folder):
+    raise errors.UserError(f'{folder}: no such folder; make it first')
+
+
+def write(
+  source: str,
+  target: str,
+  *,
+  obsm: Mapping[str, np.ndarray],
+  obs: Mapping[str, np.ndarray],
+  uns: Mapping[str, object],
+) -> None:
+  """Copies an h5ad file and adds columns; the matrices are never loaded.
+
+  Args:
+    source: h5ad file.
+    target: h5ad file to write; it appears only when it is complete.
+    obsm: arrays [cells, ...] to add.
+    obs: columns [cells] to add or replace.
+    uns: entries to add or replace.
+  """
+  staging = f'{target}.tmp-{os.getpid()}'
+  try:
+    shutil.copyfile(source, staging)
+    with h5py.File(staging, 'r+') as file:
+      for name, array in obsm.items():
+        group = file.require_group('obsm')
+        group.attrs.setdefault('encoding-type', 'dict')
+        group.attrs.setdefault('encoding-version', '0.1.0')
+        anndata.io.write_elem(group, name, np.asarray(array))
+      frame = anndata.io.read_elem(file['obs'])
+      for name, column in obs.items():
+        column = np.asarray(column)
+        is_text = column.dtype.kind in 'UO'
+        frame[name] = pd.Categorical(column) if is_text else column
+      anndata.io.write_elem(file, 'obs', frame)
+      group = file.require_group('uns')
+      group.attrs.setdefault('encoding-type', 'dict')
+      group.attrs.setdefault('encoding-version', '0.1.0')
+      for name, value in uns.items():
+        anndata.io.write_elem(group, name, value)
+    os.replace(staging, target)
+  finally:
+    if os.path.exists(staging):
+      os.remove(staging)

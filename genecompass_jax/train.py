@@ -1,0 +1,541 @@
+"""Pretraining, told in order: corpus, model, state, step, loop.
+
+Randomness folds from (seed, batch): the n-th batch of a run is a pure function
+of corpus, seed and n, and so are its masks and its dropout. A run that is
+killed goes on from its last sealed checkpoint and ends in the same bits.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from genecompass_jax import (
+  assets as assets_lib,
+  checkpoint,
+  corpus as corpus_lib,
+  data as data_lib,
+  encoding as encoding_lib,
+  errors,
+  evaluate,
+  knowledge as knowledge_lib,
+  losses,
+  metrics,
+  model as model_lib,
+  nulls,
+  optimizer as optimizer_lib,
+  paths,
+  progress,
+  schemas,
+  sharding,
+  vocabulary as vocabulary_lib,
+  workdir,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """A pretraining run.
+
+  Attributes:
+    corpus: folder or URL of the corpus.
+    model: architecture; its vocabulary size and prior widths are taken from
+      the corpus and the tables, whatever stands here.
+    optimizer: updates and schedule; `total_steps` is the length of the run.
+    data: batches.
+    encoding: how counts become ranks and values.
+    loss: weights of the two terms.
+    mesh: how devices share the work.
+    priors: (name, parquet table) of each knowledge prior, in order.
+    seed: of initial parameters and dropout; `data.seed` is that of the cells.
+    prior_warmup_steps: steps over which priors fade in; 0 for none (the
+      release's warm-up has no effect).
+    log_every: steps between training lines.
+    eval_every: steps between evaluations; 0 for none.
+    eval_cells: held-out cells of an evaluation, evenly spaced; 0 for all.
+    checkpoint_every: steps between checkpoints; the last step has one always.
+    keep_checkpoints: newest checkpoints kept.
+  """
+
+  corpus: str
+  model: model_lib.ModelConfig
+  optimizer: optimizer_lib.OptimizerConfig
+  data: data_lib.DataConfig
+  encoding: encoding_lib.EncodingConfig = encoding_lib.EncodingConfig()
+  loss: losses.LossConfig = losses.LossConfig()
+  mesh: sharding.MeshConfig = sharding.MeshConfig()
+  priors: tuple[tuple[str, str], ...] = ()
+  seed: int = 0
+  prior_warmup_steps: int = 0
+  log_every: int = 10
+  eval_every: int = 0
+  eval_cells: int = 0
+  checkpoint_every: int = 1000
+  keep_checkpoints: int = 3
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All that changes in training.
+
+  Attributes:
+    step: int32 updates done; the schedule folds from it.
+    next_batch: int32 batch to train on next; masks, dropout and order fold
+      from it. It runs ahead of `step` when batches are skipped.
+    params: float32 parameters.
+    opt_state: state of the optimiser.
+  """
+
+  step: jax.Array
+  next_batch: jax.Array
+  params: model_lib.Params
+  opt_state: Any
+
+
+def train_step(
+  state: TrainState,
+  batch: schemas.PretrainingBatch,
+  knowledge: knowledge_lib.Knowledge,
+  config: TrainConfig,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update.
+
+  The loss is a sum over the global batch, divided by the number of masked
+  genes in the global batch: it does not depend on how rows lie on devices.
+  """
+  key = jax.random.key(config.seed)
+  dropout_key = jax.random.fold_in(key, state.next_batch)
+  prior_scale = None
+  if config.prior_warmup_steps:
+    share = (state.step + 1) / config.prior_warmup_steps
+    prior_scale = jnp.minimum(share, 1.0).astype(jnp.float32)
+
+  def loss(params):
+    id_BK, value_BK = evaluate.slot_losses(
+      params,
+      batch,
+      knowledge,
+      config.model,
+      prior_scale=prior_scale,
+      dropout_key=dropout_key,
+    )
+    sums = losses.loss_sums(
+      id_BK, batch.id_weights_BK, value_BK, batch.value_weights_BK
+    )
+    total, id_loss, value_loss = sums.means(config.loss)
+    if not config.model.use_values:
+      total = id_loss
+    return total, {
+      'loss': total,
+      'id_loss': id_loss,
+      'value_loss': value_loss,
+      'masked': sums.id_weight,
+    }
+
+  grads, values = jax.grad(loss, has_aux=True)(state.params)
+  transform = optimizer_lib.make_optimizer(config.optimizer)
+  updates, opt_state = transform.update(grads, state.opt_state, state.params)
+  values['grad_norm'] = optax.tree.norm(grads)
+  state = TrainState(
+    step=state.step + 1,
+    next_batch=state.next_batch + 1,
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+  )
+  return state, values
+
+
+def init_state(config: TrainConfig) -> TrainState:
+  """The state before the first update."""
+  params = model_lib.init(config.model, config.seed)
+  transform = optimizer_lib.make_optimizer(config.optimizer)
+  zero = jnp.zeros((), jnp.int32)
+  return TrainState(zero, zero, params, transform.init(params))
+
+
+def state_sharding(
+  config: TrainConfig, shapes: TrainState, mesh: jax.sharding.Mesh
+) -> TrainState:
+  """Where every array of the state lies; moments lie as their parameters."""
+  whole = sharding.replicated(mesh)
+  params = sharding.parameter_sharding(
+    model_lib.logical_axes(config.model), shapes.params, mesh
+  )
+  transform = optimizer_lib.make_optimizer(config.optimizer)
+  opt_state = optax.tree.map_params(
+    transform,
+    lambda _, place: place,
+    shapes.opt_state,
+    params,
+    transform_non_params=lambda _: whole,
+  )
+  return TrainState(whole, whole, params, opt_state)
+
+
+def resolve_config(
+  config: TrainConfig, corpus: corpus_lib.Corpus
+) -> tuple[TrainConfig, assets_lib.Assets]:
+  """Fills in what the corpus and the prior tables decide.
+
+  Raises:
+    UserError: a prior table cannot be read, or the cells do not fit the model.
+  """
+  tables = {
+    name: knowledge_lib.read_table(path) for name, path in config.priors
+  }
+  if tables:
+    knowledge = knowledge_lib.align(corpus.vocabulary, tables)
+  else:
+    knowledge = knowledge_lib.empty(
+      len(vocabulary_lib.SPECIES), corpus.vocabulary.size
+    )
+  model_config = dataclasses.replace(
+    config.model,
+    vocabulary_size=corpus.vocabulary.size,
+    priors=knowledge.widths,
+  )
+  if config.encoding.max_genes > model_config.max_genes:
+    raise errors.UserError(
+      f'encoding.max_genes={config.encoding.max_genes} is more than the '
+      f'positions of the model (model.max_genes={model_config.max_genes})'
+    )
+  if config.encoding.ties == 'token':
+    logging.warning(
+      'ties=token tells the model the hidden gene; use it to measure the leak'
+    )
+  assets = assets_lib.Assets(
+    knowledge=knowledge,
+    vocabulary=corpus.vocabulary,
+    medians=corpus.medians(config.encoding.mode),
+    encoding=config.encoding,
+  )
+  return dataclasses.replace(config, model=model_config), assets
+
+
+def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
+  """Trains, or resumes, until `optimizer.total_steps`.
+
+  Args:
+    config: the run.
+    folder: workdir, local or a URL.
+
+  Returns:
+    The number of updates done.
+
+  Raises:
+    UserError: corpus, config or workdir do not fit together.
+    RetryableError: SIGTERM came; the state is saved and a restart goes on.
+    FloatingPointError: the loss is no longer finite.
+  """
+  # The corpus and what follows from it.
+  corpus = corpus_lib.Corpus.open(config.corpus)
+  config, assets = resolve_config(config, corpus)
+  mesh = sharding.make_mesh(config.mesh)
+  rows, devices = config.data.rows_per_batch, mesh.devices.size
+  if rows % devices:
+    raise errors.UserError(
+      f'data.rows_per_batch={rows} must be divisible by {devices} devices'
+    )
+  _open_workdir(folder, config, corpus, assets)
+  loader = data_lib.Loader(
+    corpus,
+    config.encoding,
+    config.data,
+    host=jax.process_index(),
+    num_hosts=jax.process_count(),
+  )
+  evaluator = _make_evaluator(config, corpus, folder)
+  if jax.process_index() == 0:
+    _log_start(config, loader, devices)
+
+  with jax.set_mesh(mesh):
+    # The state, restored where there is a good checkpoint.
+    shapes = jax.eval_shape(lambda: init_state(config))
+    places = state_sharding(config, shapes, mesh)
+    checkpoints = checkpoint.Checkpoints(
+      paths.join(folder, workdir.CHECKPOINTS), keep=config.keep_checkpoints
+    )
+    latest = checkpoints.latest()
+    if latest is None:
+      init = jax.jit(lambda: init_state(config), out_shardings=places)
+      state, first_step, first_batch = init(), 0, 0
+    else:
+      state = _restore(checkpoints, latest, shapes, places)
+      first_step, first_batch = int(state.step), int(state.next_batch)
+    knowledge = jax.device_put(assets.knowledge, sharding.replicated(mesh))
+    step_fn = jax.jit(
+      functools.partial(train_step, config=config),
+      donate_argnums=0,
+      out_shardings=(places, sharding.replicated(mesh)),
+    )
+    if jax.process_index() == 0:
+      metrics.cut_after(folder, first_step)
+
+    # The loop.
+    log = _Log(folder, config, first_step)
+    log.event('start' if latest is None else 'resume', step=first_step)
+    total = config.optimizer.total_steps
+    if evaluator is not None and latest is None:
+      log.evaluation(0, evaluator(state.params, knowledge, mesh))
+    with _Signals() as signals, log.progress(total):
+      batches = _timed(loader.iterate(first_batch), log)
+      for step in range(first_step + 1, total + 1):
+        host_batch = next(batches)
+        batch = sharding.put_batch(host_batch.batch, mesh)
+        state, values = step_fn(state, batch, knowledge)
+        log.step(step, host_batch, values)
+        ends = step == total or signals.asked_to_stop
+        if evaluator is not None and (
+          step == total or _every(step, config.eval_every)
+        ):
+          log.catch_up()
+          line = evaluator(state.params, knowledge, mesh)
+          log.evaluation(step, line)
+        if ends or _every(step, config.checkpoint_every):
+          log.catch_up()  # what a checkpoint claims is in the metrics
+          _save(checkpoints, state, step)
+        if signals.asked_to_stop and step < total:
+          checkpoints.close()
+          log.event('stopped', step=step)
+          log.close()
+          raise errors.RetryableError(
+            f'stopped by a signal at step {step}; the state is saved, start '
+            'the same command again to go on'
+          )
+    checkpoints.close()
+    log.event('done', step=total)
+    log.close()
+  return total
+
+
+def _open_workdir(folder, config, corpus, assets) -> None:
+  """Starts a workdir, or checks that this is the run it holds."""
+  folder_assets = paths.join(folder, workdir.ASSETS)
+  old = workdir.read_config(folder)
+  new = {
+    'run': json.loads(json.dumps(dataclasses.asdict(config))),
+    'corpus_sha256': _manifest_sha256(corpus),
+  }
+  if old is not None:
+    # Hash the assets as they would be written, without touching the old ones.
+    staging = paths.join(folder, f'{workdir.ASSETS}.check')
+    try:
+      new['assets'] = assets_lib.save(staging, assets)
+    finally:
+      paths.path(staging).rmtree(missing_ok=True)
+    workdir.check_same_run(folder, old, new)
+    assets_lib.load(folder_assets)  # whole, and as they were written
+    return
+  if jax.process_index() == 0:
+    new['assets'] = assets_lib.save(folder_assets, assets)
+    workdir.write_config(folder, new)
+
+
+def _manifest_sha256(corpus: corpus_lib.Corpus) -> str:
+  text = json.dumps(corpus.manifest, sort_keys=True)
+  return paths.sha256_bytes(text.encode())
+
+
+def _make_evaluator(config, corpus, folder) -> evaluate.Evaluator | None:
+  """The evaluator with null models, fitted once and kept in the workdir."""
+  if config.eval_every <= 0:
+    return None
+  if 'validation' not in corpus.splits:
+    logging.warning(
+      '%s holds no validation cells: nothing is evaluated', config.corpus
+    )
+    return None
+  path = paths.join(folder, workdir.NULLS)
+  if paths.exists(path):
+    null_models = nulls.NullModels.load(path)
+  else:
+    null_models = evaluate.fit_nulls(corpus, config.encoding, config.data)
+    if jax.process_index() == 0:
+      null_models.save(path)
+  return evaluate.Evaluator(
+    corpus,
+    config.model,
+    config.encoding,
+    config.data,
+    config.loss,
+    null_models,
+    max_cells=config.eval_cells or None,
+  )
+
+
+def _save(checkpoints: checkpoint.Checkpoints, state: TrainState, step: int):
+  training = {
+    'step': state.step,
+    'next_batch': state.next_batch,
+    'opt_state': state.opt_state,
+  }
+  checkpoints.save(step, state.params, training, {'step': step})
+
+
+def _restore(checkpoints, step: int, shapes, places) -> TrainState:
+  target = jax.tree.map(
+    lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p),
+    shapes,
+    places,
+  )
+  training = {
+    'step': target.step,
+    'next_batch': target.next_batch,
+    'opt_state': target.opt_state,
+  }
+  params, training, _ = checkpoints.restore(step, target.params, training)
+  return TrainState(params=params, **training)
+
+
+class _Log:
+  """Metrics of the loop, fetched one step late so that devices never wait."""
+
+  def __init__(self, folder, config: TrainConfig, first_step: int):
+    self._config = config
+    self._file = None
+    if jax.process_index() == 0:
+      self._file = metrics.MetricsFile(folder)
+    self._schedule = optimizer_lib.make_schedule(config.optimizer)
+    self._pending: tuple[int, dict[str, jax.Array]] | None = None
+    self._bar: progress.Progress | None = None
+    self._done = first_step
+    self._reset()
+
+  def _reset(self) -> None:
+    self._started = time.perf_counter()
+    self._cells = self._real_slots = self._slots = 0
+    self.waited = 0.0
+
+  def progress(self, total: int):
+    """The progress bar of the loop; use as a context."""
+    self._bar = progress.Progress(total - self._done, 'steps', 'training')
+    return self._bar
+
+  def event(self, name: str, **values: Any) -> None:
+    """A line that is no measurement."""
+    if self._file is not None:
+      self._file.write(event=name, **values)
+      self._file.flush()
+
+  def step(self, step: int, host_batch, values: dict[str, jax.Array]) -> None:
+    """Takes the numbers of a step; writes those of the step before."""
+    self.catch_up()
+    segments_BL = host_batch.batch.cells.segments_BL
+    self._cells += int((host_batch.cell_index_BS >= 0).sum())
+    self._real_slots += int((segments_BL > 0).sum())
+    self._slots += segments_BL.size
+    self._pending = step, values
+
+  def catch_up(self) -> None:
+    """Writes what was held back."""
+    if self._pending is None:
+      return
+    step, values = self._pending
+    self._pending = None
+    is_due = _every(step, self._config.log_every)
+    if not is_due and step != self._config.optimizer.total_steps:
+      self._bar.update(1)
+      return
+    line = {k: float(v) for k, v in jax.device_get(values).items()}
+    if not math.isfinite(line['loss']):
+      self.event('not_finite', step=step)
+      raise FloatingPointError(
+        f'the loss is {line["loss"]} at step {step}; lower '
+        'optimizer.learning_rate or start from an earlier checkpoint'
+      )
+    elapsed = max(time.perf_counter() - self._started, 1e-9)
+    line |= {
+      'learning_rate': float(self._schedule(step - 1)),
+      'cells_per_s': self._cells / elapsed,
+      'real_token_share': self._real_slots / max(self._slots, 1),
+      'data_wait_share': self.waited / elapsed,
+    }
+    if self._file is not None:
+      self._file.write(step=step, **line)
+      self._file.flush()
+    self._bar.update(1, note=f'loss {line["loss"]:.4f}')
+    self._reset()
+
+  def evaluation(self, step: int, line: dict[str, Any]) -> None:
+    """An evaluation line."""
+    logging.info(
+      'step %d: held-out id loss %.4f (rank bracket %.4f), value loss %.4f '
+      '(interpolation %.4f)',
+      step,
+      line['eval_id_loss'],
+      line.get('null_id_rank_bracket', math.nan),
+      line.get('eval_value_loss', math.nan),
+      line.get('null_value_interpolation', math.nan),
+    )
+    if self._file is not None:
+      self._file.write(step=step, **line)
+      self._file.flush()
+    self._reset()  # the time of an evaluation is not that of training
+
+  def close(self) -> None:
+    """Writes what is held back and closes the file."""
+    self.catch_up()
+    if self._file is not None:
+      self._file.close()
+
+
+class _Signals:
+  """Turns SIGTERM and SIGINT into a wish to stop after the step."""
+
+  def __init__(self):
+    self.asked_to_stop = False
+    self._before: dict[int, Any] = {}
+
+  def __enter__(self) -> '_Signals':
+    for number in (signal.SIGTERM, signal.SIGINT):
+      try:
+        self._before[number] = signal.signal(number, self._stop)
+      except ValueError:  # not the main thread (a notebook's, say)
+        break
+    return self
+
+  def __exit__(self, *exc: object) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _stop(self, number: int, frame: object) -> None:
+    del frame
+    if self.asked_to_stop and number == signal.SIGINT:
+      raise KeyboardInterrupt  # asked twice: now
+    self.asked_to_stop = True
+
+
+def _timed(
+  batches: Iterator[schemas.HostBatch], log: _Log
+) -> Iterator[schemas.HostBatch]:
+  """Batches, the wait for each added to the log."""
+  while True:
+    started = time.perf_counter()
+    batch = next(batches)
+    log.waited += time.perf_counter() - started
+    yield batch
+
+
+def _every(step: int, period: int) -> bool:
+  return period > 0 and step % period == 0
+
+
+def _log_start(
+  config: TrainConfig, loader: data_lib.Loader, devices: int
+) -> None:
+  counts = model_lib.count_parameters(config.model)
+  groups = ', '.join(f'{n:,} {g}' for g, n in counts.items() if g != 'total')
+  logging.info(
+    '%d devices; %s parameters (%s)', devices, f'{counts["total"]:,}', groups
+  )
+  logging.info('%s', loader.describe())

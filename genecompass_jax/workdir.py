@@ -1,0 +1,101 @@
+"""The folder of a training run: what is in it, and whether it may go on.
+
+config.json     configuration of the run, hashes of corpus and assets
+assets/         vocabulary, medians, encoding, prior tables
+metrics.jsonl   one JSON object a line
+checkpoints/    Orbax, with seals
+nulls.npz       null models fitted on the training cells
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from genecompass_jax import errors, paths
+
+CONFIG = 'config.json'
+ASSETS = 'assets'
+CHECKPOINTS = 'checkpoints'
+NULLS = 'nulls.npz'
+FORMAT = 1
+
+# Fields of a configuration that may differ when a run is resumed: they change
+# neither the parameters nor the stream of cells.
+MAY_CHANGE = (
+  'corpus',
+  'mesh',
+  'log_every',
+  'eval_every',
+  'eval_cells',
+  'checkpoint_every',
+  'keep_checkpoints',
+)
+
+
+def read_config(workdir: paths.PathLike) -> dict[str, Any] | None:
+  """WORKDIR/config.json, None where there is none.
+
+  Raises:
+    UserError: it is damaged, or written by another version.
+  """
+  path = paths.join(workdir, CONFIG)
+  if not paths.exists(path):
+    return None
+  try:
+    config = json.loads(paths.read_text(path))
+  except ValueError as error:
+    raise errors.UserError(f'{path} is damaged ({error})') from error
+  if config.get('format') != FORMAT:
+    raise errors.UserError(
+      f'{path}: format {config.get("format")}, this version reads {FORMAT}'
+    )
+  return config
+
+
+def write_config(workdir: paths.PathLike, config: Mapping[str, Any]) -> None:
+  """Writes WORKDIR/config.json whole."""
+  text = json.dumps({'format': FORMAT, **config}, indent=2) + '\n'
+  paths.write_text(paths.join(workdir, CONFIG), text)
+
+
+def check_same_run(
+  workdir: paths.PathLike, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> None:
+  """Refuses to resume a run under another configuration.
+
+  Args:
+    workdir: named in the message.
+    old: config.json of the workdir.
+    new: what config.json would be now.
+
+  Raises:
+    UserError: a field outside `MAY_CHANGE` differs; up to three are named.
+  """
+  before = _flat({k: v for k, v in old['run'].items() if k not in MAY_CHANGE})
+  now = _flat({k: v for k, v in new['run'].items() if k not in MAY_CHANGE})
+  changed = [
+    f'{key} was {before.get(key)!r}, now {now.get(key)!r}'
+    for key in sorted(before.keys() | now.keys())
+    if before.get(key) != now.get(key)
+  ]
+  if changed:
+    more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
+    raise errors.UserError(
+      f'{workdir} holds a run of another config: '
+      f'{"; ".join(changed[:3])}{more}; use the old config, or another --workdir'
+    )
+  for key, what in (('corpus_sha256', 'corpus'), ('assets', 'assets')):
+    if old[key] != new[key]:
+      raise errors.UserError(
+        f'{workdir} holds a run on another {what} (vocabulary, medians, cells '
+        'or priors differ); give the old one, or another --workdir'
+      )
+
+
+def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
+  if not isinstance(tree, Mapping):
+    return {prefix: tree}
+  flat = {}
+  for key, value in tree.items():
+    flat |= _flat(value, f'{prefix}.{key}' if prefix else str(key))
+  return flat
