@@ -498,14 +498,15 @@ def test_describe_says_what_was_planned(two_species):
 def test_a_read_that_failed_is_tried_again(two_species, monkeypatch):
   expected = data.Loader(two_species, ENCODING, PACKED).batch(0)
   loader = data.Loader(two_species, ENCODING, PACKED)
-  read, failures = corpus.Store.read_blocks, [errors.RetryableError('network')]
+  read, is_down = corpus.Store.read_blocks, [True]
 
   def flaky(store, blocks):
-    if failures:
-      raise failures.pop()
+    if is_down[0]:
+      raise errors.RetryableError('network')
     return read(store, blocks)
 
   monkeypatch.setattr(corpus.Store, 'read_blocks', flaky)
   with pytest.raises(errors.RetryableError):
     loader.batch(0)
+  is_down[0] = False
   assert_same(loader.batch(0), expected)
