@@ -35,7 +35,7 @@ tied with a level of n positions would come outside all of them with chance
 1 / (n + 1), pairs at an end carry that weight, and pairs of a level that lies
 on both sides weight 1. With token ties the tokens of the neighbours bound the
 bracket as well. Above the first and below the last visible gene the bracket is
-open; genes lost to the cut are simply not candidates in proportion. Counts
+open; a gene is a candidate as often as it survives the cut. Counts
 above 63 are binned, 16 bins an octave, each spread over four counts. Counts
 that are not whole (corrected counts) are taken to the nearest whole number, so
 there the bracket is coarse.

@@ -593,6 +593,23 @@ def test_chunks_do_not_matter_and_files_come_back(tmp_path):
     nulls.NullModels.load(tmp_path / 'none.npz')
 
 
+def test_a_species_without_training_cells_is_guessed_evenly():
+  config = encoding.EncodingConfig()
+  model = nulls.NullModels.fit(
+    [nulls.TrainingCells(1, encode(gene_counts(0, 40), config))],
+    encoding_config=config,
+    mask=ONLY_MASK,
+    divisor_SV=np.stack([DIVISOR_V] * 2),
+    species_tokens=[TOKENS, TOKENS],
+  )
+  cells = encode(gene_counts(1, 6), config)
+  host_batch = batch_of(cells, hide(cells, ONLY_MASK))
+  losses = flat(model.losses(host_batch), host_batch)
+  np.testing.assert_allclose(losses['null_id_marginal'], np.log(40))
+  for name in nulls.NAMES:
+    assert np.all(np.isfinite(losses[name])), name
+
+
 def test_foreign_tokens_are_refused():
   config = encoding.EncodingConfig()
   cells = encode(gene_counts(0, 8), config)
