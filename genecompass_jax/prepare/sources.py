@@ -44,14 +44,21 @@ CHUNK_CELLS = 4096
 CHUNK_BYTES = 128 << 20  # of a dense chunk
 CSC_IN_MEMORY = 300_000_000  # entries: 3.6 GB, twice that while turning
 LOG_MAX = 20.0  # log1p and log2 of counts and TPM stay below
-# mitochondrial rRNA, which no gene list of the table holds: human, mouse
-MITO_RRNA = frozenset(
-  (
-    'ENSG00000211459',
-    'ENSG00000210082',
-    'ENSMUSG00000064337',
-    'ENSMUSG00000064339',
-  )
+# the 24 mitochondrial rRNA and tRNA genes of each species (Ensembl), which no
+# gene table here holds, but files of counts do
+_HUMAN_MITO_RNA = (
+  209082, 210049, 210077, 210082, 210100, 210107, 210112, 210117,
+  210127, 210135, 210140, 210144, 210151, 210154, 210156, 210164,
+  210174, 210176, 210184, 210191, 210194, 210195, 210196, 211459,
+)  # fmt: skip
+_MOUSE_MITO_RNA = (
+  64336, 64337, 64338, 64339, 64340, 64342, 64343, 64344,
+  64346, 64347, 64348, 64349, 64350, 64352, 64353, 64355,
+  64359, 64361, 64364, 64365, 64366, 64369, 64371, 64372,
+)  # fmt: skip
+MITO_RNA = frozenset(
+  [f'ENSG{n:011d}' for n in _HUMAN_MITO_RNA]
+  + [f'ENSMUSG{n:011d}' for n in _MOUSE_MITO_RNA]
 )
 _CODING, _MITO = 1, 2  # flags of a column
 _FINE, _NEGATIVE, _NOT_FINITE, _NOT_INTEGER, _TOO_LARGE = range(5)
@@ -241,7 +248,7 @@ class Source:
     """For each species, uint8 flags of the columns: coding, mitochondrial."""
     row_of = self.table.row_of
     named_mito = [
-      name.casefold().startswith('mt-') or name.partition('.')[0] in MITO_RRNA
+      name.casefold().startswith('mt-') or name.partition('.')[0] in MITO_RNA
       for name in self.names
     ]
     flags = {}

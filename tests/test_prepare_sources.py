@@ -1,0 +1,457 @@
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+
+from genecompass_jax import errors, gene_table, vocabulary
+from genecompass_jax.prepare import sources
+
+GENES, CELLS = 60, 90
+
+
+@pytest.fixture(scope='module')
+def vocab():
+  return vocabulary.Vocabulary.default()
+
+
+def human_ids(num=GENES):
+  table = gene_table.GeneTable.default()
+  mito = [g for g, s in enumerate(table.symbols) if s == 'MT-CO1']
+  rows = [*mito, *range(0, 20_000, 300)]
+  return [table.gene_ids[g] for g in rows[:num]]
+
+
+def counts(num_cells=CELLS, num_genes=GENES, seed=0):
+  rng = np.random.default_rng(seed)
+  return scipy.sparse.random(
+    num_cells,
+    num_genes,
+    0.3,
+    format='csr',
+    random_state=rng,
+    data_rvs=lambda n: rng.geometric(0.3, n).astype(np.float32),
+  )
+
+
+def adata_of(matrix, ids=None, **kwargs):
+  ids = human_ids(matrix.shape[1]) if ids is None else ids
+  return anndata.AnnData(
+    matrix,
+    pd.DataFrame(index=[f'cell{i}' for i in range(matrix.shape[0])]),
+    pd.DataFrame(index=ids),
+    **kwargs,
+  )
+
+
+def save(tmp_path, adata, name='cells.h5ad'):
+  path = tmp_path / name
+  adata.write_h5ad(path)
+  return path
+
+
+def gather(stream, cells=32):
+  """All cells over the columns' genes: matrix, totals, names of the genes."""
+  (species,) = stream.species
+  rows = sources.gene_rows(stream.vocabulary, species)
+  found = np.zeros((stream.source.num_cells, len(rows)))
+  totals = np.full(stream.source.num_cells, np.nan)
+  for chunk in stream.chunks(cells):
+    ragged = chunk.cells
+    for c, cell in enumerate(chunk.index_C):
+      part = slice(ragged.starts_C1[c], ragged.starts_C1[c + 1])
+      assert (np.diff(ragged.gene_rows_N[part].astype(int)) > 0).all()
+      found[cell, ragged.gene_rows_N[part]] = ragged.counts_N[part]
+    totals[chunk.index_C] = ragged.totals_C
+  ids = [stream.vocabulary.genes.gene_ids[g] for g in rows]
+  return pd.DataFrame(found, columns=ids), totals
+
+
+def check(stream, matrix, ids=None):
+  found, totals = gather(stream)
+  ids = human_ids() if ids is None else ids
+  dense = matrix.toarray()
+  np.testing.assert_array_equal(found[ids].to_numpy(), dense)
+  assert found.to_numpy().sum() == dense.sum()
+  np.testing.assert_array_equal(totals, dense.sum(axis=1))
+
+
+@pytest.mark.parametrize('dtype', [np.int32, np.int64, np.float32, np.uint16])
+@pytest.mark.parametrize('kind', ['csr', 'csc', 'dense'])
+@pytest.mark.parametrize('place', ['X', 'raw', 'layers/umis'])
+def test_counts_wherever_they_are(tmp_path, vocab, dtype, kind, place):
+  matrix = counts()
+  stored = {
+    'csr': matrix.astype(dtype),
+    'csc': matrix.tocsc().astype(dtype),
+    'dense': matrix.toarray().astype(dtype),
+  }[kind]
+  if place == 'X':
+    adata = adata_of(stored)
+  else:
+    adata = adata_of(matrix.log1p())
+    if place == 'raw':
+      adata.raw = adata_of(stored)
+    else:
+      adata.layers['umis'] = stored
+  stream = sources.cells_of(save(tmp_path, adata), vocab)
+  assert stream.source.layer == place
+  check(stream, matrix)
+  check(sources.cells_of(adata, vocab), matrix)
+  if place == 'X':
+    backed = anndata.read_h5ad(tmp_path / 'cells.h5ad', backed='r')
+    check(sources.cells_of(backed, vocab), matrix)
+
+
+def test_a_large_csc_matrix_is_turned_on_disk(tmp_path, vocab, monkeypatch):
+  monkeypatch.setattr(sources, 'CSC_IN_MEMORY', 200)
+  matrix = counts(500)
+  path = save(tmp_path, adata_of(matrix.tocsc()))
+  (tmp_path / 'scratch').mkdir()
+  stream = sources.cells_of(path, vocab)
+  chunks = list(stream.chunks(32, str(tmp_path / 'scratch')))
+  assert [c.index_C[0] for c in chunks] == list(range(0, 500, 32))
+  check(stream, matrix)
+  assert not list((tmp_path / 'scratch').iterdir())
+
+
+def test_the_widest_counts_win_and_it_says_so(tmp_path, vocab):
+  matrix = counts()
+  adata = adata_of(matrix[:, :40], human_ids(40))
+  adata.raw = adata_of(matrix)
+  stream = sources.cells_of(save(tmp_path, adata), vocab)
+  assert stream.source.layer == 'raw'
+  assert 'raw looks like counts' in stream.source.layer_reason
+  check(stream, matrix)
+  config = sources.SourceConfig(layer='X')
+  assert sources.cells_of(adata, vocab, config).source.layer == 'X'
+
+
+def test_other_symbols_versions_and_duplicates(vocab):
+  table = gene_table.GeneTable.default()
+  ids = human_ids()
+  names = [f'{i}.{n}' for n, i in enumerate(ids)]
+  names[5] = table.symbols[table.row_of[ids[5]]]
+  names[6] = ids[7]  # a duplicate: counts are summed
+  names[8] = 'no such gene'
+  matrix = counts()
+  adata = adata_of(matrix, names)
+  stream = sources.cells_of(adata, vocab)
+  found, totals = gather(stream)
+  dense = matrix.toarray()
+  np.testing.assert_array_equal(found[ids[7]], dense[:, 6] + dense[:, 7])
+  np.testing.assert_array_equal(found[ids[5]], dense[:, 5])
+  assert (found[ids[6]] == 0).all()
+  np.testing.assert_array_equal(totals, dense.sum(axis=1))  # lost ones too
+  report = stream.report()['human']
+  assert (report['duplicates'], report['lost']) == (1, 1)
+  assert report['examples_lost'] == ['no such gene']
+  assert report['share_umis_lost'] == pytest.approx(
+    dense[:, 8].sum() / dense.sum()
+  )
+  measured_R = stream.measured(0)
+  assert measured_R.sum() == GENES - 2
+  assert not stream.measured(1).any()
+
+
+def test_statistics_are_over_all_columns(vocab):
+  ids = human_ids()
+  ids[3], ids[4] = 'no such gene', 'ENSG00000210082'  # MT-RNR2
+  matrix = counts()
+  stream = sources.cells_of(adata_of(matrix, ids), vocab)
+  (chunk,) = stream.chunks()
+  dense = matrix.toarray()
+  stats = chunk.statistics
+  np.testing.assert_array_equal(stats.genes_C, (dense > 0).sum(axis=1))
+  np.testing.assert_array_equal(stats.total_C, dense.sum(axis=1))
+  np.testing.assert_array_equal(stats.mito_C, dense[:, 0] + dense[:, 4])
+  table = gene_table.GeneTable.default()
+  coding = [
+    i in table.row_of
+    and table.biotypes[table.row_of[i]] in ('protein_coding', 'miRNA')
+    for i in ids
+  ]
+  np.testing.assert_array_equal(
+    stats.coding_C, (dense[:, coding] > 0).sum(axis=1)
+  )
+  assert stream.source.has_flag(0) == (True, True)
+
+
+def test_stored_zeros_are_no_expression(vocab):
+  matrix = counts()
+  expected = matrix.copy()
+  expected.data[::3] = 0
+  stream = sources.cells_of(adata_of(expected), vocab)
+  (chunk,) = stream.chunks()
+  assert (chunk.cells.counts_N > 0).all()
+  check(stream, expected)
+
+
+def test_repeated_cell_names_are_fine(tmp_path, vocab):
+  adata = adata_of(counts())
+  adata.obs.index = ['same'] * CELLS
+  stream = sources.cells_of(save(tmp_path, adata), vocab)
+  check(stream, counts())
+  assert set(stream.source.cell_names()) == {'same'}
+
+
+def test_library_size_from_obs(vocab):
+  matrix = counts()
+  adata = adata_of(matrix)
+  sums = np.asarray(matrix.sum(axis=1)).ravel()
+  adata.obs['all'] = sums + 1000
+  adata.obs['less'] = sums - 1
+  adata.obs['text'] = 'x'
+  config = sources.SourceConfig(total='all')
+  _, totals = gather(sources.cells_of(adata, vocab, config))
+  np.testing.assert_array_equal(totals, sums + 1000)
+  for column, match in (
+    ('less', 'less than the counts of cell cell0'),
+    ('text', 'no library size'),
+    ('none', "no obs column 'none'; there are: all, less, text"),
+  ):
+    config = sources.SourceConfig(total=column)
+    with pytest.raises(errors.UserError, match=match):
+      list(sources.cells_of(adata, vocab, config).chunks())
+
+
+def scaled(adata):
+  adata.X = adata.X.toarray() - 0.5
+
+
+def logged(adata):
+  adata.X = adata.X.log1p()
+
+
+def logged_with_counts(adata):
+  adata.layers['counts'] = adata.X.copy()
+  adata.X = adata.X.log1p()
+
+
+def broken(adata):
+  adata.X.data *= 10.3
+
+
+def negative_late(adata):
+  adata.X.data[-1] = -1
+
+
+def infinite(adata):
+  adata.X.data[7] = np.inf
+
+
+def not_a_number(adata):
+  adata.X.data[-7] = np.nan
+
+
+def unknown_genes(adata):
+  adata.var.index = [f'unheard of {i}' for i in range(GENES)]
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'kwargs', 'match'),
+  [
+    (scaled, {}, 'negative values .scaled data.*raw counts is needed'),
+    (logged, {}, 'log-transformed values; a file with the raw counts'),
+    (
+      logged_with_counts,
+      {'layer': 'X'},
+      'X holds log-transformed values; layers/counts looks like counts: pass '
+      '--layer layers/counts',
+    ),
+    (logged, {'allow_noninteger': True}, 'log-transformed'),
+    (broken, {}, 'non-integer values; pass --allow_noninteger'),
+    (negative_late, {}, 'negative'),
+    (infinite, {}, 'not finite'),
+    (not_a_number, {}, 'not finite'),
+    (unknown_genes, {'species': 'human'}, 'only 0% of 60 identifiers'),
+    (unknown_genes, {}, 'cannot tell the species.*--species human'),
+    (None, {'species': 'obs:kind'}, 'no such obs column'),
+    (None, {'layer': 'spliced'}, "no layer 'spliced'; there are: X"),
+    (None, {'species': 'mouse'}, '--ids-of human'),
+  ],
+)
+def test_bad_values_are_one_line(tmp_path, vocab, spoil, kwargs, match):
+  adata = adata_of(counts())
+  if spoil:
+    spoil(adata)
+  for data in (adata, save(tmp_path, adata)):
+    with pytest.raises(errors.UserError, match=match) as error:
+      config = sources.SourceConfig(**kwargs)
+      list(sources.cells_of(data, vocab, config).chunks())
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('value', 'match'),
+  [
+    (-2.0, 'a negative value, in cell cell77 .row 77.'),
+    (np.nan, 'not finite, in cell cell77'),
+    (1.25, 'not an integer .*never rounded.*cell77'),
+    (2.0**33, 'above 4,294,967,295, in cell cell77'),
+  ],
+)
+def test_values_that_the_sample_missed(vocab, monkeypatch, value, match):
+  matrix = counts()
+  matrix.data[matrix.indptr[77]] = value
+  monkeypatch.setattr(sources, 'kind_of', lambda _: sources.COUNTS)
+  stream = sources.cells_of(adata_of(matrix), vocab)
+  with pytest.raises(errors.UserError, match=match):
+    list(stream.chunks(50))
+
+
+def test_corrected_counts_are_taken_as_they_are(tmp_path, vocab):
+  matrix = counts()
+  matrix.data = (matrix.data * 10.3).astype(np.float32)
+  config = sources.SourceConfig(allow_noninteger=True)
+  stream = sources.cells_of(save(tmp_path, adata_of(matrix)), vocab, config)
+  assert stream.source.is_float
+  found, _ = gather(stream)
+  np.testing.assert_array_equal(found[human_ids()], matrix.toarray())
+  whole = sources.cells_of(adata_of(counts()), vocab, config)
+  assert not whole.source.is_float  # nothing broken in it
+
+
+def lfs_pointer(path):
+  path.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:0\n')
+
+
+def text(path):
+  path.write_text('gene,cell1\nACTB,3\n')
+
+
+def cut_short(path):
+  adata_of(counts()).write_h5ad(path)
+  path.write_bytes(path.read_bytes()[:3000])
+
+
+def ten_x(path):
+  with h5py.File(path, 'w') as file:
+    file.create_group('matrix')
+
+
+def other_hdf5(path):
+  with h5py.File(path, 'w') as file:
+    file['x'] = 1
+
+
+def no_cells(path):
+  adata_of(counts()[:0]).write_h5ad(path)
+
+
+def no_genes(path):
+  adata_of(counts()[:, :0], []).write_h5ad(path)
+
+
+def no_matrix(path):
+  adata_of(counts()).write_h5ad(path)
+  with h5py.File(path, 'a') as file:
+    del file['X']
+
+
+def old_anndata(path):
+  with h5py.File(path, 'w') as file:
+    for name in ('obs', 'var'):
+      file[name] = np.zeros(3, [('index', 'S3')])
+
+
+def folder(path):
+  path.mkdir()
+
+
+@pytest.mark.parametrize(
+  ('make', 'match'),
+  [
+    (lfs_pointer, 'Git LFS pointer.*git lfs pull'),
+    (text, 'not an h5ad'),
+    (cut_short, 'damaged HDF5'),
+    (ten_x, '10x h5.*write_h5ad'),
+    (other_hdf5, 'no AnnData'),
+    (no_cells, 'no cells'),
+    (no_genes, 'no genes'),
+    (no_matrix, 'no X, raw or layer'),
+    (old_anndata, 'before 0.7'),
+    (folder, 'a folder'),
+    (None, 'no such file'),
+  ],
+)
+def test_bad_files_are_one_line(tmp_path, make, match):
+  path = tmp_path / 'cells.h5ad'
+  if make:
+    make(path)
+  with pytest.raises(errors.UserError, match=match) as error:
+    sources.open_h5ad(sources.SourceConfig(str(path)))
+  assert '\n' not in str(error.value)
+  assert 'cells' in str(error.value)
+
+
+def test_a_sparse_matrix_that_lies(tmp_path, vocab):
+  path = save(tmp_path, adata_of(counts()))
+  with h5py.File(path, 'a') as file:
+    file['X/indices'][5] = GENES
+  with pytest.raises(errors.UserError, match='columns that do not exist'):
+    list(sources.cells_of(path, vocab).chunks())
+
+
+@pytest.mark.parametrize(
+  'kwargs', [{'species': 'rat'}, {'assay': 'atac'}, {'ids_of': 'rat'}]
+)
+def test_impossible_choices(kwargs):
+  with pytest.raises(errors.UserError, match='give '):
+    sources.SourceConfig(**kwargs)
+
+
+def test_two_species_with_human_identifiers(real_data, vocab):
+  path = real_data / 'baron_pancreas_human_mouse'
+  path = path / 'baron_pancreas_human_mouse.h5ad'
+  config = sources.SourceConfig(species='obs:species', ids_of='human')
+  stream = sources.cells_of(path, vocab, config)
+  assert stream.species == (0, 1)
+  adata = anndata.read_h5ad(path)
+  is_mouse = adata.obs['species'].astype(str).str.contains('mouse').to_numpy()
+  seen = np.zeros(350, int)
+  for chunk in stream.chunks(100):
+    seen[chunk.index_C] += 1
+    assert (is_mouse[chunk.index_C] == bool(chunk.species)).all()
+    np.testing.assert_array_equal(
+      chunk.statistics.total_C,
+      np.asarray(adata.X[chunk.index_C].sum(axis=1)).ravel(),
+    )
+  assert (seen == 1).all()
+  # INS in a mouse cell is counted for the mouse gene Ins2 or for none
+  table = gene_table.GeneTable.default()
+  genes = {
+    table.species_G[table.row_of[g]]
+    for g in stream.source.resolutions[1].gene_ids
+    if g
+  }
+  assert genes == {1}
+
+
+def test_real_sums_agree(real_data, vocab):
+  for name, share in (
+    ('mouse_brain_merfish', 0.99),
+    ('kang_pbmc_ifnb_harmony', 0.99),
+    ('mouse_embryo_E35_E45', 0.95),
+  ):
+    path = real_data / name / f'{name}.h5ad'
+    stream = sources.cells_of(path, vocab)
+    mapped = totals = 0.0
+    for chunk in stream.chunks():
+      mapped += chunk.cells.counts_N.sum(dtype=float)
+      totals += chunk.cells.totals_C.sum()
+    assert totals == anndata.read_h5ad(path).X.sum(dtype=float)
+    assert mapped > share * totals
+    (report,) = stream.report().values()
+    assert 1 - report['share_umis_lost'] == pytest.approx(mapped / totals)
+
+
+def test_normalised_real_sets_are_refused(real_data):
+  for name, match in (
+    ('fate_ipsc_cardio_scgps/day2_590x16990', 'non-integer'),
+    ('fate_mouse_dc_ginhoux/fate_mouse_dc_ginhoux', 'log-transformed'),
+    ('l1000_cmap_drugs/l1000_3drugs_272sig', 'negative'),
+  ):
+    with pytest.raises(errors.UserError, match=match):
+      sources.open_h5ad(sources.SourceConfig(str(real_data / f'{name}.h5ad')))
