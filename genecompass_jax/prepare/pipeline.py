@@ -226,7 +226,9 @@ def _splits(
   """Index into `corpus.SPLITS` of every unit, and lines for the report."""
   names = labels.categories['unit']
   cells_SU = np.zeros((len(vocabulary.SPECIES), len(names)), np.int64)
+  assay_U = np.zeros(len(names), np.int64)
   for source, codes, by_cell in zip(opened, labels.codes, labels.split_by_cell):
+    assay_U[np.unique(codes[1])] = ASSAY_ORDER.index(source.assay)
     if not by_cell:
       np.add.at(cells_SU, (source.species_C, codes[1]), 1)
   split_U = np.zeros(len(names), np.int8)
@@ -248,7 +250,9 @@ def _splits(
   for species, cells_U in enumerate(cells_SU):
     if not cells_U.any():
       continue
-    chosen = _hold_out(cells_U, names, config.validation_share, config.seed)
+    chosen = _hold_out(
+      cells_U, assay_U, names, config.validation_share, config.seed
+    )
     split_U[chosen] = 1
     if not len(chosen):
       held = ', '.join(names[u] for u in np.flatnonzero(cells_U)[:3])
@@ -266,11 +270,16 @@ def _splits(
 
 
 def _hold_out(
-  cells_U: np.ndarray, names: Sequence[str], share: float, seed: int
+  cells_U: np.ndarray,
+  assay_U: np.ndarray,
+  names: Sequence[str],
+  share: float,
+  seed: int,
 ) -> np.ndarray:
   """Units to hold out: in order of a hash, while they fit the share.
 
-  Where none fits, the smallest is taken, if it is no more than half.
+  The last unit of an assay stays in training, or its medians would be lost.
+  Where no unit fits, the smallest is taken, if it is no more than half.
   """
 
   def rank(unit: int) -> str:
@@ -278,10 +287,13 @@ def _hold_out(
 
   units = sorted(np.flatnonzero(cells_U), key=rank)
   total = cells_U.sum()
+  left = np.bincount(assay_U[units], minlength=len(ASSAY_ORDER))
   chosen, held = [], 0
   for unit in units:
-    if held + cells_U[unit] <= SLACK * share * total:
+    fits = held + cells_U[unit] <= SLACK * share * total
+    if fits and left[assay_U[unit]] > 1:
       chosen.append(unit)
+      left[assay_U[unit]] -= 1
       held += cells_U[unit]
     if held >= share * total:
       break
