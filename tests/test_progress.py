@@ -1,0 +1,44 @@
+import io
+
+from genecompass_jax import progress
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_a_log_gets_plain_lines(monkeypatch):
+  monkeypatch.setattr(progress, 'SECONDS_BETWEEN_LINES', 0.0)
+  stream = io.StringIO()
+  with progress.Progress(10, 'cells', 'reading', stream) as bar:
+    bar.update(4, 'loss 1.5')
+    bar.update(6)
+  first, second, last = stream.getvalue().splitlines()
+  assert first.startswith('reading   40% of 10 cells')
+  assert ' left' in first
+  assert second.endswith('loss 1.5')
+  assert '100% of 10 cells' in last
+  assert '\r' not in stream.getvalue()
+
+
+def test_a_terminal_gets_one_line_that_is_overwritten(monkeypatch):
+  monkeypatch.setattr(progress, 'SECONDS_BETWEEN_FRAMES', 0.0)
+  stream = Terminal()
+  with progress.Progress(2, stream=stream) as bar:
+    bar.update()
+  assert stream.getvalue().count('\n') == 1
+  assert '[############............]' in stream.getvalue()
+
+
+def test_few_prints_and_unknown_totals(capsys):
+  assert list(progress.track(iter(range(10_000)), label='x')) == list(
+    range(10_000)
+  )
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('x  10,000 items')
+  assert 'left' not in line
+
+
+def test_nothing_done_has_no_estimate():
+  assert '? left' in progress.Progress(5, stream=io.StringIO()).line()
