@@ -34,7 +34,8 @@ VOCABULARIES = ('default', 'measured')
 CELL = 'cell'  # the unit that makes a split leak
 ASSAY_ORDER = ('umi', 'full_length', 'panel')  # whose cells give the medians
 BUCKET_BYTES = 256 << 20
-FLUSH_ELEMENTS = 1 << 24  # gathered before the buckets are written to
+FLUSH_ELEMENTS = 1 << 22  # gathered before the buckets are written to
+FLUSH_EACH = 1 << 15  # and for each bucket, so that writes do not get tiny
 SLACK = 1.5  # held-out cells may exceed the share asked for by this factor
 
 
@@ -317,10 +318,10 @@ def _scratch_folder(output: str, scratch: str) -> str:
 def _take(rows_N, counts_N, starts_C1, index_C, out_rows_N, out_counts_N):
   out = 0
   for c in range(len(index_C)):
-    for i in range(starts_C1[index_C[c]], starts_C1[index_C[c] + 1]):
-      out_rows_N[out] = rows_N[i]
-      out_counts_N[out] = counts_N[i]
-      out += 1
+    a, b = starts_C1[index_C[c]], starts_C1[index_C[c] + 1]
+    out_rows_N[out : out + b - a] = rows_N[a:b]
+    out_counts_N[out : out + b - a] = counts_N[a:b]
+    out += b - a
 
 
 @dataclasses.dataclass(frozen=True)
@@ -400,7 +401,8 @@ class _Buckets:
     )
     waiting = self._waiting.setdefault(chunk.species, [])
     waiting.append(cells)
-    if sum(len(c.rows_N) for c in waiting) >= FLUSH_ELEMENTS:
+    enough = max(FLUSH_ELEMENTS, FLUSH_EACH << self._bits)
+    if sum(len(c.rows_N) for c in waiting) >= enough:
       self._flush(chunk.species)
 
   def _flush(self, species: int) -> None:
@@ -417,13 +419,13 @@ class _Buckets:
       elements = slice(starts_C1[a], starts_C1[b])
       text = '\n'.join(cells.names[a:b]) + '\n'
       for kind, data in (
-        ('rows', cells.rows_N[elements].tobytes()),
-        ('counts', cells.counts_N[elements].tobytes()),
-        ('records', cells.records_C[a:b].tobytes()),
-        ('names', text.encode('utf-8')),
+        ('rows', cells.rows_N[elements]),
+        ('counts', cells.counts_N[elements]),
+        ('records', cells.records_C[a:b]),
+        ('names', np.frombuffer(text.encode('utf-8'), np.uint8)),
       ):
         with open(self._file(species, int(bucket), kind), 'ab') as file:
-          file.write(data)
+          data.tofile(file)
 
   def _bucket(self, key_C: np.ndarray) -> np.ndarray:
     if not self._bits:
@@ -459,8 +461,8 @@ class _Buckets:
 
 
 def _concatenate(parts: Sequence[_Cells]) -> _Cells | None:
-  if not parts:
-    return None
+  if len(parts) < 2:
+    return parts[0] if parts else None
   fields = [field.name for field in dataclasses.fields(_Cells)]
   return _Cells(
     *(np.concatenate([getattr(p, name) for p in parts]) for name in fields)

@@ -40,7 +40,7 @@ SPECIES_NAMES = {
   'm. musculus': 1,
   'ncbitaxon:10090': 1,
 }
-CHUNK_CELLS = 4096
+CHUNK_CELLS = 1024  # read at a time: buffers below 32 MiB are reused
 CHUNK_BYTES = 128 << 20  # of a dense chunk
 CSC_IN_MEMORY = 300_000_000  # entries: 3.6 GB, twice that while turning
 LOG_MAX = 20.0  # log1p and log2 of counts and TPM stay below
