@@ -7,11 +7,13 @@ import numpy as np
 from scipy import sparse
 
 from genecompass_jax import errors, gene_table
-from genecompass_jax.simulate import cells as cells_lib
-from genecompass_jax.simulate import config as config_lib
-from genecompass_jax.simulate import genes as genes_lib
-from genecompass_jax.simulate import network as network_lib
-from genecompass_jax.simulate import perturb as perturb_lib
+from genecompass_jax.simulate import (
+  cells as cells_lib,
+  config as config_lib,
+  genes as genes_lib,
+  network as network_lib,
+  perturb as perturb_lib,
+)
 
 
 class Atlas:
@@ -47,8 +49,15 @@ class Atlas:
     self.genes = genes_lib.draw(table, config)
     self.networks = network_lib.draw(self.genes, config)
     self.types = types = cells_lib.draw_types(config)
-    self._is_master_T = tuple(
-      g.is_master_R[n.tf_rows_T] for g, n in zip(self.genes, self.networks)
+    # TF numbers of the masters, orthologues in the same place.
+    self._masters = tuple(
+      np.array(
+        sorted(
+          np.flatnonzero(g.is_master_R[n.tf_rows_T]),
+          key=lambda t, g=g, n=n: g.human_R[n.tf_rows_T[t]],
+        )
+      )
+      for g, n in zip(self.genes, self.networks)
     )
     # Scale expression so that a mean cell has 1 in all.
     self.genes = tuple(
@@ -75,10 +84,9 @@ class Atlas:
     Absolute; the sum over genes is 1 for a mean cell. Cells outside the cell
     cycle.
     """
-    drive_TY = np.zeros(
-      (len(self._is_master_T[species]), self.config.num_types)
-    )
-    drive_TY[self._is_master_T[species]] = np.where(
+    num_tfs = len(self.networks[species].tf_rows_T)
+    drive_TY = np.zeros((num_tfs, self.config.num_types))
+    drive_TY[self._masters[species]] = np.where(
       self.types.active_YM, self.config.master_on, self.config.master_off
     ).T
     return self._expression(
@@ -266,7 +274,8 @@ class Atlas:
       index,
       self.types,
       self.designs[species],
-      self._is_master_T[species],
+      len(self.networks[species].tf_rows_T),
+      self._masters[species],
     )
     expression_RC = self._expression(
       species,

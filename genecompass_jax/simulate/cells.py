@@ -6,9 +6,12 @@ import numpy as np
 from scipy import sparse
 
 from genecompass_jax import gene_table
-from genecompass_jax.simulate import config as config_lib
-from genecompass_jax.simulate import genes as genes_lib
-from genecompass_jax.simulate import network as network_lib
+from genecompass_jax.simulate import (
+  config as config_lib,
+  genes as genes_lib,
+  network as network_lib,
+  perturb as perturb_lib,
+)
 
 # Cells are drawn in whole blocks of this size, so that a cell does not depend
 # on where a chunk starts or ends.
@@ -22,7 +25,8 @@ class Types:
   Attributes:
     names: of the types.
     parent_Y: the type each came from, -1 for the first.
-    active_YM: True where a master is on; masters in the order of rows.
+    active_YM: True where a master is on; masters in the order of
+      the human genes.
     share_SY: of each species' cells; 0 where a species lacks the type.
     is_rare_Y: its share is the same in every donor.
     trajectories: (start, goal) pairs of types; no type stands in two.
@@ -39,7 +43,7 @@ class Types:
 
 
 def draw_types(config: config_lib.AtlasConfig) -> Types:
-  """A tree in which each type differs from its parent by one or two masters."""
+  """A tree in which a type differs from its parent by one to three masters."""
   rng = config_lib.generator(config.seed, 'types')
   Y, M = config.num_types, config.num_masters
   active_YM = np.zeros((Y, M), bool)
@@ -49,8 +53,9 @@ def draw_types(config: config_lib.AtlasConfig) -> Types:
     while True:
       parent_Y[y] = rng.integers(y)
       state_M = active_YM[parent_Y[y]].copy()
-      state_M[rng.choice(np.flatnonzero(~state_M))] = True
-      if rng.random() < 0.5:
+      off = rng.permutation(np.flatnonzero(~state_M))
+      state_M[off[: rng.integers(1, 3)]] = True
+      if rng.random() < 0.8:
         state_M[rng.choice(np.flatnonzero(state_M))] = False
       if not (active_YM[:y] == state_M).all(1).any():
         break
@@ -252,11 +257,15 @@ def draw_block(
   index: int,
   types: Types,
   design: Design,
-  is_master_T: np.ndarray,
+  num_tfs: int,
+  masters: np.ndarray,
 ) -> Block:
-  """Block `index` of the cells of a species."""
+  """Block `index` of the cells of a species.
+
+  `masters` are TF numbers, in the order of the types' states.
+  """
   rng = config_lib.generator(config.seed, 'cells', species, index)
-  T = len(is_master_T)
+  T = num_tfs
   batch_C = rng.integers(len(design.study_U), size=BLOCK)
   passed_CY = rng.random(BLOCK)[:, None] >= design.cumulative_UY[batch_C]
   type_C = np.minimum(passed_CY.sum(1), len(types.names) - 1)
@@ -280,7 +289,7 @@ def draw_block(
   drive_CM += part_C * drive_YM[goal_Y[type_C]]
   noise_TC = rng.standard_normal((2, T, BLOCK), np.float32)
   drive_TC = np.float32(config.tf_noise) * noise_TC[0]
-  drive_TC[is_master_T] += drive_CM.T.astype(np.float32)
+  drive_TC[masters] += drive_CM.T.astype(np.float32)
   phase_C = np.where(
     rng.random(BLOCK) < types.cycling_Y[type_C],
     rng.uniform(0, 2 * np.pi, BLOCK),
@@ -306,7 +315,7 @@ def expression(
   drive_TC: np.ndarray,
   noise_TC: np.ndarray | None = None,
   phase_C: np.ndarray | None = None,
-  edit=None,
+  edit: perturb_lib.Edit | None = None,
 ) -> np.ndarray:
   """Expression of R genes in C cells, before any technical effect.
 

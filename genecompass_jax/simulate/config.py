@@ -42,8 +42,8 @@ class AtlasConfig:
     family_pull: chance that a regulator is drawn from those of the family.
     paralogue_pull: chance that a paralogue joins a TF as a regulator.
     siblings_per_tf: genes given exactly the regulators of a TF.
-    conserved: share of edges between genes with one orthologue each that the
-      other species has too.
+    conserved: chance that mouse keeps a human edge between genes with one
+      orthologue each; a little less of the edges are then shared by both.
     num_types: cell types, in a tree. The last ones have the `rare_shares`; the
       one before them exists in human only.
     num_trajectories: edges of the type tree with cells in `transit` (share of
@@ -79,7 +79,7 @@ class AtlasConfig:
   silent: float = 0.05
   num_cycle_genes: int = 60
   family_share: float = 0.5
-  baseline_sd: float = 1.35
+  baseline_sd: float = 1.45
   baseline_cap: float = 3.0
   baseline_drift: float = 0.4
   mean_regulators: float = 3.0
@@ -92,14 +92,14 @@ class AtlasConfig:
   family_pull: float = 0.5
   paralogue_pull: float = 0.3
   siblings_per_tf: int = 2
-  conserved: float = 0.7
+  conserved: float = 0.73
   num_types: int = 12
   rare_shares: tuple[float, ...] = (0.01, 0.0005)
   num_trajectories: int = 3
   transit: float = 0.3
   master_on: float = 1.0
   master_off: float = -2.0
-  tf_noise: float = 0.55
+  tf_noise: float = 0.6
   activity_noise: float = 0.3
   dispersion: float = 3.5
   dispersion_sd: float = 0.4
@@ -117,12 +117,12 @@ class AtlasConfig:
   batches_per_donor: int = 2
   num_tissues: int = 3
   composition_sd: float = 0.4
-  study_sd: float = 0.25
-  donor_sd: float = 0.12
+  study_sd: float = 0.2
+  donor_sd: float = 0.1
   batch_sd: float = 0.08
   ambient: float = 0.05
-  deep_umis: float = 3500.0
-  shallow_umis: float = 1600.0
+  deep_umis: float = 3300.0
+  shallow_umis: float = 1750.0
   library_sd: float = 0.4
   panel_genes: int = 300
   num_drugs: int = 24
@@ -139,6 +139,11 @@ class AtlasConfig:
     if self.num_types < len(self.rare_shares) + 2:
       raise errors.UserError(
         f'{self.num_types=} leaves no common types; raise it'
+      )
+    if self.num_types > 2 ** (self.num_masters - 2):
+      raise errors.UserError(
+        f'{self.num_masters=} masters have too few states for '
+        f'{self.num_types=}; raise num_masters'
       )
     if not 0 < self.panel_genes <= self.num_genes:
       raise errors.UserError(f'{self.panel_genes=} is not in 1..num_genes')

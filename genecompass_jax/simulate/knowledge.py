@@ -11,10 +11,12 @@ import json
 import numpy as np
 
 from genecompass_jax import errors, gene_table, paths
-from genecompass_jax.simulate import atlas as atlas_lib
-from genecompass_jax.simulate import config as config_lib
-from genecompass_jax.simulate import genes as genes_lib
-from genecompass_jax.simulate import perturb as perturb_lib
+from genecompass_jax.simulate import (
+  atlas as atlas_lib,
+  config as config_lib,
+  genes as genes_lib,
+  perturb as perturb_lib,
+)
 
 UPSTREAM, DOWNSTREAM = 500, 2000  # the promoter window of GeneCompass
 SPACING = 3000  # bases from one gene to the next

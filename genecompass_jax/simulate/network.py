@@ -13,8 +13,11 @@ import functools
 import numpy as np
 from scipy import sparse
 
-from genecompass_jax.simulate import config as config_lib
-from genecompass_jax.simulate import genes as genes_lib
+from genecompass_jax.simulate import (
+  config as config_lib,
+  genes as genes_lib,
+  perturb as perturb_lib,
+)
 
 MAX_REGULATORS = 10
 # Bound on the spectral radius of the absolute gain between TFs.
@@ -81,15 +84,19 @@ class Network:
     return tuple(map(frozenset, found))
 
 
-def activity(network: Network, drive_TC, edit=None, noise_TC=None):
+def activity(
+  network: Network,
+  drive_TC: np.ndarray,
+  edit: perturb_lib.Edit | None = None,
+  noise_TC: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
   """Deviations and activities of the TFs at the fixed point.
 
   Args:
     network: of the species.
     drive_TC: log expression that is imposed on each TF of each of C cells:
       state of the masters plus noise of expression. Its dtype is kept.
-    edit: maps deviations to perturbed ones, and activities to perturbed
-      ones: an object with `expression(d)` and `activity(a)`.
+    edit: of expression and activity.
     noise_TC: noise of activity beyond expression.
 
   Returns:
@@ -99,19 +106,22 @@ def activity(network: Network, drive_TC, edit=None, noise_TC=None):
   dtype = drive_TC.dtype
   tf_weights = network.tf_weights.astype(dtype)
   half, response = dtype.type(0.5), dtype.type(network.response)
-  d_TC = drive_TC
-  sweeps = SWEEPS[dtype]
-  for sweep in range(sweeps + 1):
+
+  def read(d_TC):
     if edit is not None:
       d_TC = edit.expression(d_TC)
     a_TC = d_TC if noise_TC is None else d_TC + noise_TC
     a_TC = half + half * np.tanh(a_TC)
-    if edit is not None:
-      a_TC = edit.activity(a_TC)
-    if sweep < sweeps:
-      u_TC = tf_weights @ (a_TC - half)
-      d_TC = drive_TC + response * np.tanh(u_TC)
-  return d_TC, a_TC
+    return d_TC, a_TC if edit is None else edit.activity(a_TC)
+
+  d_TC = drive_TC
+  for _ in range(SWEEPS[dtype]):
+    before_TC = d_TC
+    d_TC = drive_TC + response * np.tanh(tf_weights @ (read(d_TC)[1] - half))
+    # Further sweeps would change nothing, not even the last bit.
+    if np.array_equal(d_TC, before_TC):
+      break
+  return read(d_TC)
 
 
 def draw(

@@ -139,25 +139,32 @@ class Edit:
         'atlas; see genes.tsv of the truth'
       )
     self.rows = np.array([f[0] for f in found])
-    self.scale, self.added, self._kept = np.array(
-      [f[1:] for f in found], dtype
-    ).T[:, :, None]
-    numbers = [number_of.get(int(r), -1) for r in self.rows]
-    self._is_tf = np.array([t >= 0 for t in numbers])
-    self._tfs = np.array([t for t in numbers if t >= 0], int)
+    self.scale, self.added, kept = np.array([f[1:] for f in found], dtype).T[
+      :, :, None
+    ]
+    numbers = np.array([number_of.get(int(r), -1) for r in self.rows])
+    # Only what changes passes through exp and log, which round.
+    changed = (self.scale[:, 0] != 1) | (self.added[:, 0] != 0)
+    changed &= numbers >= 0
+    self._changed_tfs = (
+      numbers[changed],
+      self.scale[changed],
+      self.added[changed],
+    )
+    self._tfs, self._kept = numbers[numbers >= 0], kept[numbers >= 0]
 
   def expression(self, d_TC: np.ndarray) -> np.ndarray:
     """Deviations of TFs, changed; -inf where there is no expression."""
     d_TC = d_TC.copy()
-    scale, added = self.scale[self._is_tf], self.added[self._is_tf]
+    tfs, scale, added = self._changed_tfs
     with np.errstate(divide='ignore'):
-      d_TC[self._tfs] = np.log(np.exp(d_TC[self._tfs]) * scale + added)
+      d_TC[tfs] = np.log(np.exp(d_TC[tfs]) * scale + added)
     return d_TC
 
   def activity(self, a_TC: np.ndarray) -> np.ndarray:
     """Activities of TFs, changed."""
     a_TC = a_TC.copy()
-    a_TC[self._tfs] *= self._kept[self._is_tf]
+    a_TC[self._tfs] *= self._kept
     return a_TC
 
 
