@@ -48,7 +48,8 @@ class DataConfig:
     layout: 'packed': several cells a row; 'buckets': one cell a row, every
       batch of the shape of one length bucket.
     buckets: slots of the length buckets, ascending, six at most, the last at
-      least max_genes + 1; evaluation uses them in either layout.
+      least max_genes + 1; evaluation uses them in either layout. Empty: those
+      that pad the training cells of the corpus least (`fit_buckets`).
     streams: virtual streams that hosts divide among them. A corpus with less
       than 64 cells a stream gets fewer.
     window_blocks: blocks of 1,024 cells of a stream that are shuffled and
@@ -78,9 +79,9 @@ class DataConfig:
     if self.layout == packing.PACKED and (self.slots < 1 or self.slots % 128):
       raise errors.UserError(f'data {self.slots=} must be a multiple of 128')
     ascends = all(a < b for a, b in zip(self.buckets, self.buckets[1:]))
-    if not (ascends and 1 <= len(self.buckets) <= _MAX_BUCKETS):
+    if not ascends or len(self.buckets) > _MAX_BUCKETS:
       raise errors.UserError(
-        f'data {self.buckets=} must be 1 to {_MAX_BUCKETS} ascending numbers'
+        f'data {self.buckets=} must be up to {_MAX_BUCKETS} ascending numbers'
       )
     if self.streams < 1 or self.window_blocks < 1:
       raise errors.UserError('data streams and window_blocks must be positive')
@@ -115,6 +116,25 @@ class DataConfig:
     most = slots * rate + 6 * (slots * rate * (1 - rate)) ** 0.5
     step = 128 if self.layout == packing.PACKED else 16
     return min(-(-int(np.ceil(most)) // step) * step, slots)
+
+
+def fit_buckets(
+  corpus: 'corpus_lib.Corpus',
+  encoding_config: encoding.EncodingConfig,
+  config: DataConfig,
+) -> DataConfig:
+  """A configuration with buckets: its own, or those that pad least."""
+  if config.buckets:
+    return config
+  stores = [
+    corpus.store('train', species)
+    for species in range(len(vocabulary_lib.SPECIES))
+  ]
+  lengths_C = np.concatenate([s.length_N for s in stores if s is not None])
+  buckets = packing.choose_buckets(
+    lengths_C, encoding_config.max_genes, _MAX_BUCKETS
+  )
+  return dataclasses.replace(config, buckets=buckets)
 
 
 class Loader:

@@ -84,9 +84,9 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     _exit(errors.EXIT_USAGE, f'unknown arguments: {" ".join(argv[1:])}')
   absl_logging.use_absl_handler()
-  absl_logging.set_verbosity(absl_logging.INFO)
+  logging.getLogger().setLevel(logging.INFO)
+  logging.getLogger('absl').setLevel(logging.WARNING)  # Orbax tells each write
   logging.getLogger('jax').setLevel(logging.WARNING)
-  logging.getLogger('orbax').setLevel(logging.WARNING)
   try:
     run(_CONFIG.value, os.path.expanduser(_WORKDIR.value))
   except errors.UserError as error:

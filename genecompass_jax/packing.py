@@ -39,6 +39,45 @@ _MIN_STREAM_CELLS = 64
 _DEAL, _CELLS, _ROWS, _WEIGHT = range(4)
 
 
+def choose_buckets(
+  lengths_C: np.ndarray, max_genes: int, count: int = 6, step: int = 64
+) -> tuple[int, ...]:
+  """The length buckets that pad a set of cells least, found exactly.
+
+  Args:
+    lengths_C: genes of each cell.
+    max_genes: the cut; the last bucket holds a cell of so many and its CLS.
+    count: most buckets.
+    step: buckets are multiples of it.
+
+  Returns:
+    Slots of the buckets, ascending; fewer than `count` where more save nothing.
+  """
+  num_steps = -(-(max_genes + 1) // step)
+  need_C = -(-(np.minimum(lengths_C, max_genes).astype(np.int64) + 1) // step)
+  until_m = np.cumsum(np.bincount(need_C, minlength=num_steps + 1))
+  # least[m]: padded slots of all cells of up to m steps, the last bucket at m.
+  least_m = np.arange(num_steps + 1) * until_m
+  chosen: list[np.ndarray] = []
+  for _ in range(count - 1):
+    before_mk = np.where(
+      np.tri(num_steps + 1, k=-1, dtype=bool),
+      least_m[None, :]
+      + np.arange(num_steps + 1)[:, None] * (until_m[:, None] - until_m),
+      np.iinfo(np.int64).max,
+    )
+    best_m = before_mk.argmin(1)
+    better_m = np.minimum(before_mk.min(1), least_m)
+    chosen.append(np.where(before_mk.min(1) < least_m, best_m, -1))
+    least_m = better_m
+  buckets, m = [num_steps], num_steps
+  for best_m in reversed(chosen):
+    if best_m[m] > 0:
+      m = int(best_m[m])
+      buckets.append(m)
+  return tuple(step * b for b in sorted(buckets))
+
+
 @dataclasses.dataclass(frozen=True)
 class Cells:
   """What a plan knows of the C cells of a split.

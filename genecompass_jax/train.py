@@ -219,7 +219,14 @@ def resolve_config(
     medians=corpus.medians(config.encoding.mode),
     encoding=config.encoding,
   )
-  return dataclasses.replace(config, model=model_config), assets
+  return (
+    dataclasses.replace(
+      config,
+      model=model_config,
+      data=data_lib.fit_buckets(corpus, config.encoding, config.data),
+    ),
+    assets,
+  )
 
 
 def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:

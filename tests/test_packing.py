@@ -209,3 +209,19 @@ def test_evaluation_has_every_cell_once_in_few_shapes(num):
   assert all(len(cells) == 32 for _, cells in batches[:-1])
   for slots, cells in batches:
     assert lengths[cells].max() < slots
+
+
+def test_chosen_buckets_pad_least_of_all_choices():
+  rng = np.random.default_rng(3)
+  for lengths in (rng.integers(1, 500, 400), rng.integers(200, 260, 300)):
+    buckets = packing.choose_buckets(lengths, 500, count=3, step=64)
+
+    def padded(choice, lengths=lengths):
+      return np.take(choice, np.searchsorted(choice, lengths + 1)).sum()
+
+    grid = range(64, 513, 64)
+    choices = [
+      (a, b, 512) for a in grid for b in grid if a <= b and lengths.max() < 512
+    ]
+    assert padded(buckets) == min(padded(c) for c in choices)
+    assert buckets[-1] == 512
