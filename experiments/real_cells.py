@@ -12,7 +12,7 @@ Expected score: experiments/README.md has the run, by study and species.
 Cells keep their 512 highest ranks: at 2,048 the same minutes would buy a
 quarter of the updates. Panels of few genes count half (kang_muscat, MERFISH)
 or a quarter (Perturb-FISH controls, 277 genes).
-Variants: `:smoke` simulates 600 cells, width 64, 4 steps (under a minute).
+Variants: `:smoke` simulates 400 cells, width 64, 4 steps (under a minute).
 """
 
 import ml_collections
@@ -58,7 +58,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.keep_checkpoints = 2
   if variant == 'smoke':
     config.corpus = 'simulated'
-    config.simulated_cells = 600
+    config.simulated_cells = 400
     config.model.update(model.SIZES['tiny'])
     config.optimizer.total_steps = 4
     config.optimizer.warmup_steps = 1

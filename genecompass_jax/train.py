@@ -146,6 +146,9 @@ def train_step(
   transform = optimizer_lib.make_optimizer(config.optimizer)
   updates, opt_state = transform.update(grads, state.opt_state, state.params)
   values['grad_norm'] = optax.tree.norm(grads)
+  values['learning_rate'] = optimizer_lib.make_schedule(config.optimizer)(
+    state.step
+  )
   state = TrainState(
     step=state.step + 1,
     next_batch=state.next_batch + 1,
@@ -263,7 +266,7 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
   )
   evaluator = _make_evaluator(config, corpus, folder)
   if jax.process_index() == 0:
-    _log_start(config, loader, devices)
+    _log_start(config, devices)
 
   with jax.set_mesh(mesh):
     # The state, restored where there is a good checkpoint.
@@ -333,6 +336,11 @@ def _open_workdir(folder, config, corpus, assets) -> None:
     'run': json.loads(json.dumps(dataclasses.asdict(config))),
     'corpus_sha256': _manifest_sha256(corpus),
   }
+  if old is None and paths.exists(paths.join(folder, workdir.CHECKPOINTS)):
+    raise errors.UserError(
+      f'{folder} holds checkpoints but no config.json: it is not known what '
+      'run they are of; use another --workdir'
+    )
   if old is not None:
     # Hash the assets as they would be written, without touching the old ones.
     staging = paths.join(folder, f'{workdir.ASSETS}.check')
@@ -412,7 +420,6 @@ class _Log:
     self._file = None
     if jax.process_index() == 0:
       self._file = metrics.MetricsFile(folder)
-    self._schedule = optimizer_lib.make_schedule(config.optimizer)
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._bar: progress.Progress | None = None
     self._done = first_step
@@ -462,7 +469,6 @@ class _Log:
       )
     elapsed = max(time.perf_counter() - self._started, 1e-9)
     line |= {
-      'learning_rate': float(self._schedule(step - 1)),
       'cells_per_s': self._cells / elapsed,
       'real_token_share': self._real_slots / max(self._slots, 1),
       'data_wait_share': self.waited / elapsed,
@@ -537,12 +543,9 @@ def _every(step: int, period: int) -> bool:
   return period > 0 and step % period == 0
 
 
-def _log_start(
-  config: TrainConfig, loader: data_lib.Loader, devices: int
-) -> None:
+def _log_start(config: TrainConfig, devices: int) -> None:
   counts = model_lib.count_parameters(config.model)
   groups = ', '.join(f'{n:,} {g}' for g, n in counts.items() if g != 'total')
   logging.info(
     '%d devices; %s parameters (%s)', devices, f'{counts["total"]:,}', groups
   )
-  logging.info('%s', loader.describe())
