@@ -36,7 +36,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.optimizer = {
     'learning_rate': 5e-4,
     'warmup_steps': 40,
-    'total_steps': 400,
+    'total_steps': 320,
   }
   config.encoding = {'mode': 'released', 'max_genes': 512}
   config.data = {
@@ -52,9 +52,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   }
   config.mesh = {'data': -1, 'fsdp': 1}
   config.log_every = 10
-  config.eval_every = 200
+  config.eval_every = 160
   config.eval_cells = 0  # all
-  config.checkpoint_every = 50
+  config.checkpoint_every = 40
   config.keep_checkpoints = 2
   if variant == 'smoke':
     config.corpus = 'simulated'
