@@ -236,10 +236,10 @@ def measure(name, make, step, batches, steps) -> Result:
 def arms(config: train.TrainConfig, params, batches, steps):
   """The arms in order; each frees its state before the next begins."""
   size = config.model.vocabulary_size
-  rng = np.random.default_rng(1)
+  keys = jax.random.split(jax.random.key(1), len(config.model.priors))
   tables = {
-    name: rng.standard_normal((size, PRIOR_WIDTH), np.float32) / 30
-    for name, _ in config.model.priors
+    name: jax.random.normal(key, (size, PRIOR_WIDTH)) / 30
+    for key, (name, _) in zip(keys, config.model.priors)
   }
   transform = optimizer.make_optimizer(config.optimizer)
 
@@ -260,9 +260,7 @@ def arms(config: train.TrainConfig, params, batches, steps):
   def make_port():
     weights = convert.params_to_original(params, config.model)
     weights = jax.tree.map(jnp.array, weights)
-    named = {
-      original: jnp.array(tables[ours]) for ours, original, _ in convert.PRIORS
-    }
+    named = {original: tables[ours] for ours, original, _ in convert.PRIORS}
     return (weights, transform.init(weights)), named
 
   def make_ours():
