@@ -5,6 +5,7 @@ Tolerances are those that the recordings support: their own rounding floor is
 """
 
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -187,3 +188,40 @@ def test_original_names_round_trip(oracle, tmp_path):
   tensors = convert.params_to_original(model.params, model.config)
   for name, tensor in tensors.items():
     np.testing.assert_array_equal(tensor, arrays[f'sd/{name}'])
+
+
+def test_golden_forward_loss_and_gradients():
+  """The same on a recording that lies beside the tests.
+
+  Recorded once from the original (random weights, float32, PyTorch 2.13). If
+  this fails after a change of the model, the change departs from the original:
+  make it an option that is off by default, do not record anew.
+  """
+  golden = pathlib.Path(__file__).parent / 'golden'
+  config, params, assets, unused = convert.read_original(
+    golden / 'original_tiny.npz', golden / 'original_tiny.json', 'sd/'
+  )
+  assert not unused
+  arrays = dict(np.load(golden / 'original_tiny.npz'))
+  model = pretrained.PretrainedModel(config, params, assets)
+  batch = batch_of(arrays, arrays['lengths'])
+  np.testing.assert_allclose(
+    model.hidden_states(batch), arrays['out/hidden_2'], atol=1e-5
+  )
+  id_logits, values = model.logits(batch)
+  np.testing.assert_allclose(id_logits, arrays['out/logits'], atol=2e-5)
+  np.testing.assert_allclose(values, arrays['out/predicted_values'], atol=2e-5)
+
+  def loss(params):
+    return pretrained.pretraining_loss(
+      model, batch, arrays['in/labels'], arrays['in/labels_values'],
+      params=params,
+    )[0]  # fmt: skip
+
+  total, grads = jax.value_and_grad(loss)(model.params)
+  np.testing.assert_allclose(total, arrays['out/loss'], rtol=1e-6)
+  ours = convert.params_to_original(grads, config)
+  for key in arrays:
+    if key.startswith('grad/'):
+      name = key.removeprefix('grad/')
+      np.testing.assert_allclose(ours[name], arrays[key], atol=1e-5)
