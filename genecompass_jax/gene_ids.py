@@ -363,9 +363,18 @@ class _Names:
   entrez: dict[str, int]
   folded: dict[str, int]  # symbols without regard to letter case
   folded_aliases: dict[str, int]
+  found: dict[str, tuple[int | None, str]] = dataclasses.field(
+    default_factory=dict
+  )
 
   def find(self, name: str) -> tuple[int | None, str]:
-    """Row (or None) and how it was found."""
+    """Row (or None) and how it was found; kept, as files share names."""
+    found = self.found.get(name)
+    if found is None:
+      found = self.found[name] = self._search(name)
+    return found
+
+  def _search(self, name: str) -> tuple[int | None, str]:
     match = _stable(name)
     if match:
       stable = match[1].upper()

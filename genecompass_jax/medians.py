@@ -16,6 +16,8 @@ from genecompass_jax import encoding, errors, gene_table, paths, vocabulary
 MIN_SUPPORT = 100  # expressing cells below which a median is not believed
 
 NUM_BINS = 1024  # of a gene
+_FEW = 64  # whole counts below have their bin looked up once a cell
+_PIECE = 1 << 22  # elements that are put in order at a time
 _EXACT = 512  # `released`: bin k < 512 holds the integer count k + 1
 _RANGES = {  # of the logarithmic bins; values outside fall in the end bins
   encoding.RELEASED: (_EXACT, 1e-3, 1e7),
@@ -141,15 +143,25 @@ class Medians:
 @encoding.compiled
 def _count(
   rows_N, counts_N, starts_C1, totals_C, token_R, merges, library, target_sum,
-  column_V, num_exact, low, per_octave, longest_cell, bins_TK,
+  column_V, num_exact, low, per_octave, longest_cell, room, bins_TK,
 ):  # fmt: skip
-  """Adds cells to the bins -> (status, cell)."""
+  """Adds cells to the bins -> (status, cell).
+
+  Bins of a token lie on a page of their own, so that counting cell by cell
+  would wait for memory at every gene: bin numbers are put in order of their
+  tokens first, and then counted token by token.
+  """
   tokens_n = np.empty(longest_cell + 1, np.int32)
   sums_n = np.empty(longest_cell + 1, np.float64)
   lo_n = np.empty(longest_cell + 1, np.float64)
   slot_V = np.full(len(column_V), -1, np.int32)
+  bin_of_count = np.empty(_FEW + 1, np.int64)
   num_bins = bins_TK.shape[1]
   offset = np.log2(low)
+  column_N = np.empty(room, np.int32)
+  bin_N = np.empty(room, np.uint16)
+  start_T1 = np.zeros(len(bins_TK) + 1, np.uint32)
+  size = 0
   for cell in range(len(starts_C1) - 1):
     n, status = encoding.merge_cell(
       rows_N, counts_N, starts_C1[cell], starts_C1[cell + 1], token_R, merges,
@@ -157,21 +169,74 @@ def _count(
     )  # fmt: skip
     if status != encoding.FINE:
       return status, cell
+    total = 1.0
     if library and n > 0:
       total = totals_C[cell]
       if not (total > 0.0 and total < np.inf):
         return encoding.BAD_TOTAL, cell
-      for i in range(n):
-        sums_n[i] = sums_n[i] / total * target_sum
+    bin_of_count[:] = -1
     for i in range(n):
       value = sums_n[i]
-      if value <= num_exact and value == np.floor(value):
-        k = np.int64(value) - 1
-      else:
-        k = num_exact + np.int64(max((np.log2(value) - offset) * per_octave, 0))
-        k = min(k, num_bins - 1)
-      bins_TK[column_V[tokens_n[i]], k] += 1
+      few = np.int64(min(value, _FEW))  # most counts are small and whole:
+      if few != value:
+        few = _FEW
+      k = bin_of_count[few]  # one logarithm for all that are alike
+      if k < 0:
+        if library:
+          value = value / total * target_sum
+        if value <= num_exact and value == np.floor(value):
+          k = np.int64(value) - 1
+        else:
+          k = num_exact + np.int64(
+            max((np.log2(value) - offset) * per_octave, 0)
+          )
+          k = min(k, num_bins - 1)
+        if few < _FEW:
+          bin_of_count[few] = k
+      column = column_V[tokens_n[i]]
+      column_N[size + i] = column
+      bin_N[size + i] = k
+      start_T1[column] += np.uint32(1)
+    size += n
+  before = np.uint32(0)
+  for column in range(len(start_T1)):
+    number = start_T1[column]
+    start_T1[column] = before
+    before += number
+  sorted_N = np.empty(size, np.uint16)
+  for i in range(size):
+    to = start_T1[column_N[i]]
+    start_T1[column_N[i]] = to + 1
+    sorted_N[to] = bin_N[i]
+  first = 0
+  for column in range(len(bins_TK)):
+    bins_k = bins_TK[column]
+    for i in range(first, start_T1[column]):
+      bins_k[sorted_N[i]] += 1
+    first = start_T1[column]
   return encoding.FINE, 0
+
+
+@encoding.compiled
+def _find_middle(bins_TK, order_K, place_T2, inside_T2):
+  """Bin and place in it of the lower and the upper middle value of a token.
+
+  Bins are walked in `order_K`; nothing is written for a token without values.
+  """
+  for t in range(len(bins_TK)):
+    total = np.int64(0)
+    for k in range(len(order_K)):
+      total += bins_TK[t, k]
+    for side in range(2):
+      middle = (total - 1 + side) // 2
+      upto = np.int64(0)
+      for k in range(len(order_K) if total else 0):
+        number = np.int64(bins_TK[t, order_K[k]])
+        upto += number
+        if upto > middle:
+          place_T2[t, side] = k
+          inside_T2[t, side] = (middle - upto + number + 0.5) / number
+          break
 
 
 class MedianHistogram:
@@ -226,23 +291,31 @@ class MedianHistogram:
       UserError: as `encoding.CellEncoder.encode`; the histogram is then spoilt.
     """
     rows_N, counts_N, starts_C1 = encoding.kernel_arrays(cells)
-    status, cell = _count(
-      rows_N,
-      counts_N,
-      starts_C1,
-      encoding.read_only(np.asarray(cells.totals_C, np.float64)),
-      self._token_R,
-      self._merges,
-      self.mode == encoding.LIBRARY,
-      self.target_sum,
-      self._column_V,
-      self._num_exact,
-      self._low,
-      self._per_octave,
-      min(encoding.longest(starts_C1), len(rows_N)),
-      self._bins_TK,
-    )
-    encoding.raise_on(status, cell, len(self._token_R))
+    totals_C = encoding.read_only(np.asarray(cells.totals_C, np.float64))
+    first = 0
+    while first < cells.num_cells:
+      reach = np.searchsorted(starts_C1, starts_C1[first] + _PIECE, 'right') - 1
+      last = min(max(int(reach), first + 1), cells.num_cells)
+      pieces_C1 = starts_C1[first : last + 1]
+      status, cell = _count(
+        rows_N,
+        counts_N,
+        pieces_C1,
+        totals_C[first:last],
+        self._token_R,
+        self._merges,
+        self.mode == encoding.LIBRARY,
+        self.target_sum,
+        self._column_V,
+        self._num_exact,
+        self._low,
+        self._per_octave,
+        min(encoding.longest(pieces_C1), len(rows_N)),
+        min(int(np.maximum(np.diff(pieces_C1), 0).sum()), len(rows_N)),
+        self._bins_TK,
+      )
+      encoding.raise_on(status, first + cell, len(self._token_R))
+      first = last
 
   def merge(self, other: 'MedianHistogram') -> None:
     """Adds the counts of another histogram over the same tokens.
@@ -272,16 +345,11 @@ class MedianHistogram:
     high_K = np.concatenate([exact, edges[1:]])
     order_K = np.argsort(np.sqrt(low_K * high_K), kind='stable')
     low_K, high_K = low_K[order_K], high_K[order_K]
+    place_T2 = np.zeros((len(self.tokens_T), 2), np.int64)
+    inside_T2 = np.full((len(self.tokens_T), 2), np.nan)
+    _find_middle(self._bins_TK, order_K, place_T2, inside_T2)
+    low_T2, high_T2 = low_K[place_T2], high_K[place_T2]
+    values_T2 = low_T2 * (high_T2 / low_T2) ** inside_T2
     median_V = np.full(len(self._column_V), np.nan)
-    for token, counts_K in zip(self.tokens_T, self._bins_TK):
-      upto_K = np.cumsum(counts_K[order_K], dtype=np.int64)
-      n = int(upto_K[-1])
-      if n:
-        middle = np.array([(n - 1) // 2, n // 2])
-        k = np.searchsorted(upto_K, middle, side='right')
-        inside = (middle - upto_K[k] + counts_K[order_K][k] + 0.5) / (
-          counts_K[order_K][k]
-        )
-        values = low_K[k] * (high_K[k] / low_K[k]) ** inside
-        median_V[token] = values.mean()
+    median_V[self.tokens_T] = values_T2.mean(axis=1)
     return median_V

@@ -193,7 +193,7 @@ class Vocabulary:
     return self._named(self.genes.symbols)
 
   def _named(self, names: Sequence[str]) -> tuple[str, ...]:
-    genes = (names[g] for g in self._namer_V[NUM_SPECIAL:])
+    genes = (names[g] for g in self._namer_V[NUM_SPECIAL:].tolist())
     return ('<pad>', '<mask>', *genes)
 
   def prior_rows_SV(self) -> np.ndarray:

@@ -116,6 +116,27 @@ def test_parts_merge_in_any_order_to_the_whole(mode):
     np.testing.assert_array_equal(parts[0].support_V(), whole.support_V())
 
 
+@pytest.mark.parametrize('mode', encoding.MODES)
+def test_cells_are_counted_alike_in_pieces_of_any_size(mode, monkeypatch):
+  counts = umi_counts(6) + 1
+  whole = histogram(mode, counts)
+  for size in (1, 41, 1000):
+    monkeypatch.setattr(medians, '_PIECE', size)
+    got = histogram(mode, counts)
+    np.testing.assert_array_equal(got.median_V(), whole.median_V())
+    np.testing.assert_array_equal(got.support_V(), whole.support_V())
+
+
+def test_broken_starts_are_one_line():
+  cells = from_dense(np.ones((4, 40)))
+  for starts in ([0, 90, 60, 120, 160], [0, 40, 80, 120, 10**12], [-9, 0, 1]):
+    broken = encoding.RaggedCells(
+      cells.gene_rows_N, cells.counts_N, np.array(starts), cells.totals_C
+    )
+    with pytest.raises(errors.UserError, match='outside the stored counts'):
+      medians.MedianHistogram('released', TOKENS, 42).add(broken)
+
+
 def test_histograms_of_different_kinds_do_not_merge():
   first = medians.MedianHistogram('released', TOKENS, 42)
   for other in (
