@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from genecompass_jax import (
@@ -57,6 +58,9 @@ class TrainConfig:
     mesh: how devices share the work.
     priors: (name, parquet table) of each knowledge prior, in order.
     seed: of initial parameters and dropout; `data.seed` is that of the cells.
+    id_bias: what the bias of the id head starts from: 'zeros', as in the
+      release, or 'frequency', the log share of training cells that express
+      each token: a short run need not spend itself on learning it.
     prior_warmup_steps: steps over which priors fade in; 0 for none (the
       release's warm-up has no effect).
     log_every: steps between training lines.
@@ -75,12 +79,20 @@ class TrainConfig:
   mesh: sharding.MeshConfig = sharding.MeshConfig()
   priors: tuple[tuple[str, str], ...] = ()
   seed: int = 0
+  id_bias: str = 'zeros'
   prior_warmup_steps: int = 0
   log_every: int = 10
   eval_every: int = 0
   eval_cells: int = 0
   checkpoint_every: int = 1000
   keep_checkpoints: int = 3
+
+  def __post_init__(self):
+    """Refuses an unknown choice."""
+    if self.id_bias not in ('zeros', 'frequency'):
+      raise errors.UserError(
+        f'id_bias={self.id_bias!r}: choose zeros or frequency'
+      )
 
 
 @jax.tree_util.register_dataclass
@@ -158,9 +170,14 @@ def train_step(
   return state, values
 
 
-def init_state(config: TrainConfig) -> TrainState:
+def init_state(config: TrainConfig, assets: assets_lib.Assets) -> TrainState:
   """The state before the first update."""
   params = model_lib.init(config.model, config.seed)
+  if config.id_bias == 'frequency':
+    cells_V = assets.medians.support_SV.sum(0)
+    params['id_head']['bias'] = jnp.asarray(
+      np.log((cells_V + 1.0) / (cells_V + 1.0).sum()), jnp.float32
+    )
   transform = optimizer_lib.make_optimizer(config.optimizer)
   zero = jnp.zeros((), jnp.int32)
   return TrainState(zero, zero, params, transform.init(params))
@@ -270,14 +287,14 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
 
   with jax.set_mesh(mesh):
     # The state, restored where there is a good checkpoint.
-    shapes = jax.eval_shape(lambda: init_state(config))
+    shapes = jax.eval_shape(lambda: init_state(config, assets))
     places = state_sharding(config, shapes, mesh)
     checkpoints = checkpoint.Checkpoints(
       paths.join(folder, workdir.CHECKPOINTS), keep=config.keep_checkpoints
     )
     latest = checkpoints.latest()
     if latest is None:
-      init = jax.jit(lambda: init_state(config), out_shardings=places)
+      init = jax.jit(lambda: init_state(config, assets), out_shardings=places)
       state, first_step, first_batch = init(), 0, 0
     else:
       state = _restore(checkpoints, latest, shapes, places)
