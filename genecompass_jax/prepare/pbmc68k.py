@@ -24,7 +24,7 @@ HALF_DIGIT = 5e-4  # stored values have three decimals
 FLOAT32 = 1e-5  # and are float32, as are the totals
 
 
-def load() -> anndata.AnnData:
+def blood_cells() -> anndata.AnnData:
   """The 700 cells with integer counts in X.
 
   Returns:
@@ -34,7 +34,7 @@ def load() -> anndata.AnnData:
   Raises:
     UserError: scanpy is not installed, or its file is another one.
   """
-  path = find()
+  path = _find()
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # the file is of an older anndata
     stored = anndata.read_h5ad(path)
@@ -60,7 +60,7 @@ def load() -> anndata.AnnData:
   )
 
 
-def find() -> str:
+def _find() -> str:
   """The file in the installed scanpy; nothing is downloaded or imported."""
   package = importlib.util.find_spec('scanpy')
   if package is None:

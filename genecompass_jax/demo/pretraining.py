@@ -1,0 +1,98 @@
+"""A small model in minutes: what the demo and the notebooks train."""
+
+import numpy as np
+
+from genecompass_jax import (
+  corpus as corpus_lib,
+  data,
+  encoding,
+  model as model_lib,
+  optimizer,
+  packing,
+  paths,
+  pretrained,
+  train,
+  vocabulary,
+)
+
+STEPS = 1500
+EVALUATIONS = 10  # during training
+LONGEST = 512  # slots: longer cells keep their highest ranks
+
+
+def config(
+  corpus: corpus_lib.Corpus, *, steps: int = STEPS, seed: int = 0
+) -> train.TrainConfig:
+  """A run of minutes on two CPU cores, fitted to the cells of a corpus.
+
+  Args:
+    corpus: an open corpus.
+    steps: updates of eight cells each.
+    seed: of initial parameters, order of cells and masks.
+  """
+  stores = [corpus.store('train', s) for s in range(len(vocabulary.SPECIES))]
+  lengths_C = np.concatenate([s.length_N for s in stores if s is not None])
+  # The longest hundredth of the cells may lose their lowest ranks. Two shapes
+  # of batches waste little then; each costs seconds to compile.
+  longest = 64 * -(-(int(np.quantile(lengths_C, 0.99)) + 1) // 64)
+  max_genes = min(longest, LONGEST) - 1
+  return train.TrainConfig(
+    corpus=corpus.path,
+    model=model_lib.ModelConfig(
+      **{**model_lib.SIZES['tiny'], 'num_heads': 2},
+      max_genes=max_genes,
+      hidden_dropout=0.0,
+      attention_dropout=0.0,
+    ),
+    # Small batches and a high rate: few cells, and a vocabulary whose
+    # frequencies have to be learned first.
+    optimizer=optimizer.OptimizerConfig(
+      learning_rate=3e-3,
+      warmup_steps=min(100, steps // 4),
+      total_steps=steps,
+      b2=0.99,
+    ),
+    data=data.DataConfig(
+      rows_per_batch=8,
+      layout=packing.BUCKETS,
+      buckets=packing.choose_buckets(lengths_C, max_genes, 2),
+      seed=seed,
+    ),
+    encoding=encoding.EncodingConfig(max_genes=max_genes),
+    seed=seed,
+    log_every=max(steps // 60, 1),
+    eval_every=max(steps // EVALUATIONS, 1),
+    eval_cells=384,
+    checkpoint_every=max(steps // 3, 1),
+    keep_checkpoints=2,
+  )
+
+
+def pretrain(
+  corpus: corpus_lib.Corpus | paths.PathLike,
+  workdir: paths.PathLike,
+  *,
+  steps: int = STEPS,
+  seed: int = 0,
+) -> pretrained.PretrainedModel:
+  """Trains a tiny model on a corpus, or goes on with the run in `workdir`.
+
+  For anything larger: `python -m genecompass_jax.main`.
+
+  Args:
+    corpus: an open corpus, or its folder.
+    workdir: folder of the run: metrics.jsonl, checkpoints, assets.
+    steps: updates of eight cells each.
+    seed: of initial parameters, order of cells and masks.
+
+  Returns:
+    The model, restored from the last checkpoint.
+
+  Raises:
+    UserError: the workdir holds another run.
+    RetryableError: it was stopped; the same call goes on.
+  """
+  if not isinstance(corpus, corpus_lib.Corpus):
+    corpus = corpus_lib.Corpus.open(corpus)
+  train.train_and_evaluate(config(corpus, steps=steps, seed=seed), workdir)
+  return pretrained.load(workdir)
