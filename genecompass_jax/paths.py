@@ -5,6 +5,7 @@ natively; everything else that is read or written whole comes through here.
 """
 
 import hashlib
+import json
 import os
 
 from etils import epath
@@ -67,6 +68,12 @@ def write_bytes(name: PathLike, data: bytes) -> None:
 def write_text(name: PathLike, text: str) -> None:
   """Writes a UTF-8 file whole, making its folder."""
   write_bytes(name, text.encode('utf-8'))
+
+
+def write_json(name: PathLike, content: object) -> None:
+  """Writes JSON, keys in order: equal content gives equal bytes."""
+  text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
+  write_text(name, f'{text}\n')
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -180,6 +180,10 @@ class Vocabulary:
       np.int32
     )
 
+  def gene_rows(self, species: int) -> np.ndarray:
+    """Rows in the gene table of the genes of one species, in its order [R]."""
+    return np.flatnonzero(self.genes.species_G == species)
+
   def species_tokens(self, species: int) -> np.ndarray:
     """int32 sorted distinct tokens that a cell of a species can hold."""
     return np.unique(self.token_G[self.genes.species_G == species])

@@ -1,3 +1,5 @@
+"""The format of corpora, written by `corpus_writer` and read by `corpus`."""
+
 import json
 import os
 import pathlib
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from genecompass_jax import (
   corpus,
+  corpus_writer,
   encoding,
   errors,
   gene_table,
@@ -61,7 +64,7 @@ def ragged(matrix):
 def write(path, vocab, matrix, chunk=100, facts=None, **kwargs):
   measured = {s: np.ones((2, GENES), bool) for s in range(2)}
   measured[0][1, 7:] = False
-  with corpus.CorpusWriter(
+  with corpus_writer.CorpusWriter(
     path,
     vocab,
     sources=[{'name': 'a'}, {'name': 'b'}],
@@ -186,7 +189,7 @@ def test_blocks_in_any_order(tmp_path, vocab):
   ],
 )
 def test_small_stores_have_small_blocks(num_cells, expected):
-  assert corpus.block_size(num_cells) == expected
+  assert corpus_writer.block_size(num_cells) == expected
 
 
 def test_large_counts(tmp_path, vocab):
@@ -238,7 +241,7 @@ def test_impossible_cells_are_refused(tmp_path, vocab, rows, counts, match):
   matrix.indices, matrix.data = np.array(rows), np.array(counts, float)
   matrix.sum = lambda axis: np.array([2.0, 0.0])
   with pytest.raises(ValueError, match=match):
-    with corpus.CorpusWriter(
+    with corpus_writer.CorpusWriter(
       tmp_path / 'c',
       vocab,
       sources=[{}],
@@ -346,7 +349,7 @@ def test_failure_leaves_nothing_and_the_old_corpus(tmp_path, vocab):
   write(tmp_path / 'c', vocab, random_counts(50))
   before = files_of(tmp_path / 'c')
   with pytest.raises(RuntimeError):
-    with corpus.CorpusWriter(
+    with corpus_writer.CorpusWriter(
       tmp_path / 'c',
       vocab,
       sources=[{}],
@@ -360,24 +363,11 @@ def test_failure_leaves_nothing_and_the_old_corpus(tmp_path, vocab):
   assert os.listdir(tmp_path) == ['c']
 
 
-def test_staging_of_dead_runs_is_cleared(tmp_path, vocab):
-  alive = corpus.staging_folder(str(tmp_path / 'c'))
-  stem, _, pid = alive.rpartition('-')
-  assert int(pid) == os.getpid()
-  dead = f'{stem}-999999999'
-  os.mkdir(dead)
-  other_host = str(tmp_path / 'c.staging-elsewhere-999999999')
-  os.mkdir(other_host)
-  corpus.staging_folder(str(tmp_path / 'c'))
-  assert not os.path.exists(dead)
-  assert os.path.exists(other_host)
-
-
 def test_medians_travel_with_the_corpus(tmp_path, vocab):
   values = medians.Medians.from_histograms(
     vocab, {0: medians.MedianHistogram('released', np.zeros(0), vocab.size)}
   )
-  with corpus.CorpusWriter(
+  with corpus_writer.CorpusWriter(
     tmp_path / 'c',
     vocab,
     sources=[{}],

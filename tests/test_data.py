@@ -9,6 +9,7 @@ import pytest
 
 from genecompass_jax import (
   corpus,
+  corpus_writer,
   data,
   encoding,
   errors,
@@ -54,7 +55,7 @@ def write_corpus(path, sizes=(1300, 700), orthologues='one2one'):
   measured = {s: np.ones((len(SOURCES), 400), bool) for s in range(2)}
   for species in range(2):
     measured[species][1, 200:] = False
-  with corpus.CorpusWriter(
+  with corpus_writer.CorpusWriter(
     path,
     vocab,
     sources=[{'name': name} for name in SOURCES],

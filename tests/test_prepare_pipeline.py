@@ -357,14 +357,14 @@ def test_a_failed_rebuild_keeps_the_old_corpus(tmp_path):
 
 KILLED = """
 import sys, time
-from genecompass_jax import corpus
+from genecompass_jax import corpus_writer
 from genecompass_jax.prepare import pipeline, sources
-append = corpus.StoreWriter.append
+append = corpus_writer.StoreWriter.append
 def slow(self, *args):
   append(self, *args)
   print('writing', flush=True)
   time.sleep(60)
-corpus.StoreWriter.append = slow
+corpus_writer.StoreWriter.append = slow
 pipeline.prepare([sources.SourceConfig(sys.argv[1], unit='donor')], sys.argv[2])
 """
 

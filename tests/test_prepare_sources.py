@@ -54,7 +54,7 @@ def save(tmp_path, adata, name='cells.h5ad'):
 def gather(stream, cells=32):
   """All cells over the columns' genes: matrix, totals, names of the genes."""
   (species,) = stream.species
-  rows = sources.gene_rows(stream.vocabulary, species)
+  rows = stream.vocabulary.gene_rows(species)
   found = np.zeros((stream.source.num_cells, len(rows)))
   totals = np.full(stream.source.num_cells, np.nan)
   for chunk in stream.chunks(cells):

@@ -28,7 +28,14 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from genecompass_jax import corpus, data, encoding, medians, vocabulary
+from genecompass_jax import (
+  corpus,
+  corpus_writer,
+  data,
+  encoding,
+  medians,
+  vocabulary,
+)
 from genecompass_jax.prepare import pipeline, sources
 
 _MAX_GENES = 2048
@@ -40,7 +47,7 @@ def simulated_corpus(path: str, num_cells: int) -> corpus.Corpus:
   vocab = vocabulary.Vocabulary.default()
   sizes = num_cells * 3 // 5, num_cells - num_cells * 3 // 5
   num_rows = [int((vocab.genes.species_G == s).sum()) for s in range(2)]
-  with corpus.CorpusWriter(
+  with corpus_writer.CorpusWriter(
     path,
     vocab,
     sources=[{'name': 'simulated'}],

@@ -21,11 +21,13 @@ import numpy as np
 
 from genecompass_jax import (
   corpus,
+  corpus_writer,
   encoding,
   errors,
   medians,
   paths,
   progress,
+  staging,
   vocabulary,
 )
 from genecompass_jax.prepare import quality, sources
@@ -66,7 +68,7 @@ class PrepareConfig:
   overwrite: bool = False
   scratch: str = ''
   bucket_bytes: int = BUCKET_BYTES
-  shard_elements: int = corpus.SHARD_ELEMENTS
+  shard_elements: int = corpus_writer.SHARD_ELEMENTS
 
   def __post_init__(self):
     if not 0 <= self.validation_share <= 0.5:
@@ -96,7 +98,7 @@ def prepare(
       is left at `output` that looks like a corpus.
   """
   output = os.fspath(output)
-  corpus.check_output(output, config.overwrite)
+  corpus_writer.check_output(output, config.overwrite)
   if not configs:
     raise errors.UserError('no sources were given')
   opened = _named_apart(
@@ -311,7 +313,7 @@ def _scratch_folder(output: str, scratch: str) -> str:
     return tempfile.mkdtemp(prefix='buckets-', dir=scratch)
   if '://' in output:
     return tempfile.mkdtemp(prefix='genecompass-buckets-')
-  return corpus.staging_folder(f'{os.path.abspath(output)}.buckets')
+  return staging.folder(f'{os.path.abspath(output)}.buckets')
 
 
 @encoding.compiled
@@ -564,7 +566,7 @@ def _write(
   opened = [stream.source for stream in streams]
   vocab = streams[0].vocabulary
   num_species = len(vocabulary.SPECIES)
-  writer = corpus.CorpusWriter(
+  writer = corpus_writer.CorpusWriter(
     output,
     vocab,
     sources=[_source_facts(source, r) for source, r in zip(opened, reports)],
@@ -620,7 +622,7 @@ def _write(
         )
     rule = _split_facts(labels, split_U, config)
     report = {'sources': list(reports), 'split': rule, 'notes': notes}
-    writer.write_text('report.json', _json(report))
+    writer.write_json('report.json', report)
     writer.commit(
       {
         'seed': config.seed,
@@ -721,12 +723,6 @@ def _source_facts(source: sources.Source, report: Mapping) -> dict:
     'cells': report['cells'],
     'kept': report['kept'],
   }
-
-
-def _json(content: object) -> str:
-  return (
-    json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + '\n'
-  )
 
 
 def read_report(path: paths.PathLike) -> dict:

@@ -298,11 +298,6 @@ class Source:
     return CellStream(self, vocab)
 
 
-def gene_rows(vocab: vocabulary.Vocabulary, species: int) -> np.ndarray:
-  """Indices in the gene table of one species' gene list [R]."""
-  return np.flatnonzero(vocab.genes.species_G == species)
-
-
 class CellStream:
   """The cells of a source as counts over the gene lists of a vocabulary.
 
@@ -319,7 +314,7 @@ class CellStream:
     self._row_of_column: dict[int, np.ndarray] = {}
     self._num_rows: dict[int, int] = {}
     for species, resolution in source.resolutions.items():
-      rows_R = gene_rows(vocab, species)
+      rows_R = vocab.gene_rows(species)
       row_of = {vocab.genes.gene_ids[g]: r for r, g in enumerate(rows_R)}
       self._num_rows[species] = len(rows_R)
       self._row_of_column[species] = np.array(
@@ -336,11 +331,11 @@ class CellStream:
 
   def tokens(self, species: int) -> np.ndarray:
     """int32 token of every row of a species' gene list [R]."""
-    return self.vocabulary.token_G[gene_rows(self.vocabulary, species)]
+    return self.vocabulary.token_G[self.vocabulary.gene_rows(species)]
 
   def measured(self, species: int) -> np.ndarray:
     """Bool [R]: the genes of the list that the source measured."""
-    measured_R = np.zeros(len(gene_rows(self.vocabulary, species)), bool)
+    measured_R = np.zeros(len(self.vocabulary.gene_rows(species)), bool)
     if species in self._row_of_column:
       rows = self._row_of_column[species]
       measured_R[rows[rows >= 0]] = True

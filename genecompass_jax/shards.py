@@ -1,0 +1,148 @@
+"""Arrays on disk or behind a URL: zarr3 in whole shards of checked chunks.
+
+Every chunk and every index has a crc32c: a flipped bit is an error, and so is a
+missing shard, which plain zarr would read as zeros. This is the only module
+that imports tensorstore.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import tensorstore as ts
+
+from genecompass_jax import errors, paths
+
+INNER_CHUNK = 65_536  # elements: about 55 cells; the unit of reading
+CACHE_BYTES = 64 << 20
+HINT = 'build the corpus again or copy it again'
+
+Array = ts.TensorStore
+Context = ts.Context
+Future = ts.Future
+
+
+def new_context() -> Context:
+  """What the arrays of a corpus share: a cache, of shard indices above all."""
+  return ts.Context({'cache_pool': {'total_bytes_limit': CACHE_BYTES}})
+
+
+def _kvstore(*parts: str) -> dict | str:
+  """The TensorStore place of a local folder or a URL."""
+  name = paths.join(*parts)
+  if '://' in name:
+    return f'{name}/'
+  return {'driver': 'file', 'path': f'{os.path.abspath(name)}/'}
+
+
+def _array_metadata(shape: Sequence[int], dtype: str, shard: int) -> dict:
+  """zarr3 metadata: whole shards of small checked chunks, index at the end."""
+  lead = list(shape[:-1])
+  little = {'name': 'bytes', 'configuration': {'endian': 'little'}}
+  crc = {'name': 'crc32c'}
+  blosc = {
+    'cname': 'lz4',
+    'clevel': 5,
+    'shuffle': 'bitshuffle',
+    'typesize': np.dtype(dtype).itemsize,
+  }
+  sharding = {
+    'chunk_shape': lead + [min(INNER_CHUNK, shard)],
+    'codecs': [little, {'name': 'blosc', 'configuration': blosc}, crc],
+    'index_codecs': [little, crc],
+    'index_location': 'end',
+  }
+  return {
+    'shape': list(shape),
+    'data_type': dtype,
+    'fill_value': 0,
+    'chunk_grid': {
+      'name': 'regular',
+      'configuration': {'chunk_shape': lead + [shard]},
+    },
+    'codecs': [{'name': 'sharding_indexed', 'configuration': sharding}],
+  }
+
+
+def open_array(context: Context, *parts: str) -> Future:
+  """Opens an array for reading; never fills what is missing with zeros."""
+  spec = {
+    'driver': 'zarr3',
+    'kvstore': _kvstore(*parts),
+    # both are needed, or every block costs a second request for its index
+    'recheck_cached_data': False,
+    'recheck_cached_metadata': False,
+    'fill_missing_data_reads': False,
+  }
+  return ts.open(spec, read=True, context=context)
+
+
+def result(future: Future) -> np.ndarray | Array:
+  """Waits for an array or a read of it.
+
+  Raises:
+    UserError: a shard is damaged, cut short or missing.
+    RetryableError: the storage does not answer.
+  """
+  try:
+    return future.result()
+  except (ValueError, OSError) as error:
+    text = ' '.join(str(error).split())
+    if any(k in text for k in ('DATA_LOSS', 'NOT_FOUND', 'OUT_OF_RANGE')):
+      raise errors.UserError(
+        f'a shard of the corpus is damaged or missing, {HINT}: {text}'
+      ) from None
+    if any(k in text for k in ('UNAVAILABLE', 'DEADLINE', 'ABORTED')):
+      raise errors.RetryableError(f'reading the corpus: {text}') from None
+    raise
+
+
+class ArrayWriter:
+  """An array that grows along its last axis and is written in whole shards."""
+
+  def __init__(self, shape: Sequence[int], dtype: str, shard: int, *place: str):
+    self.size = 0
+    self._lead, self._dtype, self._shard = list(shape), np.dtype(dtype), shard
+    self._buffer: np.ndarray | None = None  # a shard, touched as it fills
+    self._held = 0
+    self._pending: Future | None = None
+    spec = {
+      'driver': 'zarr3',
+      'kvstore': _kvstore(*place),
+      'metadata': _array_metadata([*shape, 2**60], dtype, shard),
+      # or a chunk of zeros writes no file, and no file looks like a lost one
+      'store_data_equal_to_fill_value': True,
+    }
+    self._array = ts.open(spec, create=True).result()
+
+  def append(self, data: np.ndarray) -> None:
+    """Adds elements; a shard is written as soon as it is full."""
+    done = 0
+    while done < data.shape[-1]:
+      if self._buffer is None:
+        self._buffer = np.empty([*self._lead, self._shard], self._dtype)
+      size = min(data.shape[-1] - done, self._shard - self._held)
+      piece = data[..., done : done + size]
+      self._buffer[..., self._held : self._held + size] = piece
+      done += size
+      self._held += size
+      if self._held == self._shard:
+        self._write(self._buffer)
+
+  def _write(self, data: np.ndarray) -> None:
+    if self._pending is not None:  # one shard in flight bounds the memory
+      self._pending.result()
+    stop = self.size + data.shape[-1]
+    self._pending = self._array[..., self.size : stop].write(data)
+    self.size, self._buffer, self._held = stop, None, 0
+
+  def close(self) -> None:
+    """Writes what is left and waits for it."""
+    end = [None] * len(self._lead) + [self.size + self._held]
+    self._array = self._array.resize(
+      exclusive_max=end, resize_metadata_only=True
+    ).result()
+    if self._held:
+      self._write(self._buffer[..., : self._held])
+    if self._pending is not None:
+      self._pending.result()
