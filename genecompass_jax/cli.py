@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     ('prep', 'files of cells -> a corpus', _prep),
     ('embed', 'cells -> embeddings in an h5ad file', _embed),
     ('convert', 'weights of the original model -> ours', _convert),
+    ('report', 'held-out losses of a run beside the null models', _report),
     ('corpus', 'check or describe a corpus', _corpus),
     ('doctor', 'is everything here in order?', _doctor),
   ):
@@ -187,6 +188,24 @@ def _convert(parser: argparse.ArgumentParser) -> Runner:
       print(f'  not part of this model, left out: {", ".join(unused)}')
 
   pytorch.set_defaults(run=run)
+  return run
+
+
+def _report(parser: argparse.ArgumentParser) -> Runner:
+  parser.add_argument('workdir', metavar='DIR')
+  parser.add_argument(
+    '-o', '--output', metavar='CURVES.png', help='also draw the loss curves'
+  )
+
+  def run(args: argparse.Namespace) -> None:
+    from genecompass_jax.analysis import report
+
+    print(report.table(args.workdir))
+    if args.output:
+      from genecompass_jax.analysis import figures
+
+      figures.learning_curves(args.workdir, args.output)
+
   return run
 
 

@@ -1,0 +1,63 @@
+"""What a run says of itself: its held-out losses beside the null models."""
+
+from typing import Any
+
+from genecompass_jax import errors, metrics, paths
+
+# Column title -> key of an evaluation line.
+COLUMNS = {
+  'cells': 'eval_cells',
+  'id loss': 'eval_id_loss',
+  'marginal': 'null_id_marginal',
+  'rank bin': 'null_id_rank_bin',
+  'rank bracket': 'null_id_rank_bracket',
+  'value loss': 'eval_value_loss',
+  'gene mean': 'null_value_gene_mean',
+  'interpolation': 'null_value_interpolation',
+  'bracket mean': 'null_value_bracket_mean',
+}
+
+
+def evaluations(workdir: paths.PathLike) -> list[dict[str, Any]]:
+  """The evaluation lines of a run, in order of steps.
+
+  Raises:
+    UserError: the folder holds no metrics, or no evaluation yet.
+  """
+  if not paths.exists(paths.join(workdir, metrics.FILE)):
+    raise errors.UserError(
+      f'{workdir}: no {metrics.FILE} here; give the --workdir of a run'
+    )
+  lines = [line for line in metrics.read(workdir) if 'eval_loss' in line]
+  if not lines:
+    raise errors.UserError(
+      f'{workdir}: nothing was evaluated yet; set eval_every, and hold units '
+      'out when the corpus is prepared'
+    )
+  return lines
+
+
+def table(workdir: paths.PathLike) -> str:
+  """A Markdown table: a row a step, then the last step by group.
+
+  Losses in nats (id) and squared log2 units (value); nulls stand beside what
+  they are to be compared with. No intervals: groups are single units.
+  """
+  lines = evaluations(workdir)
+  rows = [(f'all, step {line["step"]}', line) for line in lines]
+  rows += sorted(lines[-1].get('by', {}).items())
+  titles = [t for t, key in COLUMNS.items() if key in lines[-1]]
+  text = [
+    '| | ' + ' | '.join(titles) + ' |',
+    '|---' * (len(titles) + 1) + '|',
+  ]
+  for name, line in rows:
+    cells = [_cell(line.get(COLUMNS[title])) for title in titles]
+    text.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+  return '\n'.join(text)
+
+
+def _cell(value: float | int | None) -> str:
+  if value is None:
+    return ''
+  return f'{value:,}' if isinstance(value, int) else f'{value:.4g}'

@@ -1,0 +1,26 @@
+import pytest
+
+from genecompass_jax import errors, metrics
+from genecompass_jax.analysis import report
+
+
+def test_table_has_a_row_a_step_and_a_group(tmp_path):
+  log = metrics.MetricsFile(tmp_path)
+  group = {'eval_cells': 3, 'eval_loss': 2.0, 'eval_id_loss': 4.5}
+  log.write(step=5, loss=1.0)
+  log.write(step=5, **group, null_id_marginal=5.25, by={'species=human': group})
+  log.close()
+  table = report.table(tmp_path).splitlines()
+  assert table[0] == '| | cells | id loss | marginal |'
+  assert table[2:] == [
+    '| all, step 5 | 3 | 4.5 | 5.25 |',
+    '| species=human | 3 | 4.5 |  |',
+  ]
+
+
+def test_a_folder_without_evaluation_is_refused_in_one_line(tmp_path):
+  with pytest.raises(errors.UserError, match='no metrics.jsonl'):
+    report.table(tmp_path)
+  metrics.MetricsFile(tmp_path).close()
+  with pytest.raises(errors.UserError, match='nothing was evaluated'):
+    report.table(tmp_path)
