@@ -50,8 +50,9 @@ class Checkpoints:
   ) -> None:
     """Starts to save a step; waits for the save before it."""
     self.wait()
-    if step in self._manager.all_steps():
-      self._manager.delete(step)  # a step whose seal did not hold
+    for later in self._manager.all_steps():
+      if later >= step:  # its seal did not hold; Orbax saves none before it
+        self._manager.delete(later)
     self._manager.save(
       step,
       args=ocp.args.Composite(

@@ -1,0 +1,126 @@
+"""Saving, sealing, and passing over what is damaged."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from genecompass_jax import checkpoint, errors
+
+
+def state(step):
+  params = {'a': {'kernel': np.full((4, 3), step, np.float32)}}
+  training = {'step': np.int32(step), 'moment': np.arange(5.0) + step}
+  return jax.tree.map(jax.numpy.asarray, (params, training))
+
+
+def shapes():
+  return jax.eval_shape(lambda: state(0))
+
+
+def save(folder, steps, keep=3):
+  checkpoints = checkpoint.Checkpoints(folder, keep=keep)
+  for step in steps:
+    checkpoints.save(step, *state(step), {'step': step})
+  checkpoints.close()
+
+
+def flip_a_bit(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def largest(folder):
+  files = [f for f in folder.rglob('*') if f.is_file()]
+  return max(files, key=lambda f: f.stat().st_size)
+
+
+def test_what_is_saved_comes_back(tmp_path):
+  save(tmp_path, [2, 4])
+  opened = checkpoint.Checkpoints(tmp_path)
+  assert opened.latest() == 4
+  for step in (2, 4):
+    params, training, metadata = opened.restore(step, *shapes())
+    jax.tree.map(np.testing.assert_array_equal, (params, training), state(step))
+    assert metadata == {'step': step}
+  opened.close()
+  assert checkpoint.latest_step(tmp_path / 'none') is None
+
+
+def test_the_newest_are_kept_with_their_seals(tmp_path):
+  save(tmp_path, [1, 2, 3, 4], keep=2)
+  assert checkpoint.all_steps(tmp_path) == [3, 4]
+  seals = [n for n in os.listdir(tmp_path) if n.endswith('.json')]
+  assert sorted(seals) == ['3.sha256.json', '4.sha256.json']
+
+
+def test_a_flipped_bit_a_lost_file_and_a_lost_seal_are_seen(tmp_path, caplog):
+  save(tmp_path, [1, 2, 3, 4])
+  flip_a_bit(largest(tmp_path / '4'))
+  largest(tmp_path / '3').unlink()
+  assert checkpoint.latest_step(tmp_path) == 2
+  assert 'was changed after it was written' in caplog.text
+  assert 'is missing' in caplog.text
+  (tmp_path / '2.sha256.json').unlink()
+  assert checkpoint.latest_step(tmp_path) is None
+  assert 'never completed' in checkpoint.check_seal(tmp_path / '2')
+
+
+def test_every_file_of_a_step_is_under_its_seal(tmp_path):
+  save(tmp_path, [1])
+  sealed = json.loads((tmp_path / '1.sha256.json').read_text())
+  on_disk = [f for f in (tmp_path / '1').rglob('*') if f.is_file()]
+  assert {str(f.relative_to(tmp_path / '1')) for f in on_disk} == set(sealed)
+  before = checkpoint.seal_sha256(tmp_path / '1')
+  for file in on_disk:
+    data = file.read_bytes()
+    file.write_bytes(data + b'x')
+    assert checkpoint.check_seal(tmp_path / '1') is not None
+    file.write_bytes(data)
+  assert checkpoint.check_seal(tmp_path / '1') is None
+  assert checkpoint.seal_sha256(tmp_path / '1') == before
+
+
+def test_training_goes_on_before_a_damaged_step(tmp_path):
+  save(tmp_path, [4, 8])
+  flip_a_bit(largest(tmp_path / '8'))
+  opened = checkpoint.Checkpoints(tmp_path)
+  assert opened.latest() == 4
+  opened.restore(4, *shapes())
+  for step in (6, 8):  # another period than before, and the damaged step
+    opened.save(step, *state(step), {'step': step})
+    opened.wait()
+    assert opened.latest() == step
+  opened.close()
+  assert checkpoint.all_steps(tmp_path) == [4, 6, 8]
+
+
+def test_parameters_alone_come_back_or_say_why_not(tmp_path):
+  params, _ = state(3)
+  checkpoint.save_params(tmp_path, params)
+  assert checkpoint.check_seal(tmp_path / 'params') is None
+  target = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(
+      s.shape,
+      s.dtype,
+      sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+    ),
+    shapes()[0],
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    checkpoint.restore_params(tmp_path, target),
+    params,
+  )
+  wrong = {'b': target['a']}
+  with pytest.raises(errors.UserError, match='do not fit the model') as error:
+    checkpoint.restore_params(tmp_path, wrong)
+  assert '\n' not in str(error.value)
+  grown = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct((7, 3), s.dtype, sharding=s.sharding), target
+  )
+  with pytest.raises(errors.UserError, match='do not fit the model'):
+    checkpoint.restore_params(tmp_path, grown)
