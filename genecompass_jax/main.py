@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from absl import app, flags, logging as absl_logging
@@ -16,22 +17,30 @@ from ml_collections import config_flags
 
 from genecompass_jax import errors
 
+# Any field of TrainConfig can be set, whether or not the file names it.
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Configuration: experiments/FILE.py[:variant].'
+  'config',
+  None,
+  'Configuration: experiments/FILE.py[:variant].',
+  lock_config=False,
+  accept_new_attributes=True,
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder or URL of the run; a run that is there goes on.'
 )
 flags.mark_flags_as_required(['config', 'workdir'])
 
+# Corpora that a run makes for itself, of config.simulated_cells cells.
 SIMULATED = 'simulated'
+INDEPENDENT = 'independent'
 
 
 def to_dataclass(cls: type, values: Any, where: str = 'config') -> Any:
   """Builds a (nested) frozen dataclass from a mapping.
 
   Raises:
-    UserError: a key is not a field of the dataclass, or one is missing.
+    UserError: a key is not a field of the dataclass, one is missing, or a
+      value is of another type.
   """
   hints = typing.get_type_hints(cls)
   fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -45,7 +54,7 @@ def to_dataclass(cls: type, values: Any, where: str = 'config') -> Any:
       value = to_dataclass(hints[key], value, f'{where}.{key}')
     elif isinstance(value, list | tuple):
       value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    arguments[key] = value
+    arguments[key] = _checked(hints[key], value, f'{where}.{key}')
   for name, field in fields.items():
     required = (
       field.default is dataclasses.MISSING
@@ -56,22 +65,38 @@ def to_dataclass(cls: type, values: Any, where: str = 'config') -> Any:
   return cls(**arguments)
 
 
-def run(config: Any, workdir: str) -> None:
+def _checked(hint: Any, value: Any, where: str) -> Any:
+  """The value, if it is of a type; whole numbers do where broken ones do."""
+  wanted = typing.get_origin(hint) or hint
+  if wanted is float and type(value) is int:
+    value = float(value)
+  if type(value) is not wanted:
+    raise errors.UserError(
+      f'{where}={value!r} must be of type {wanted.__name__}'
+    )
+  return value
+
+
+def run(config: Mapping[str, Any], workdir: str) -> None:
   """Trains a run from a mapping of configuration values."""
   # Imported late: wrong flags must be reported in a moment, not after JAX.
   from genecompass_jax import train
 
-  values = {key: config[key] for key in config}
+  values = dict(config)
   atlas = values.pop('simulated_cells', 0)
-  if values.get('corpus') == SIMULATED:
+  name = values.get('corpus')
+  if name in (SIMULATED, INDEPENDENT):
     if not atlas:
       raise errors.UserError(
-        'config.corpus is simulated but config.simulated_cells is 0'
+        f'config.corpus is {name} but config.simulated_cells is 0'
       )
     from genecompass_jax.prepare import simulated
 
-    values['corpus'] = simulated.corpus(workdir, num_cells=atlas)
-  elif not values.get('corpus'):
+    make = simulated.corpus
+    if name == INDEPENDENT:
+      make = simulated.independent_corpus
+    values['corpus'] = make(workdir, num_cells=atlas)
+  elif not name:
     raise errors.UserError(
       'no corpus: give --config.corpus=DIR; genecompass prep makes one from '
       'h5ad files, or try the :smoke variant, which simulates cells'
@@ -88,7 +113,11 @@ def main(argv: list[str]) -> None:
   logging.getLogger('absl').setLevel(logging.WARNING)  # Orbax tells each write
   logging.getLogger('jax').setLevel(logging.WARNING)
   try:
-    run(_CONFIG.value, os.path.expanduser(_WORKDIR.value))
+    config = dict(_CONFIG.value.items())
+  except OSError as error:  # the parser defers it to the first use
+    _exit(errors.EXIT_USAGE, ' '.join(str(error).split()))
+  try:
+    run(config, os.path.expanduser(_WORKDIR.value))
   except errors.UserError as error:
     _exit(errors.EXIT_USAGE, str(error))
   except errors.RetryableError as error:
@@ -97,10 +126,27 @@ def main(argv: list[str]) -> None:
     _exit(errors.EXIT_FAILED, str(error))
 
 
+def _parse(argv: list[str]) -> list[str]:
+  """Parses flags; what is wrong is one line and exit code 2."""
+  try:
+    return flags.FLAGS(argv)
+  except SystemExit:  # --help, after which absl exits with 1
+    sys.exit(errors.EXIT_OK)
+  except flags.Error as error:
+    # An error in the file comes with its traceback: the last line says it.
+    _exit(errors.EXIT_USAGE, str(error).strip().splitlines()[-1])
+  except KeyError as error:
+    _exit(
+      errors.EXIT_USAGE,
+      f'--config.KEY=value: the config file has no group {error.args[0]}; name '
+      'it there, be it empty: config.GROUP = {}',
+    )
+
+
 def _exit(code: int, message: str) -> None:
   print(message, file=sys.stderr)
   sys.exit(code)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=_parse)
