@@ -14,8 +14,7 @@ import jax
 import numpy as np
 import pyarrow.parquet
 
-from genecompass_jax import errors, paths
-from genecompass_jax import vocabulary as vocabulary_lib
+from genecompass_jax import errors, paths, vocabulary as vocabulary_lib
 
 Array = jax.Array | np.ndarray
 
@@ -116,8 +115,9 @@ def read_table(path: paths.PathLike) -> tuple[tuple[str, ...], np.ndarray]:
     gene_ids = tuple(table['gene_id'].to_pylist())
     vectors = np.array(table['vector'].to_pylist(), np.float32)
   except (OSError, pyarrow.ArrowException, KeyError, ValueError) as error:
+    line = (str(error).splitlines() or [type(error).__name__])[0]
     raise errors.UserError(
-      f'{path}: not a prior table ({error}); it must be a parquet file with '
+      f'{path}: not a prior table ({line}); it must be a parquet file with '
       'the columns gene_id (text) and vector (list of float, one width)'
     ) from error
   if vectors.ndim != 2:

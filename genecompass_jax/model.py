@@ -21,9 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from genecompass_jax import errors, schemas
-from genecompass_jax import knowledge as knowledge_lib
-from genecompass_jax import vocabulary as vocabulary_lib
+from genecompass_jax import (
+  errors,
+  knowledge as knowledge_lib,
+  schemas,
+  vocabulary as vocabulary_lib,
+)
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -93,6 +96,9 @@ class ModelConfig:
     _check_choice('missing_prior', self.missing_prior, ('learned', 'released'))
     _check_choice('head', self.head, ('pretraining', 'sequence', 'token'))
     _check_choice('dtype', self.dtype, ('float32', 'bfloat16'))
+    for name in ('hidden_dropout', 'attention_dropout'):
+      if not 0 <= getattr(self, name) < 1:
+        raise errors.UserError(f'{name}={getattr(self, name)} is not in [0, 1)')
     if self.head != 'pretraining' and self.num_labels < 1:
       raise errors.UserError(f'head={self.head!r} needs num_labels >= 1')
 

@@ -59,6 +59,10 @@ class OptimizerConfig:
         f'optimizer.total_steps={self.total_steps} must be positive and '
         f'warmup_steps={self.warmup_steps} not negative'
       )
+    if not 0 < self.decay_share <= 1:
+      raise errors.UserError(
+        f'optimizer.decay_share={self.decay_share} is not in (0, 1]'
+      )
 
 
 def make_schedule(config: OptimizerConfig) -> optax.Schedule:
