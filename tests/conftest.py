@@ -1,11 +1,38 @@
-"""Fixtures shared by the tests: where real cells and recorded numbers lie."""
+"""Fixtures shared by the tests: real cells, recorded numbers, tiny runs."""
 
 import os
 import pathlib
+import shutil
+import tempfile
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+_CACHE = 'JAX_COMPILATION_CACHE_DIR'
+
+# A model, cells and batches that compile in a second.
+TINY = {
+  'model.width': 32,
+  'model.num_heads': 2,
+  'model.feed_forward': 64,
+  'model.max_genes': 63,
+  'encoding.max_genes': 63,
+  'data.buckets': '(64,)',
+  'data.rows_per_batch': 8,
+  'eval_every': 0,
+}
+
+
+def pytest_configure(config):
+  """Compiling is most of the time of tests: do it once, and quickly."""
+  os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+  if _CACHE not in os.environ:
+    os.environ[_CACHE] = tempfile.mkdtemp(prefix='genecompass-tests-')
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+    config.add_cleanup(
+      lambda: shutil.rmtree(os.environ.pop(_CACHE), ignore_errors=True)
+    )
 
 
 def _folder(variable: str, default: str) -> pathlib.Path:
@@ -25,3 +52,73 @@ def real_data() -> pathlib.Path:
 def oracle() -> pathlib.Path:
   """Folder of outputs recorded from the original model; skips if absent."""
   return _folder('GENECOMPASS_ORACLE', 'shared/oracle')
+
+
+def tiny_genes(species: int, num: int = 90) -> list[str]:
+  """Genes of a species, half of them with their one-to-one orthologue."""
+  from genecompass_jax import gene_table
+
+  table = gene_table.GeneTable.default()
+  in_group = np.array([group != '' for group in table.orthologue_groups])
+  mine = table.species_G == species
+  group_of = {}
+  for g in np.flatnonzero(in_group):
+    group_of.setdefault(table.orthologue_groups[g], []).append(g)
+  pairs = [
+    genes
+    for genes in group_of.values()
+    if sorted(table.species_G[genes]) == [0, 1]
+  ][: num // 2]
+  shared = [g for genes in pairs for g in genes if mine[g]]
+  alone = np.flatnonzero(mine & ~in_group)[: num - len(shared)]
+  return [table.gene_ids[g] for g in (*shared, *alone)]
+
+
+def tiny_cells(num_cells: int, species: int = 0, seed: int = 0):
+  """An AnnData of counts: 90 genes, some 40 a cell, two kinds of cells."""
+  import anndata
+  import pandas as pd
+  import scipy.sparse
+
+  rng = np.random.default_rng([seed, species])
+  genes = tiny_genes(species)
+  kind_C = rng.integers(0, 2, num_cells)
+  rate_KR = rng.gamma(0.6, 3.0, (2, len(genes)))
+  counts = rng.poisson(rate_KR[kind_C] * rng.gamma(4, 0.25, (num_cells, 1)))
+  obs = pd.DataFrame(
+    {
+      'donor': [f'd{i}' for i in rng.integers(0, 8, num_cells)],
+      'cell_type': np.array(['A', 'B'])[kind_C],
+    },
+    index=[f'cell{i}' for i in range(num_cells)],
+  )
+  return anndata.AnnData(
+    scipy.sparse.csr_matrix(counts.astype(np.float32)),
+    obs,
+    pd.DataFrame(index=genes),
+  )
+
+
+@pytest.fixture(scope='session')
+def tiny_corpus(tmp_path_factory) -> pathlib.Path:
+  """A corpus of 480 human and 240 mouse cells; not to be changed."""
+  from genecompass_jax.prepare import pipeline, quality, sources
+
+  path = tmp_path_factory.mktemp('tiny') / 'corpus'
+  opened = [
+    sources.from_anndata(
+      tiny_cells(num, species),
+      sources.SourceConfig(
+        name=name, unit='donor', assay='umi', obs=('cell_type',)
+      ),
+    )
+    for species, (name, num) in enumerate((('human', 480), ('mouse', 240)))
+  ]
+  pipeline.prepare(
+    opened,
+    path,
+    pipeline.PrepareConfig(
+      vocabulary='measured', filters=quality.QualityConfig.off()
+    ),
+  )
+  return path
