@@ -202,9 +202,13 @@ def _report(parser: argparse.ArgumentParser) -> Runner:
 
     print(report.table(args.workdir))
     if args.output:
+      from genecompass_jax import metrics
       from genecompass_jax.analysis import figures
 
-      figures.learning_curves(args.workdir, args.output)
+      figure = figures.learning_curves(
+        metrics.read(args.workdir), title=f'Pretraining losses, {args.workdir}'
+      )
+      figure.savefig(args.output, dpi=150)
 
   return run
 
