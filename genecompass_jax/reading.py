@@ -13,11 +13,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genecompass_jax import corpus as corpus_lib
-from genecompass_jax import encoding, errors, masking, packing, paths, schemas
-from genecompass_jax import medians as medians_lib
-from genecompass_jax import rows as rows_lib
-from genecompass_jax import vocabulary as vocabulary_lib
+from genecompass_jax import (
+  corpus as corpus_lib,
+  encoding,
+  errors,
+  masking,
+  medians as medians_lib,
+  packing,
+  paths,
+  rows as rows_lib,
+  schemas,
+  vocabulary as vocabulary_lib,
+)
 
 _READ_BLOCKS = 16  # in flight at a time in one thread
 
