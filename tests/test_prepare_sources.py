@@ -6,7 +6,7 @@ import pytest
 import scipy.sparse
 
 from genecompass_jax import errors, gene_table, vocabulary
-from genecompass_jax.prepare import sources
+from genecompass_jax.prepare import matrices, sources
 
 GENES, CELLS = 60, 90
 
@@ -105,7 +105,7 @@ def test_counts_wherever_they_are(tmp_path, vocab, dtype, kind, place):
 
 
 def test_a_large_csc_matrix_is_turned_on_disk(tmp_path, vocab, monkeypatch):
-  monkeypatch.setattr(sources, 'CSC_IN_MEMORY', 200)
+  monkeypatch.setattr(matrices, 'CSC_IN_MEMORY', 200)
   matrix = counts(500)
   path = save(tmp_path, adata_of(matrix.tocsc()))
   (tmp_path / 'scratch').mkdir()
@@ -295,7 +295,7 @@ def test_bad_values_are_one_line(tmp_path, vocab, spoil, kwargs, match):
 def test_values_that_the_sample_missed(vocab, monkeypatch, value, match):
   matrix = counts()
   matrix.data[matrix.indptr[77]] = value
-  monkeypatch.setattr(sources, 'kind_of', lambda _: sources.COUNTS)
+  monkeypatch.setattr(matrices, 'kind_of', lambda _: matrices.COUNTS)
   stream = sources.cells_of(adata_of(matrix), vocab)
   with pytest.raises(errors.UserError, match=match):
     list(stream.chunks(50))

@@ -12,7 +12,7 @@ from typing import Any
 from genecompass_jax import corpus as corpus_lib, errors, metrics, paths
 from genecompass_jax.analysis import figures
 from genecompass_jax.demo import files, plans, pretraining, scores
-from genecompass_jax.prepare import pipeline
+from genecompass_jax.prepare import pipeline, sources
 
 
 def run(args: argparse.Namespace) -> None:
@@ -96,7 +96,7 @@ def _corpus(plan: plans.Plan, folder: str, is_new: bool) -> corpus_lib.Corpus:
   _say(f'     {path}: {split} cells, {corpus.vocabulary.size:,} tokens')
   if corpus.manifest['split']['leaky']:
     leaky = ', '.join(
-      s.name for s in plan.opened if s.config.unit == pipeline.CELL
+      s.name for s in plan.opened if s.config.unit == sources.CELL
     )
     _say(
       f'     {leaky}: no other donor to hold out, so single cells are held '

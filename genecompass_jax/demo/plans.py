@@ -100,7 +100,7 @@ def default(args: argparse.Namespace) -> Plan:
       sources.SourceConfig(
         name=BLOOD,
         species='human',
-        unit=pipeline.CELL,
+        unit=sources.CELL,
         total='total',
         assay='umi',
         dataset=BLOOD_DATASET,
@@ -200,7 +200,7 @@ def own(args: argparse.Namespace) -> Plan:
     source,
     config=dataclasses.replace(
       source_config,
-      unit=unit or pipeline.CELL,
+      unit=unit or sources.CELL,
       obs=(label,) if label else (),
     ),
   )

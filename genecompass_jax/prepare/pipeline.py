@@ -30,10 +30,9 @@ from genecompass_jax import (
   staging,
   vocabulary,
 )
-from genecompass_jax.prepare import quality, sources
+from genecompass_jax.prepare import matrices, quality, sources
 
 VOCABULARIES = ('default', 'measured')
-CELL = 'cell'  # the unit that makes a split leak
 ASSAY_ORDER = ('umi', 'full_length', 'panel')  # whose cells give the medians
 BUCKET_BYTES = 256 << 20
 FLUSH_ELEMENTS = 1 << 22  # gathered before the buckets are written to
@@ -186,7 +185,7 @@ class _Labels:
       self.codes.append(
         np.stack([self._column(source, name) for name in self.columns])
       )
-      self.split_by_cell.append(source.config.unit == CELL)
+      self.split_by_cell.append(source.config.unit == sources.CELL)
 
   @property
   def categories(self) -> dict[str, list[str]]:
@@ -196,7 +195,7 @@ class _Labels:
     unit = source.config.unit
     if name == 'source':
       return self._constant(name, source.name, source.num_cells)
-    if name == 'dataset' or (name == 'unit' and unit in ('', CELL)):
+    if name == 'dataset' or (name == 'unit' and unit in ('', sources.CELL)):
       return self._constant(name, source.dataset, source.num_cells)
     if name == 'unit':
       codes_C, names = source.codes(unit)
@@ -682,8 +681,8 @@ def _pieces(
       split_C[mine] = share < config.validation_share
   for split in range(len(corpus.SPLITS)):
     index_C = order_C[(keep_C & (split_C == split))[order_C]]
-    for a in range(0, len(index_C), sources.CHUNK_CELLS):
-      yield split, cells.take(index_C[a : a + sources.CHUNK_CELLS])
+    for a in range(0, len(index_C), matrices.CHUNK_CELLS):
+      yield split, cells.take(index_C[a : a + matrices.CHUNK_CELLS])
 
 
 def _split_facts(
@@ -692,7 +691,7 @@ def _split_facts(
   names = labels.categories['unit']
   leaky = any(labels.split_by_cell)
   return {
-    'unit': CELL if leaky else 'unit',
+    'unit': sources.CELL if leaky else 'unit',
     'leaky': leaky,
     'units': len(names),
     'validation_units': [n for n, s in zip(names, split_U) if s == 1],

@@ -1,23 +1,18 @@
 """Cells of h5ad files and AnnData objects, as counts over a gene list.
 
-This is the owner of anndata: nothing else reads its files. A file is streamed
-in chunks of cells whatever its matrix is (dense, CSR, CSC, integers or floats,
-in X, raw or a layer), and never loaded whole. A CSC matrix is stored by genes:
-one of up to `CSC_IN_MEMORY` entries is turned in memory, a larger one by way
-of a scratch folder, in two passes.
+A source is opened (which matrix holds counts, which species, which genes its
+columns are) and then streamed in chunks of cells, never loaded whole.
 """
 
 import dataclasses
 import functools
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import anndata
 import h5py
 import numpy as np
 import pandas as pd
-import scipy.sparse
 
 from genecompass_jax import (
   encoding,
@@ -27,48 +22,10 @@ from genecompass_jax import (
   paths,
   vocabulary,
 )
-from genecompass_jax.prepare import quality
+from genecompass_jax.prepare import counting, identifiers, matrices, quality
 
 ASSAYS = ('auto', 'umi', 'full_length', 'panel')
-SPECIES_NAMES = {
-  'human': 0,
-  'homo sapiens': 0,
-  'h. sapiens': 0,
-  'ncbitaxon:9606': 0,
-  'mouse': 1,
-  'mus musculus': 1,
-  'm. musculus': 1,
-  'ncbitaxon:10090': 1,
-}
-CHUNK_CELLS = 1024  # read at a time: buffers below 32 MiB are reused
-CHUNK_BYTES = 128 << 20  # of a dense chunk
-CSC_IN_MEMORY = 300_000_000  # entries: 3.6 GB, twice that while turning
-LOG_MAX = 20.0  # log1p and log2 of counts and TPM stay below
-# the 24 mitochondrial rRNA and tRNA genes of each species (Ensembl), which no
-# gene table here holds, but files of counts do
-_HUMAN_MITO_RNA = (
-  209082, 210049, 210077, 210082, 210100, 210107, 210112, 210117,
-  210127, 210135, 210140, 210144, 210151, 210154, 210156, 210164,
-  210174, 210176, 210184, 210191, 210194, 210195, 210196, 211459,
-)  # fmt: skip
-_MOUSE_MITO_RNA = (
-  64336, 64337, 64338, 64339, 64340, 64342, 64343, 64344,
-  64346, 64347, 64348, 64349, 64350, 64352, 64353, 64355,
-  64359, 64361, 64364, 64365, 64366, 64369, 64371, 64372,
-)  # fmt: skip
-MITO_RNA = frozenset(
-  [f'ENSG{n:011d}' for n in _HUMAN_MITO_RNA]
-  + [f'ENSMUSG{n:011d}' for n in _MOUSE_MITO_RNA]
-)
-_CODING, _MITO = 1, 2  # flags of a column
-_FINE, _NEGATIVE, _NOT_FINITE, _NOT_INTEGER, _TOO_LARGE = range(5)
-_WRONG = {
-  _NEGATIVE: 'a negative value',
-  _NOT_FINITE: 'a value that is not finite',
-  _NOT_INTEGER: 'a value that is not an integer (corrected counts are taken '
-  'with --allow_noninteger, never rounded)',
-  _TOO_LARGE: 'a count above 4,294,967,295',
-}
+CELL = 'cell'  # the unit that makes a split leak
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +150,8 @@ class Source:
   @property
   def num_entries(self) -> int:
     """Stored entries, or a guess for a dense matrix: a tenth of it."""
-    if _is_sparse(self._matrix):
-      return int(_parts(self._matrix)[0].shape[0])
+    if matrices.is_sparse(self._matrix):
+      return int(matrices.parts(self._matrix)[0].shape[0])
     return self.num_cells * self.num_columns // 10
 
   @property
@@ -246,29 +203,17 @@ class Source:
   @functools.cached_property
   def flags(self) -> dict[int, np.ndarray]:
     """For each species, uint8 flags of the columns: coding, mitochondrial."""
-    row_of = self.table.row_of
-    named_mito = [
-      name.casefold().startswith('mt-') or name.partition('.')[0] in MITO_RNA
-      for name in self.names
-    ]
-    flags = {}
-    for species, resolution in self.resolutions.items():
-      flag = np.array(named_mito, np.uint8) * _MITO
-      for column, gene_id in enumerate(resolution.gene_ids):
-        if gene_id is None:
-          continue
-        row = row_of[gene_id]
-        if self.table.biotypes[row] in ('protein_coding', 'miRNA'):
-          flag[column] |= _CODING
-        if self.table.symbols[row].casefold().startswith('mt-'):
-          flag[column] |= _MITO
-      flags[species] = flag
-    return flags
+    return {
+      species: identifiers.column_flags(self.names, resolution, self.table)
+      for species, resolution in self.resolutions.items()
+    }
 
   def has_flag(self, species: int) -> tuple[bool, bool]:
     """Whether coding and mitochondrial genes are known among the columns."""
     flag = self.flags[species]
-    return bool((flag & _CODING).any()), bool((flag & _MITO).any())
+    return bool((flag & counting.CODING).any()), bool(
+      (flag & counting.MITO).any()
+    )
 
   def cell_names(self) -> np.ndarray:
     """Names of the cells, each on one line, as an object array."""
@@ -351,7 +296,7 @@ class CellStream:
     }
 
   def chunks(
-    self, cells: int = CHUNK_CELLS, scratch: str | None = None
+    self, cells: int = matrices.CHUNK_CELLS, scratch: str | None = None
   ) -> Iterator[Chunk]:
     """Yields all cells in the order of the file, one chunk a species.
 
@@ -365,7 +310,7 @@ class CellStream:
     source = self.source
     self._column_sums[:] = 0
     totals_all = source.totals()
-    for first, matrix in _row_chunks(source._matrix, cells, scratch):
+    for first, matrix in matrices.row_chunks(source._matrix, cells, scratch):
       starts_C1 = matrix.indptr.astype(np.int64)
       columns_N = matrix.indices.astype(np.int32, copy=False)
       values_N = matrix.data.astype(np.float64, copy=False)
@@ -389,7 +334,7 @@ class CellStream:
       np.zeros(num, np.float64),
     )
     is_float = source.is_float
-    status, cell = _measure(
+    status, cell = counting.measure(
       columns_N,
       values_N,
       starts_C1,
@@ -402,9 +347,9 @@ class CellStream:
       statistics.total_C,
       self._column_sums[species],
     )
-    if status != _FINE:
+    if status != counting.FINE:
       raise errors.UserError(
-        f'{source.name}: {source.layer} holds {_WRONG[status]}, in cell '
+        f'{source.name}: {source.layer} holds {counting.WRONG[status]}, in cell '
         f'{source.obs.index[first + index_C[cell]]} (row '
         f'{first + index_C[cell]})'
       )
@@ -412,7 +357,7 @@ class CellStream:
     rows_N = np.empty(room, np.uint16)
     counts_N = np.empty(room, np.float32 if is_float else np.uint32)
     out_C1 = np.zeros(num + 1, np.int64)
-    _gather(
+    counting.gather(
       columns_N,
       values_N,
       starts_C1,
@@ -439,73 +384,6 @@ class CellStream:
       encoding.RaggedCells(rows_N[:used], counts_N[:used], out_C1, totals_C),
       statistics,
     )
-
-
-@encoding.compiled
-def _measure(
-  columns_N, values_N, starts_C1, index_C, flags, integers, genes_C, coding_C,
-  mito_C, total_C, column_sums,
-):  # fmt: skip
-  """Checks the values of the cells index_C and counts what the filters ask."""
-  for c in range(len(index_C)):
-    for i in range(starts_C1[index_C[c]], starts_C1[index_C[c] + 1]):
-      value = values_N[i]
-      if value == 0.0:
-        continue
-      if value - value != 0.0:
-        return _NOT_FINITE, c
-      if value < 0.0:
-        return _NEGATIVE, c
-      if integers:
-        if value != np.floor(value):
-          return _NOT_INTEGER, c
-        if value > 4294967295.0:
-          return _TOO_LARGE, c
-      column = columns_N[i]
-      flag = flags[column]
-      genes_C[c] += 1
-      coding_C[c] += flag & _CODING
-      if flag & _MITO:
-        mito_C[c] += value
-      total_C[c] += value
-      column_sums[column] += value
-  return _FINE, 0
-
-
-# place of the only set bit, by a de Bruijn sequence
-_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
-_PLACE = np.zeros(64, np.int64)
-for _i in range(64):
-  _PLACE[((1 << _i) * int(_DE_BRUIJN) & (1 << 64) - 1) >> 58] = _i
-
-
-@encoding.compiled
-def _gather(
-  columns_N, values_N, starts_C1, index_C, row_of_column, num_rows, rows_N,
-  counts_N, out_C1,
-):  # fmt: skip
-  """Sums columns into rows; a bitmap of the rows gives them in order."""
-  sum_R = np.zeros(num_rows, np.float64)
-  words = np.zeros((num_rows + 63) // 64, np.uint64)
-  out = 0
-  for c in range(len(index_C)):
-    for i in range(starts_C1[index_C[c]], starts_C1[index_C[c] + 1]):
-      row = row_of_column[columns_N[i]]
-      if row >= 0 and values_N[i] != 0.0:
-        sum_R[row] += values_N[i]
-        words[row >> 6] |= np.uint64(1) << np.uint64(row & 63)
-    for w in range(len(words)):
-      word = words[w]
-      while word:
-        bit = word & (~word + np.uint64(1))
-        row = (w << 6) + _PLACE[(bit * _DE_BRUIJN) >> np.uint64(58)]
-        rows_N[out] = row
-        counts_N[out] = sum_R[row]
-        sum_R[row] = 0.0
-        out += 1
-        word ^= bit
-      words[w] = 0
-    out_C1[c + 1] = out
 
 
 def open_h5ad(
@@ -541,22 +419,22 @@ def open_h5ad(
     )
   obs = anndata.io.read_elem(file['obs'])
   var = anndata.io.read_elem(file['var'])
-  matrices = {}
+  layers = {}
   if 'X' in file:
-    matrices['X'] = file['X'], var
+    layers['X'] = file['X'], var
   if 'raw' in file and 'X' in file['raw']:
     raw_var = file['raw/var'] if 'var' in file['raw'] else None
-    matrices['raw'] = (
+    layers['raw'] = (
       file['raw/X'],
       var if raw_var is None else anndata.io.read_elem(raw_var),
     )
   for name in file.get('layers', ()):
-    matrices[f'layers/{name}'] = file['layers'][name], var
-  matrices = {
-    name: (_wrapped(matrix), names)
-    for name, (matrix, names) in matrices.items()
+    layers[f'layers/{name}'] = file['layers'][name], var
+  layers = {
+    name: (matrices.wrapped(matrix), names)
+    for name, (matrix, names) in layers.items()
   }
-  return _source(config, obs, matrices, table)
+  return _source(config, obs, layers, table)
 
 
 def from_anndata(
@@ -565,15 +443,15 @@ def from_anndata(
   table: gene_table.GeneTable | None = None,
 ) -> Source:
   """The cells of an AnnData, in memory or backed, as `open_h5ad` gives them."""
-  matrices = {}
+  layers = {}
   if adata.X is not None:
-    matrices['X'] = _wrapped(adata.X), adata.var
+    layers['X'] = matrices.wrapped(adata.X), adata.var
   if adata.raw is not None:
-    matrices['raw'] = _wrapped(adata.raw.X), adata.raw.var
+    layers['raw'] = matrices.wrapped(adata.raw.X), adata.raw.var
   for name in adata.layers:
-    matrices[f'layers/{name}'] = _wrapped(adata.layers[name]), adata.var
+    layers[f'layers/{name}'] = matrices.wrapped(adata.layers[name]), adata.var
   config = config or SourceConfig()
-  return _source(config, adata.obs, matrices, table)
+  return _source(config, adata.obs, layers, table)
 
 
 def cells_of(
@@ -621,15 +499,17 @@ def _check_file(path: str) -> None:
 def _source(
   config: SourceConfig,
   obs: pd.DataFrame,
-  matrices: dict[str, tuple],
+  layers: dict[str, tuple],
   table: gene_table.GeneTable | None,
 ) -> Source:
   table = table or gene_table.GeneTable.default()
   name = config.label
   if not len(obs):
     raise errors.UserError(f'{name}: no cells')
-  layer, reason, is_float = _choose_layer(name, matrices, config)
-  matrix, var = matrices[layer]
+  layer, reason, is_float = matrices.choose_layer(
+    name, layers, config.layer, config.allow_noninteger
+  )
+  matrix, var = layers[layer]
   if not len(var):
     raise errors.UserError(f'{name}: no genes')
   if tuple(matrix.shape) != (len(obs), len(var)):
@@ -637,9 +517,9 @@ def _source(
       f'{name}: {layer} is {matrix.shape}, but there are {len(obs)} cells and '
       f'{len(var)} genes: the file is damaged'
     )
-  species_C = _species_of_cells(name, obs, config.species)
-  names, resolutions, id_reason = _resolve(
-    name, var, config, sorted(set(species_C.tolist()) - {-1}), table
+  species_C = identifiers.species_of_cells(name, obs, config.species)
+  names, resolutions, id_reason = identifiers.resolve(
+    name, var, config.ids_of, sorted(set(species_C.tolist()) - {-1}), table
   )
   if (species_C < 0).any():  # auto: the identifiers have decided
     species_C[:] = next(iter(resolutions))
@@ -657,280 +537,3 @@ def _source(
     is_float,
     matrix,
   )
-
-
-def _species_of_cells(name: str, obs: pd.DataFrame, species: str) -> np.ndarray:
-  """int8 code of every cell; -1 where the identifiers are to decide."""
-  if species == 'auto':
-    return np.full(len(obs), -1, np.int8)
-  if species in vocabulary.SPECIES:
-    code = vocabulary.SPECIES.index(species)
-    return np.full(len(obs), code, np.int8)
-  column = species.removeprefix('obs:')
-  if column not in obs:
-    raise errors.UserError(
-      f'{name}: --species {species}, but there is no such obs column'
-    )
-  text = obs[column].astype(str).str.strip().str.casefold()
-  codes = text.map(SPECIES_NAMES)
-  if codes.isna().any():
-    raise errors.UserError(
-      f'{name}: obs column {column!r} holds {text[codes.isna()].iloc[0]!r}, '
-      'which is neither human nor mouse'
-    )
-  return codes.to_numpy(np.int8)
-
-
-def _resolve(
-  name: str,
-  var: pd.DataFrame,
-  config: SourceConfig,
-  species: Sequence[int],
-  table: gene_table.GeneTable,
-) -> tuple[tuple[str, ...], dict[int, gene_ids.Resolution], str]:
-  """Chooses the identifiers, and where they lead for each species."""
-  index = [str(v) for v in var.index]
-  columns = {}
-  for column in var.columns:
-    values = var[column]
-    if values.dtype == object or isinstance(
-      values.dtype, pd.CategoricalDtype | pd.StringDtype
-    ):
-      text = ['' if pd.isna(v) else str(v) for v in values]
-      if len(set(text)) > len(text) / 2:
-        columns[str(column)] = text
-  asked: int | None = None
-  if config.ids_of:
-    asked = vocabulary.SPECIES.index(config.ids_of)
-  elif len(species) == 1:
-    asked = species[0]
-  resolutions, reasons, names = {}, [], ()
-  try:
-    if species and not config.ids_of:
-      wanted = [(code, code) for code in species]
-    else:
-      choice = gene_ids.choose_identifiers(index, columns, table, asked)
-      wanted = [(code, choice.species) for code in species or [choice.species]]
-    for code, of in wanted:
-      choice = gene_ids.choose_identifiers(index, columns, table, of)
-      names = tuple(index if choice.column is None else columns[choice.column])
-      resolution = gene_ids.resolve(names, code, table, of)
-      # orthologues of the other species are fewer; what counts is that the
-      # identifiers themselves are known
-      known = resolution
-      if of != code:
-        known = gene_ids.resolve(names, of, table)
-      gene_ids.check_share_known(known)
-      resolutions[code] = resolution
-      reasons.append(choice.reason)
-  except errors.UserError as error:
-    raise errors.UserError(f'{name}: {error}') from None
-  return names, resolutions, '; '.join(dict.fromkeys(reasons))
-
-
-# Matrices
-
-
-@dataclasses.dataclass(frozen=True)
-class _Backed:
-  """A sparse matrix in a file: groups indptr, indices, data."""
-
-  group: h5py.Group
-  format: str
-  shape: tuple[int, int]
-
-
-def _wrapped(matrix: object) -> object:
-  """Brings the kinds of matrices that anndata knows to four."""
-  if isinstance(matrix, h5py.Group):
-    matrix = anndata.io.sparse_dataset(matrix)
-  if isinstance(matrix, h5py.Dataset | np.ndarray):
-    return matrix
-  if hasattr(matrix, 'group') and hasattr(matrix, 'format'):
-    return _Backed(matrix.group, matrix.format, tuple(matrix.shape))
-  if scipy.sparse.issparse(matrix):
-    return matrix if matrix.format == 'csr' else matrix.tocsr()
-  return np.asarray(matrix)
-
-
-def _is_sparse(matrix: object) -> bool:
-  return isinstance(matrix, _Backed) or scipy.sparse.issparse(matrix)
-
-
-def _parts(matrix: object) -> tuple:
-  """data, indices and indptr of a sparse matrix, where they lie."""
-  if isinstance(matrix, _Backed):
-    return tuple(matrix.group[k] for k in ('data', 'indices', 'indptr'))
-  return matrix.data, matrix.indices, matrix.indptr
-
-
-def _sample(matrix: object) -> np.ndarray:
-  """Some values of a matrix, from several places."""
-  if _is_sparse(matrix):
-    data = _parts(matrix)[0]
-    size, length = 4096, data.shape[0]
-  else:
-    data = matrix
-    length = data.shape[0]
-    size = max(1, 65_536 // max(data.shape[1], 1))
-  firsts = np.unique(np.linspace(0, max(length - size, 0), 8).astype(int))
-  pieces = [np.asarray(data[a : a + size]).ravel() for a in firsts]
-  return np.concatenate(pieces).astype(np.float64)
-
-
-COUNTS = 'counts'
-NON_INTEGER = 'non-integer values'
-
-
-def kind_of(matrix: object) -> str:
-  """What a sample of the values looks like: counts, or what is wrong."""
-  values = _sample(matrix)
-  if not np.isfinite(values).all():
-    return 'values that are not finite'
-  if (values < 0).any():
-    return 'negative values (scaled data?)'
-  if (values % 1 == 0).all():
-    return COUNTS
-  if values.max(initial=0) < LOG_MAX:
-    return 'log-transformed values'
-  return NON_INTEGER
-
-
-def _choose_layer(
-  name: str, matrices: dict[str, tuple], config: SourceConfig
-) -> tuple[str, str, bool]:
-  """The matrix to read, why, and whether its values are no integers."""
-  if not matrices:
-    raise errors.UserError(f'{name}: no X, raw or layer')
-  kinds = {key: kind_of(matrix) for key, (matrix, _) in matrices.items()}
-  good = [key for key, kind in kinds.items() if kind == COUNTS]
-  asked = config.layer
-  if asked and asked not in matrices:
-    if f'layers/{asked}' not in matrices:
-      raise errors.UserError(
-        f'{name}: no layer {asked!r}; there are: {", ".join(matrices)}'
-      )
-    asked = f'layers/{asked}'
-  accepted = [COUNTS] + [NON_INTEGER] * config.allow_noninteger
-  if asked:
-    if kinds[asked] in accepted:
-      reason = f'{asked}, as asked: {kinds[asked]}'
-      return asked, reason, kinds[asked] != COUNTS
-    raise errors.UserError(
-      f'{name}: {asked} holds {kinds[asked]}; {_advice(kinds[asked], good)}'
-    )
-  usable = good or [key for key, kind in kinds.items() if kind in accepted]
-  if not usable:
-    described = ', '.join(f'{key} holds {kind}' for key, kind in kinds.items())
-    only = next(iter(kinds.values())) if len(kinds) == 1 else ''
-    worth = NON_INTEGER if NON_INTEGER in kinds.values() else only
-    raise errors.UserError(
-      f'{name}: no counts here: {described}; {_advice(worth, good)}'
-    )
-  best = max(
-    usable, key=lambda key: matrices[key][0].shape[1]
-  )  # first of equal
-  others = ', '.join(f'{key} {kinds[key]}' for key in kinds if key != best)
-  reason = f'{best} looks like {kinds[best]}'
-  reason += f' (besides: {others})' if others else ''
-  return best, reason, kinds[best] != COUNTS
-
-
-def _advice(kind: str, good: list[str]) -> str:
-  if good:
-    return f'{" and ".join(good)} looks like counts: pass --layer {good[0]}'
-  if kind == NON_INTEGER:
-    return 'pass --allow_noninteger if they are corrected counts'
-  return 'a file with the raw counts is needed'
-
-
-def _row_chunks(
-  matrix: object, cells: int, scratch: str | None
-) -> Iterator[tuple[int, scipy.sparse.csr_matrix]]:
-  """Yields (first row, CSR) over all rows."""
-  num_rows, num_columns = matrix.shape
-  if isinstance(matrix, _Backed) and matrix.format == 'csc':
-    yield from _csc_chunks(matrix, cells, scratch)
-    return
-  if _is_sparse(matrix):
-    data, indices, indptr = _parts(matrix)
-    indptr = np.asarray(indptr[:], np.int64)
-    for first in range(0, num_rows, cells):
-      last = min(first + cells, num_rows)
-      a, b = indptr[first], indptr[last]
-      yield (
-        first,
-        _csr(
-          data[a:b], indices[a:b], indptr[first : last + 1] - a, num_columns
-        ),
-      )
-    return
-  width = max(num_columns * np.dtype(matrix.dtype).itemsize, 1)
-  cells = int(np.clip(CHUNK_BYTES // width, 1, cells))
-  for first in range(0, num_rows, cells):
-    dense = np.asarray(matrix[first : first + cells])
-    rows, columns = np.nonzero(dense)
-    indptr = np.searchsorted(rows, np.arange(len(dense) + 1))
-    yield first, _csr(dense[rows, columns], columns, indptr, num_columns)
-
-
-def _csr(data, indices, indptr, num_columns) -> scipy.sparse.csr_matrix:
-  # without scipy's checks, which look at every entry; bounds matter below
-  indices = np.asarray(indices)
-  if len(indices) and not (indices.min() >= 0 and indices.max() < num_columns):
-    raise errors.UserError('a sparse matrix names columns that do not exist')
-  if (np.diff(indptr) < 0).any() or indptr[-1] != len(indices):
-    raise errors.UserError('a sparse matrix has broken row offsets')
-  matrix = scipy.sparse.csr_matrix((len(indptr) - 1, num_columns))
-  matrix.data, matrix.indices = np.asarray(data), indices
-  matrix.indptr = np.asarray(indptr)
-  return matrix
-
-
-_ENTRY = np.dtype([('row', '<i4'), ('column', '<i4'), ('value', '<f8')])
-
-
-def _csc_chunks(
-  matrix: _Backed, cells: int, scratch: str | None
-) -> Iterator[tuple[int, scipy.sparse.csr_matrix]]:
-  """Rows of a matrix that is stored by columns."""
-  data, indices, indptr = _parts(matrix)
-  indptr = np.asarray(indptr[:], np.int64)
-  num_rows, num_columns = matrix.shape
-  if data.shape[0] <= CSC_IN_MEMORY:
-    turned = scipy.sparse.csc_matrix(
-      (data[:], indices[:], indptr), shape=matrix.shape
-    ).tocsr()
-    yield from _row_chunks(turned, cells, scratch)
-    return
-  slab = max(CSC_IN_MEMORY // 16, 1)  # entries held at a time
-  num_parts = -(-data.shape[0] // slab)
-  rows_each = -(-num_rows // num_parts)
-  rows_each = -(-rows_each // cells) * cells
-  with tempfile.TemporaryDirectory(dir=scratch) as folder:
-    names = [
-      os.path.join(folder, str(k)) for k in range(-(-num_rows // rows_each))
-    ]
-    for a in range(0, data.shape[0], slab):
-      b = min(a + slab, data.shape[0])
-      entries = np.empty(b - a, _ENTRY)
-      entries['row'], entries['value'] = indices[a:b], data[a:b]
-      columns = np.searchsorted(indptr, np.arange(a, b), side='right') - 1
-      entries['column'] = columns
-      part = entries['row'] // rows_each
-      entries = entries[np.argsort(part, kind='stable')]
-      ends = np.cumsum(np.bincount(part, minlength=len(names)))
-      for name, piece in zip(names, np.split(entries, ends[:-1])):
-        with open(name, 'ab') as file:
-          piece.tofile(file)
-    for k, name in enumerate(names):
-      entries = np.fromfile(name, _ENTRY)
-      first = k * rows_each
-      size = min(rows_each, num_rows - first)
-      turned = scipy.sparse.coo_matrix(
-        (entries['value'], (entries['row'] - first, entries['column'])),
-        shape=(size, num_columns),
-      ).tocsr()
-      for inner, chunk in _row_chunks(turned, cells, scratch):
-        yield first + inner, chunk
-      os.remove(name)
