@@ -5,13 +5,17 @@ import argparse
 from genecompass_jax import corpus, errors
 from genecompass_jax.prepare import pipeline, quality, sources
 
+KIND = 'h5ad'  # of files; others will follow
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds what `run` reads; flags of a source hold for every FILE."""
   parser.add_argument(
-    'kind', choices=('h5ad',), help='kind of the files that follow'
+    'files',
+    nargs='+',
+    metavar='[h5ad] FILE',
+    help='h5ad files; the kind may be named before them',
   )
-  parser.add_argument('files', nargs='+', metavar='FILE')
   parser.add_argument(
     '-o', '--output', required=True, metavar='CORPUS', help='folder to write'
   )
@@ -154,6 +158,9 @@ def run(args: argparse.Namespace) -> int:
   Raises:
     UserError: one line for the user; nothing that looks like a corpus is left.
   """
+  files = args.files[1:] if args.files[0] == KIND else args.files
+  if not files:
+    raise errors.UserError('no files were given: genecompass prep h5ad FILE...')
   if args.no_filters:
     filters = quality.QualityConfig.off()
   else:
@@ -164,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
       max_sd=args.max_sd,
       min_cells=args.min_cells,
     )
-  if args.dataset and not args.unit and len(args.files) > 1:
+  if args.dataset and not args.unit and len(files) > 1:
     raise errors.UserError(
       '--dataset makes one unit of all files; name their units with --unit'
     )
@@ -183,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
       allow_noninteger=args.allow_noninteger,
       licence=args.licence,
     )
-    for path in args.files
+    for path in files
   ]
   config = pipeline.PrepareConfig(
     vocabulary=args.vocabulary,
