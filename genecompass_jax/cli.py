@@ -10,8 +10,17 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from genecompass_jax import errors
+
+
+class _Parser(argparse.ArgumentParser):
+  """A parser whose complaints are one line."""
+
+  def error(self, message: str) -> NoReturn:
+    print(f'{self.prog}: {message}; see {self.prog} --help', file=sys.stderr)
+    sys.exit(errors.EXIT_USAGE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
   import genecompass_jax
 
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     prog='genecompass',
     description='GeneCompass in JAX: prepare cells, use trained models. '
     'Training: python -m genecompass_jax.main --help',
