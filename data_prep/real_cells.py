@@ -17,7 +17,7 @@ import anndata
 import numpy as np
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import pipeline, sources
+from genecompass_jax.prepare import pipeline, reports, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ def main() -> int:
   except errors.UserError as error:
     print(error, file=sys.stderr)
     return errors.EXIT_USAGE
-  print(pipeline.describe(pipeline.read_report(args.output)))
+  print(reports.describe(reports.read(args.output)))
   return errors.EXIT_OK
 
 

@@ -13,7 +13,14 @@ import pytest
 import scipy.sparse
 
 from genecompass_jax import corpus, errors, gene_table
-from genecompass_jax.prepare import command, pipeline, quality, sources
+from genecompass_jax.prepare import (
+  buckets,
+  command,
+  pipeline,
+  quality,
+  reports,
+  sources,
+)
 
 OFF = quality.QualityConfig.off()
 GENES = 80
@@ -174,7 +181,7 @@ def test_single_cells_are_split_on_request_and_marked(tmp_path):
   built = prepare([source(make(2000), unit='cell')], tmp_path / 'c')
   assert built.manifest['split']['leaky']
   assert 140 < built.num_cells('validation') < 260
-  assert 'LEAKY' in pipeline.describe(pipeline.read_report(tmp_path / 'c'))
+  assert 'LEAKY' in reports.describe(reports.read(tmp_path / 'c'))
 
 
 def test_a_species_with_one_unit_is_said(tmp_path):
@@ -182,8 +189,8 @@ def test_a_species_with_one_unit_is_said(tmp_path):
     [source(make()), source(make(90, 1, 1, donors=1), 'm')], tmp_path / 'c'
   )
   assert built.store('validation', 1) is None
-  report = pipeline.read_report(tmp_path / 'c')
-  assert 'no mouse unit can be held out' in pipeline.describe(report)
+  report = reports.read(tmp_path / 'c')
+  assert 'no mouse unit can be held out' in reports.describe(report)
 
 
 def test_the_last_unit_of_an_assay_stays_in_training(tmp_path):
@@ -226,7 +233,7 @@ def test_same_inputs_same_bytes(tmp_path):
 
 def test_buckets_flush_more_than_once(tmp_path, monkeypatch):
   prepare([source(make(700))], tmp_path / 'a')
-  monkeypatch.setattr(pipeline, 'FLUSH_ELEMENTS', 500)
+  monkeypatch.setattr(buckets, 'FLUSH_ELEMENTS', 500)
   monkeypatch.setattr(sources.CellStream.chunks, '__defaults__', (50, None))
   prepare([source(make(700))], tmp_path / 'b', bucket_bytes=20_000)
   assert files_of(tmp_path / 'a') == files_of(tmp_path / 'b')
@@ -290,7 +297,7 @@ def test_filters_apply_and_are_reported(tmp_path):
   adata.X.eliminate_zeros()
   filters = quality.QualityConfig(min_cells=0, max_sd=0)
   built = prepare([source(adata)], tmp_path / 'c', filters)
-  (report,) = pipeline.read_report(tmp_path / 'c')['sources']
+  (report,) = reports.read(tmp_path / 'c')['sources']
   counted = {
     f['name']: f['removed'] for f in report['quality']['human']['filters']
   }
@@ -309,9 +316,9 @@ def test_cells_without_a_known_gene_are_left_out(tmp_path):
   adata.X[:7] = 0
   adata.X.eliminate_zeros()
   prepare([source(adata)], tmp_path / 'c')
-  report = pipeline.read_report(tmp_path / 'c')
+  report = reports.read(tmp_path / 'c')
   assert report['sources'][0]['cells_without_known_genes'] == 7
-  assert '7 cells without a known gene' in pipeline.describe(report)
+  assert '7 cells without a known gene' in reports.describe(report)
 
 
 def test_corrected_counts_have_their_own_corpus(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 from genecompass_jax import corpus as corpus_lib, errors, metrics, paths
 from genecompass_jax.analysis import figures
 from genecompass_jax.demo import files, plans, pretraining, scores
-from genecompass_jax.prepare import pipeline, sources
+from genecompass_jax.prepare import pipeline, reports, sources
 
 
 def run(args: argparse.Namespace) -> None:
@@ -88,7 +88,7 @@ def _corpus(plan: plans.Plan, folder: str, is_new: bool) -> corpus_lib.Corpus:
       if is_new:
         files.remove(folder)
       raise
-  described = pipeline.describe(pipeline.read_report(path)).splitlines()
+  described = reports.describe(reports.read(path)).splitlines()
   for line in described:
     if 'kept' in line or 'genes: ' in line or 'WARNING' in line:
       _say(f'     {line.strip()}')

@@ -3,7 +3,7 @@
 import argparse
 
 from genecompass_jax import corpus, errors
-from genecompass_jax.prepare import pipeline, quality, sources
+from genecompass_jax.prepare import pipeline, quality, reports, sources
 
 KIND = 'h5ad'  # of files; others will follow
 
@@ -203,7 +203,7 @@ def run(args: argparse.Namespace) -> int:
     scratch=args.scratch,
   )
   built = pipeline.prepare(configs, args.output, config)
-  print(pipeline.describe(pipeline.read_report(args.output)))
+  print(reports.describe(reports.read(args.output)))
   cells = ', '.join(
     f'{built.num_cells(split):,} {split}'
     for split in corpus.SPLITS

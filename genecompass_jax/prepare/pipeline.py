@@ -9,9 +9,6 @@ shards being filled, and the labels of one source and some bytes a cell.
 """
 
 import dataclasses
-import functools
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -30,14 +27,16 @@ from genecompass_jax import (
   staging,
   vocabulary,
 )
-from genecompass_jax.prepare import matrices, quality, sources
+from genecompass_jax.prepare import (
+  buckets as buckets_lib,
+  labels as labels_lib,
+  matrices,
+  quality,
+  sources,
+)
 
 VOCABULARIES = ('default', 'measured')
-ASSAY_ORDER = ('umi', 'full_length', 'panel')  # whose cells give the medians
 BUCKET_BYTES = 256 << 20
-FLUSH_ELEMENTS = 1 << 22  # gathered before the buckets are written to
-FLUSH_EACH = 1 << 15  # and for each bucket, so that writes do not get tiny
-SLACK = 1.5  # held-out cells may exceed the share asked for by this factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +108,25 @@ def prepare(
   is_float = _check_one_kind(opened)
   vocab = _vocabulary(opened, config.vocabulary)
   streams = [source.bind(vocab) for source in opened]
-  labels = _Labels(opened)
-  split_U, notes = _splits(opened, labels, config)
+  labels = labels_lib.Labels(opened)
+  split_U, notes = labels_lib.choose_splits(
+    opened,
+    labels,
+    validation_share=config.validation_share,
+    validation_units=config.validation_units,
+    test_units=config.test_units,
+    seed=config.seed,
+  )
   scratch = _scratch_folder(output, config.scratch)
   try:
-    buckets = _Buckets(opened, labels, scratch, is_float, config)
+    buckets = buckets_lib.Buckets(
+      opened,
+      labels.codes,
+      scratch,
+      is_float=is_float,
+      seed=config.seed,
+      bucket_bytes=config.bucket_bytes,
+    )
     keeps, reports = _scatter(streams, labels, buckets, config)
     _check_some_left(keeps, reports)
     return _write(
@@ -158,154 +171,6 @@ def _vocabulary(
   return vocab
 
 
-class _Labels:
-  """Integer codes for all labels, the same in all sources.
-
-  Attributes:
-    columns: obs columns of the corpus, `source` and `unit` first.
-    categories: names behind the codes, in order of first appearance.
-    codes: for each source, int32 [columns, cells].
-    split_by_cell: for each source, whether single cells are its units.
-  """
-
-  def __init__(self, opened: Sequence[sources.Source]):
-    carried = dict.fromkeys(
-      name for source in opened for name in source.config.obs
-    )
-    clash = {'source', 'unit', 'dataset', 'source_row'} & set(carried)
-    if clash:
-      raise errors.UserError(
-        f'--obs {sorted(clash)[0]}: the corpus has a column of that name'
-      )
-    self.columns = ('source', 'unit', 'dataset', *carried)
-    self._code_of: dict[str, dict[str, int]] = {c: {} for c in self.columns}
-    self.codes: list[np.ndarray] = []
-    self.split_by_cell: list[bool] = []
-    for source in opened:
-      self.codes.append(
-        np.stack([self._column(source, name) for name in self.columns])
-      )
-      self.split_by_cell.append(source.config.unit == sources.CELL)
-
-  @property
-  def categories(self) -> dict[str, list[str]]:
-    return {name: list(codes) for name, codes in self._code_of.items()}
-
-  def _column(self, source: sources.Source, name: str) -> np.ndarray:
-    unit = source.config.unit
-    if name == 'source':
-      return self._constant(name, source.name, source.num_cells)
-    if name == 'dataset' or (name == 'unit' and unit in ('', sources.CELL)):
-      return self._constant(name, source.dataset, source.num_cells)
-    if name == 'unit':
-      codes_C, names = source.codes(unit)
-      # cells without a unit are one, and are never scattered over splits
-      names = [f'{source.dataset}:{n}' for n in [*names, 'unknown']]
-      codes_C = np.where(codes_C < 0, len(names) - 1, codes_C)
-    elif name in source.obs:
-      codes_C, names = source.codes(name)
-    elif name in source.config.obs:
-      source.codes(name)  # raises
-    else:  # another source has it
-      return np.full(source.num_cells, -1, np.int32)
-    used = np.unique(codes_C[codes_C >= 0])
-    table = np.full(len(names) + 1, -1, np.int32)
-    for code in used:
-      table[code] = self._code(name, names[code])
-    return table[codes_C]  # the last entry, -1, for code -1
-
-  def _constant(self, name: str, value: str, num_cells: int) -> np.ndarray:
-    return np.full(num_cells, self._code(name, value), np.int32)
-
-  def _code(self, column: str, value: str) -> int:
-    known = self._code_of[column]
-    return known.setdefault(value, len(known))
-
-
-def _splits(
-  opened: Sequence[sources.Source], labels: _Labels, config: PrepareConfig
-) -> tuple[np.ndarray, list[str]]:
-  """Index into `corpus.SPLITS` of every unit, and lines for the report."""
-  names = labels.categories['unit']
-  cells_SU = np.zeros((len(vocabulary.SPECIES), len(names)), np.int64)
-  assay_U = np.zeros(len(names), np.int64)
-  for source, codes, by_cell in zip(opened, labels.codes, labels.split_by_cell):
-    assay_U[np.unique(codes[1])] = ASSAY_ORDER.index(source.assay)
-    if not by_cell:
-      np.add.at(cells_SU, (source.species_C, codes[1]), 1)
-  split_U = np.zeros(len(names), np.int8)
-  notes = []
-  for split, asked in ((1, config.validation_units), (2, config.test_units)):
-    for name in asked:
-      units = [
-        u for u, n in enumerate(names) if name in (n, n.partition(':')[2])
-      ]
-      if not units:
-        shown = ', '.join(names[:8]) + (' ...' if len(names) > 8 else '')
-        raise errors.UserError(f'no unit {name!r}; there are: {shown}')
-      split_U[units] = split
-  if config.validation_units or not config.validation_share:
-    if not (split_U == 0).any() and not any(labels.split_by_cell):
-      raise errors.UserError('every unit is held out; none is left to train on')
-    return split_U, notes
-  cells_SU = cells_SU * (split_U == 0)
-  for species, cells_U in enumerate(cells_SU):
-    if not cells_U.any():
-      continue
-    chosen = _hold_out(
-      cells_U, assay_U, names, config.validation_share, config.seed
-    )
-    split_U[chosen] = 1
-    if not len(chosen):
-      held = ', '.join(names[u] for u in np.flatnonzero(cells_U)[:3])
-      notes.append(
-        f'no {vocabulary.SPECIES[species]} unit can be held out: all cells '
-        f'are of {held}'
-      )
-  if not (split_U == 1).any() and not any(labels.split_by_cell):
-    raise errors.UserError(
-      f'{notes[0]}; name the column of donors or studies with --unit COLUMN, '
-      'add another source, do without validation (--validation_share 0), or '
-      'split single cells knowingly (--unit cell, marked leaky)'
-    )
-  return split_U, notes
-
-
-def _hold_out(
-  cells_U: np.ndarray,
-  assay_U: np.ndarray,
-  names: Sequence[str],
-  share: float,
-  seed: int,
-) -> np.ndarray:
-  """Units to hold out: in order of a hash, while they fit the share.
-
-  The last unit of an assay stays in training, or its medians would be lost.
-  Where no unit fits, the smallest is taken, if it is no more than half.
-  """
-
-  def rank(unit: int) -> str:
-    return hashlib.sha256(f'{seed}:{names[unit]}'.encode()).hexdigest()
-
-  units = sorted(np.flatnonzero(cells_U), key=rank)
-  total = cells_U.sum()
-  left = np.bincount(assay_U[units], minlength=len(ASSAY_ORDER))
-  chosen, held = [], 0
-  for unit in units:
-    fits = held + cells_U[unit] <= SLACK * share * total
-    if fits and left[assay_U[unit]] > 1:
-      chosen.append(unit)
-      left[assay_U[unit]] -= 1
-      held += cells_U[unit]
-    if held >= share * total:
-      break
-  if not chosen:
-    smallest = min(units, key=lambda u: (cells_U[u], rank(u)))
-    if 2 * cells_U[smallest] <= total:
-      chosen = [smallest]
-  return np.array(chosen, np.int64)
-
-
 def _scratch_folder(output: str, scratch: str) -> str:
   if scratch:
     os.makedirs(scratch, exist_ok=True)
@@ -315,165 +180,10 @@ def _scratch_folder(output: str, scratch: str) -> str:
   return staging.folder(f'{os.path.abspath(output)}.buckets')
 
 
-@encoding.compiled
-def _take(rows_N, counts_N, starts_C1, index_C, out_rows_N, out_counts_N):
-  out = 0
-  for c in range(len(index_C)):
-    a, b = starts_C1[index_C[c]], starts_C1[index_C[c] + 1]
-    out_rows_N[out : out + b - a] = rows_N[a:b]
-    out_counts_N[out : out + b - a] = counts_N[a:b]
-    out += b - a
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cells:
-  """Cells on their way: counts, and a record and a name for each."""
-
-  rows_N: np.ndarray
-  counts_N: np.ndarray
-  records_C: np.ndarray
-  names: np.ndarray
-
-  @functools.cached_property
-  def starts_C1(self) -> np.ndarray:  # noqa: N802
-    starts_C1 = np.zeros(len(self.records_C) + 1, np.int64)
-    np.cumsum(self.records_C['length'], out=starts_C1[1:])
-    return starts_C1
-
-  def take(self, index_C: np.ndarray) -> '_Cells':
-    records_C = self.records_C[index_C]
-    size = int(records_C['length'].sum(dtype=np.int64))
-    rows_N = np.empty(size, self.rows_N.dtype)
-    counts_N = np.empty(size, self.counts_N.dtype)
-    _take(self.rows_N, self.counts_N, self.starts_C1, index_C, rows_N, counts_N)
-    return _Cells(rows_N, counts_N, records_C, self.names[index_C])
-
-  def ragged(self) -> encoding.RaggedCells:
-    totals_C = self.records_C['total']
-    return encoding.RaggedCells(
-      self.rows_N, self.counts_N, self.starts_C1, totals_C
-    )
-
-
-class _Buckets:
-  """Files of cells, one for each range of the hash that orders the corpus."""
-
-  def __init__(
-    self,
-    opened: Sequence[sources.Source],
-    labels: _Labels,
-    folder: str,
-    is_float: bool,
-    config: PrepareConfig,
-  ):
-    self._folder = folder
-    self._counts_dtype = np.dtype('<f4' if is_float else '<u4')
-    self._record = np.dtype(
-      [
-        ('key', '<u8'),
-        ('source_row', '<i8'),
-        ('total', '<f8'),
-        ('length', '<i4'),
-        ('codes', '<i4', (len(labels.columns),)),
-      ]
-    )
-    self._seed = config.seed
-    entries = sum(source.num_entries for source in opened)
-    self._bits = max(0, int(np.ceil(np.log2(max(
-      6 * entries / config.bucket_bytes, 1
-    )))))  # fmt: skip
-    self._labels = labels
-    self._waiting: dict[int, list[_Cells]] = {}
-
-  def add(self, source: int, chunk: sources.Chunk, names: np.ndarray) -> None:
-    """Takes the cells of a chunk that have any known gene."""
-    records_C = np.zeros(len(chunk.index_C), self._record)
-    base = encoding.fold(self._seed, source)
-    with np.errstate(over='ignore'):
-      records_C['key'] = encoding.mix64.py_func(
-        base + chunk.index_C.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-      )
-    records_C['source_row'] = chunk.index_C
-    records_C['total'] = chunk.cells.totals_C
-    records_C['length'] = np.diff(chunk.cells.starts_C1)
-    records_C['codes'] = self._labels.codes[source][:, chunk.index_C].T
-    cells = _Cells(
-      chunk.cells.gene_rows_N, chunk.cells.counts_N, records_C, names
-    )
-    waiting = self._waiting.setdefault(chunk.species, [])
-    waiting.append(cells)
-    enough = max(FLUSH_ELEMENTS, FLUSH_EACH << self._bits)
-    if sum(len(c.rows_N) for c in waiting) >= enough:
-      self._flush(chunk.species)
-
-  def _flush(self, species: int) -> None:
-    cells = _concatenate(self._waiting.pop(species, []))
-    if cells is None:
-      return
-    bucket_C = self._bucket(cells.records_C['key'])
-    if self._bits:
-      order_C = np.argsort(bucket_C, kind='stable')
-      cells, bucket_C = cells.take(order_C), bucket_C[order_C]
-    starts_C1 = cells.starts_C1
-    for bucket in np.unique(bucket_C):
-      a, b = np.searchsorted(bucket_C, (bucket, bucket + 1))
-      elements = slice(starts_C1[a], starts_C1[b])
-      text = '\n'.join(cells.names[a:b]) + '\n'
-      for kind, data in (
-        ('rows', cells.rows_N[elements]),
-        ('counts', cells.counts_N[elements]),
-        ('records', cells.records_C[a:b]),
-        ('names', np.frombuffer(text.encode('utf-8'), np.uint8)),
-      ):
-        with open(self._file(species, int(bucket), kind), 'ab') as file:
-          data.tofile(file)
-
-  def _bucket(self, key_C: np.ndarray) -> np.ndarray:
-    if not self._bits:
-      return np.zeros(len(key_C), np.int64)
-    return (key_C >> np.uint64(64 - self._bits)).astype(np.int64)
-
-  def _file(self, species: int, bucket: int, kind: str) -> str:
-    return os.path.join(self._folder, f'{species}-{bucket}.{kind}')
-
-  def read(self, species: int) -> Iterator[tuple[_Cells, np.ndarray]]:
-    """Yields the buckets in order, each with the order of its cells."""
-    self._flush(species)
-    for bucket in range(2**self._bits):
-      if os.path.exists(self._file(species, bucket, 'records')):
-        cells = self._load(species, bucket)
-        yield cells, np.argsort(cells.records_C['key'], kind='stable')
-
-  def _load(self, species: int, bucket: int) -> _Cells:
-    read = {}
-    for kind, dtype in (
-      ('rows', np.uint16),
-      ('counts', self._counts_dtype),
-      ('records', self._record),
-    ):
-      name = self._file(species, bucket, kind)
-      read[kind] = np.fromfile(name, dtype)
-      os.remove(name)
-    name = self._file(species, bucket, 'names')
-    with open(name, encoding='utf-8', newline='\n') as file:
-      names = np.array(file.read().split('\n')[:-1], object)
-    os.remove(name)
-    return _Cells(read['rows'], read['counts'], read['records'], names)
-
-
-def _concatenate(parts: Sequence[_Cells]) -> _Cells | None:
-  if len(parts) < 2:
-    return parts[0] if parts else None
-  fields = [field.name for field in dataclasses.fields(_Cells)]
-  return _Cells(
-    *(np.concatenate([getattr(p, name) for p in parts]) for name in fields)
-  )
-
-
 def _scatter(
   streams: Sequence[sources.CellStream],
-  labels: _Labels,
-  buckets: _Buckets,
+  labels: labels_lib.Labels,
+  buckets: buckets_lib.Buckets,
   config: PrepareConfig,
 ) -> tuple[list[np.ndarray], list[dict]]:
   """Reads every source once -> which cells pass, and a report of each."""
@@ -486,7 +196,7 @@ def _scatter(
       parts: dict[int, list[quality.CellStatistics]] = {}
       indices: dict[int, list[np.ndarray]] = {}
       lengths_C = np.zeros(source.num_cells, np.int32)
-      for chunk in stream.chunks(scratch=buckets._folder):
+      for chunk in stream.chunks(scratch=buckets.folder):
         parts.setdefault(chunk.species, []).append(chunk.statistics)
         indices.setdefault(chunk.species, []).append(chunk.index_C)
         lengths_C[chunk.index_C] = np.diff(chunk.cells.starts_C1)
@@ -552,10 +262,10 @@ def _check_some_left(
 
 def _write(
   streams: Sequence[sources.CellStream],
-  labels: _Labels,
+  labels: labels_lib.Labels,
   split_U: np.ndarray,
   notes: list[str],
-  buckets: _Buckets,
+  buckets: buckets_lib.Buckets,
   keeps: Sequence[np.ndarray],
   reports: Sequence[dict],
   output: str,
@@ -619,7 +329,7 @@ def _write(
         writer.write_medians(
           medians.Medians.from_histograms(vocab, histograms[mode])
         )
-    rule = _split_facts(labels, split_U, config)
+    rule = labels_lib.split_facts(labels, split_U, config.validation_share)
     report = {'sources': list(reports), 'split': rule, 'notes': notes}
     writer.write_json('report.json', report)
     writer.commit(
@@ -647,7 +357,7 @@ class _Training:
       by_cell = labels.split_by_cell[number]
       if len(unit_C) and (by_cell or (split_U[unit_C] == 0).any()):
         kinds.add(source.assay)
-    self.assay = next((a for a in ASSAY_ORDER if a in kinds), '')
+    self.assay = next((a for a in labels_lib.ASSAY_ORDER if a in kinds), '')
     self._is_mine = np.array([s.assay == self.assay for s in opened])
 
   def gives_medians(self, source_C: np.ndarray) -> np.ndarray:
@@ -656,13 +366,13 @@ class _Training:
 
 
 def _pieces(
-  cells: _Cells,
+  cells: buckets_lib.Cells,
   order_C: np.ndarray,
   keeps: Sequence[np.ndarray],
-  labels: _Labels,
+  labels: labels_lib.Labels,
   split_U: np.ndarray,
   config: PrepareConfig,
-) -> Iterator[tuple[int, _Cells]]:
+) -> Iterator[tuple[int, buckets_lib.Cells]]:
   """Yields (split, cells) in small portions, without the refused cells."""
   records_C = cells.records_C
   source_C = records_C['codes'][:, 0]
@@ -683,21 +393,6 @@ def _pieces(
     index_C = order_C[(keep_C & (split_C == split))[order_C]]
     for a in range(0, len(index_C), matrices.CHUNK_CELLS):
       yield split, cells.take(index_C[a : a + matrices.CHUNK_CELLS])
-
-
-def _split_facts(
-  labels: _Labels, split_U: np.ndarray, config: PrepareConfig
-) -> dict:
-  names = labels.categories['unit']
-  leaky = any(labels.split_by_cell)
-  return {
-    'unit': sources.CELL if leaky else 'unit',
-    'leaky': leaky,
-    'units': len(names),
-    'validation_units': [n for n, s in zip(names, split_U) if s == 1],
-    'test_units': [n for n, s in zip(names, split_U) if s == 2],
-    'validation_share': config.validation_share,
-  }
 
 
 def _source_facts(source: sources.Source, report: Mapping) -> dict:
@@ -722,53 +417,3 @@ def _source_facts(source: sources.Source, report: Mapping) -> dict:
     'cells': report['cells'],
     'kept': report['kept'],
   }
-
-
-def read_report(path: paths.PathLike) -> dict:
-  """The report of a corpus."""
-  return json.loads(paths.read_text(paths.join(path, 'report.json')))
-
-
-def describe(report: Mapping) -> str:
-  """The report of a corpus in plain text."""
-  lines = []
-  for source in report['sources']:
-    lines.append(
-      f'{source["name"]}: {source["kept"]:,} of {source["cells"]:,} cells kept '
-      f'({source["assay"]})'
-    )
-    lines.append(f'  counts: {source["layer"]}')
-    lines.append(f'  identifiers: {source["identifiers"]}')
-    for species, genes in source['genes'].items():
-      lines.append(
-        f'  {species} genes: {genes["genes"]:,} from {genes["inputs"]:,} '
-        f'columns ({genes["alias"]:,} by an alias, {genes["duplicates"]:,} '
-        f'duplicates summed), {genes["lost"]:,} lost, {genes["ambiguous"]:,} '
-        f'ambiguous; {genes.get("share_umis_lost", 0):.2%} of counts lost'
-      )
-      if genes['examples_lost']:
-        lines.append(f'    lost: {", ".join(genes["examples_lost"][:5])}')
-    for species, filtered in source['quality'].items():
-      for f in filtered['filters']:
-        if f['threshold'] is None:
-          lines.append(f'  {species} {f["name"]}: skipped, {f["note"]}')
-        else:
-          note = f' ({f["note"]})' if 'note' in f else ''
-          lines.append(
-            f'  {species} {f["name"]} {f["threshold"]:g}{note}: '
-            f'{f["removed"]:,} cells removed'
-          )
-      lines += [f'  WARNING {line}' for line in filtered['warnings']]
-    if source['cells_without_known_genes']:
-      lines.append(
-        f'  {source["cells_without_known_genes"]:,} cells without a known gene '
-        'left out'
-      )
-  split = report['split']
-  held = ', '.join(split['validation_units'][:5]) or 'none'
-  if len(split['validation_units']) > 5:
-    held += ' ...'
-  if split['leaky']:
-    held += '; single cells are split: LEAKY'
-  lines.append(f'validation: {held} (of {split["units"]:,} units)')
-  return '\n'.join([*lines, *report['notes']])

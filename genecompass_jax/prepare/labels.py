@@ -1,0 +1,184 @@
+"""Labels of all cells as codes, and which units go to which split."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from genecompass_jax import errors, vocabulary
+from genecompass_jax.prepare import sources
+
+ASSAY_ORDER = ('umi', 'full_length', 'panel')  # whose cells give the medians
+SLACK = 1.5  # held-out cells may exceed the share asked for by this factor
+
+
+class Labels:
+  """Integer codes for all labels, the same in all sources.
+
+  Attributes:
+    columns: obs columns of the corpus, `source` and `unit` first.
+    codes: for each source, int32 [columns, cells].
+    split_by_cell: for each source, whether single cells are its units.
+  """
+
+  def __init__(self, opened: Sequence[sources.Source]):
+    carried = dict.fromkeys(
+      name for source in opened for name in source.config.obs
+    )
+    clash = {'source', 'unit', 'dataset', 'source_row'} & set(carried)
+    if clash:
+      raise errors.UserError(
+        f'--obs {sorted(clash)[0]}: the corpus has a column of that name'
+      )
+    self.columns = ('source', 'unit', 'dataset', *carried)
+    self._code_of: dict[str, dict[str, int]] = {c: {} for c in self.columns}
+    self.codes: list[np.ndarray] = []
+    self.split_by_cell: list[bool] = []
+    for source in opened:
+      self.codes.append(
+        np.stack([self._column(source, name) for name in self.columns])
+      )
+      self.split_by_cell.append(source.config.unit == sources.CELL)
+
+  @property
+  def categories(self) -> dict[str, list[str]]:
+    """Names behind the codes of every column, by first appearance."""
+    return {name: list(codes) for name, codes in self._code_of.items()}
+
+  def _column(self, source: sources.Source, name: str) -> np.ndarray:
+    unit = source.config.unit
+    if name == 'source':
+      return self._constant(name, source.name, source.num_cells)
+    if name == 'dataset' or (name == 'unit' and unit in ('', sources.CELL)):
+      return self._constant(name, source.dataset, source.num_cells)
+    if name == 'unit':
+      codes_C, names = source.codes(unit)
+      # cells without a unit are one, and are never scattered over splits
+      names = [f'{source.dataset}:{n}' for n in [*names, 'unknown']]
+      codes_C = np.where(codes_C < 0, len(names) - 1, codes_C)
+    elif name in source.obs:
+      codes_C, names = source.codes(name)
+    elif name in source.config.obs:
+      source.codes(name)  # raises
+    else:  # another source has it
+      return np.full(source.num_cells, -1, np.int32)
+    used = np.unique(codes_C[codes_C >= 0])
+    table = np.full(len(names) + 1, -1, np.int32)
+    for code in used:
+      table[code] = self._code(name, names[code])
+    return table[codes_C]  # the last entry, -1, for code -1
+
+  def _constant(self, name: str, value: str, num_cells: int) -> np.ndarray:
+    return np.full(num_cells, self._code(name, value), np.int32)
+
+  def _code(self, column: str, value: str) -> int:
+    known = self._code_of[column]
+    return known.setdefault(value, len(known))
+
+
+def choose_splits(
+  opened: Sequence[sources.Source],
+  labels: Labels,
+  *,
+  validation_share: float,
+  validation_units: Sequence[str],
+  test_units: Sequence[str],
+  seed: int,
+) -> tuple[np.ndarray, list[str]]:
+  """Index into `corpus.SPLITS` of every unit, and lines for the report.
+
+  Raises:
+    UserError: a unit that is not there, or none left to train on or hold out.
+  """
+  names = labels.categories['unit']
+  cells_SU = np.zeros((len(vocabulary.SPECIES), len(names)), np.int64)
+  assay_U = np.zeros(len(names), np.int64)
+  for source, codes, by_cell in zip(opened, labels.codes, labels.split_by_cell):
+    assay_U[np.unique(codes[1])] = ASSAY_ORDER.index(source.assay)
+    if not by_cell:
+      np.add.at(cells_SU, (source.species_C, codes[1]), 1)
+  split_U = np.zeros(len(names), np.int8)
+  notes = []
+  for split, asked in ((1, validation_units), (2, test_units)):
+    for name in asked:
+      units = [
+        u for u, n in enumerate(names) if name in (n, n.partition(':')[2])
+      ]
+      if not units:
+        shown = ', '.join(names[:8]) + (' ...' if len(names) > 8 else '')
+        raise errors.UserError(f'no unit {name!r}; there are: {shown}')
+      split_U[units] = split
+  if validation_units or not validation_share:
+    if not (split_U == 0).any() and not any(labels.split_by_cell):
+      raise errors.UserError('every unit is held out; none is left to train on')
+    return split_U, notes
+  cells_SU = cells_SU * (split_U == 0)
+  for species, cells_U in enumerate(cells_SU):
+    if not cells_U.any():
+      continue
+    chosen = _hold_out(cells_U, assay_U, names, validation_share, seed)
+    split_U[chosen] = 1
+    if not len(chosen):
+      held = ', '.join(names[u] for u in np.flatnonzero(cells_U)[:3])
+      notes.append(
+        f'no {vocabulary.SPECIES[species]} unit can be held out: all cells '
+        f'are of {held}'
+      )
+  if not (split_U == 1).any() and not any(labels.split_by_cell):
+    raise errors.UserError(
+      f'{notes[0]}; name the column of donors or studies with --unit COLUMN, '
+      'add another source, do without validation (--validation_share 0), or '
+      'split single cells knowingly (--unit cell, marked leaky)'
+    )
+  return split_U, notes
+
+
+def _hold_out(
+  cells_U: np.ndarray,
+  assay_U: np.ndarray,
+  names: Sequence[str],
+  share: float,
+  seed: int,
+) -> np.ndarray:
+  """Units to hold out: in order of a hash, while they fit the share.
+
+  The last unit of an assay stays in training, or its medians would be lost.
+  Where no unit fits, the smallest is taken, if it is no more than half.
+  """
+
+  def rank(unit: int) -> str:
+    return hashlib.sha256(f'{seed}:{names[unit]}'.encode()).hexdigest()
+
+  units = sorted(np.flatnonzero(cells_U), key=rank)
+  total = cells_U.sum()
+  left = np.bincount(assay_U[units], minlength=len(ASSAY_ORDER))
+  chosen, held = [], 0
+  for unit in units:
+    fits = held + cells_U[unit] <= SLACK * share * total
+    if fits and left[assay_U[unit]] > 1:
+      chosen.append(unit)
+      left[assay_U[unit]] -= 1
+      held += cells_U[unit]
+    if held >= share * total:
+      break
+  if not chosen:
+    smallest = min(units, key=lambda u: (cells_U[u], rank(u)))
+    if 2 * cells_U[smallest] <= total:
+      chosen = [smallest]
+  return np.array(chosen, np.int64)
+
+
+def split_facts(
+  labels: Labels, split_U: np.ndarray, validation_share: float
+) -> dict:
+  """What the manifest says of the splits."""
+  names = labels.categories['unit']
+  leaky = any(labels.split_by_cell)
+  return {
+    'unit': sources.CELL if leaky else 'unit',
+    'leaky': leaky,
+    'units': len(names),
+    'validation_units': [n for n, s in zip(names, split_U) if s == 1],
+    'test_units': [n for n, s in zip(names, split_U) if s == 2],
+    'validation_share': validation_share,
+  }

@@ -1,0 +1,56 @@
+"""What was lost on the way to a corpus, and why, for a person to read."""
+
+import json
+from collections.abc import Mapping
+
+from genecompass_jax import paths
+
+
+def read(path: paths.PathLike) -> dict:
+  """The report of a corpus."""
+  return json.loads(paths.read_text(paths.join(path, 'report.json')))
+
+
+def describe(report: Mapping) -> str:
+  """The report of a corpus in plain text."""
+  lines = []
+  for source in report['sources']:
+    lines.append(
+      f'{source["name"]}: {source["kept"]:,} of {source["cells"]:,} cells kept '
+      f'({source["assay"]})'
+    )
+    lines.append(f'  counts: {source["layer"]}')
+    lines.append(f'  identifiers: {source["identifiers"]}')
+    for species, genes in source['genes'].items():
+      lines.append(
+        f'  {species} genes: {genes["genes"]:,} from {genes["inputs"]:,} '
+        f'columns ({genes["alias"]:,} by an alias, {genes["duplicates"]:,} '
+        f'duplicates summed), {genes["lost"]:,} lost, {genes["ambiguous"]:,} '
+        f'ambiguous; {genes.get("share_umis_lost", 0):.2%} of counts lost'
+      )
+      if genes['examples_lost']:
+        lines.append(f'    lost: {", ".join(genes["examples_lost"][:5])}')
+    for species, filtered in source['quality'].items():
+      for f in filtered['filters']:
+        if f['threshold'] is None:
+          lines.append(f'  {species} {f["name"]}: skipped, {f["note"]}')
+        else:
+          note = f' ({f["note"]})' if 'note' in f else ''
+          lines.append(
+            f'  {species} {f["name"]} {f["threshold"]:g}{note}: '
+            f'{f["removed"]:,} cells removed'
+          )
+      lines += [f'  WARNING {line}' for line in filtered['warnings']]
+    if source['cells_without_known_genes']:
+      lines.append(
+        f'  {source["cells_without_known_genes"]:,} cells without a known gene '
+        'left out'
+      )
+  split = report['split']
+  held = ', '.join(split['validation_units'][:5]) or 'none'
+  if len(split['validation_units']) > 5:
+    held += ' ...'
+  if split['leaky']:
+    held += '; single cells are split: LEAKY'
+  lines.append(f'validation: {held} (of {split["units"]:,} units)')
+  return '\n'.join([*lines, *report['notes']])
