@@ -13,7 +13,7 @@ from typing import Any
 
 __version__ = '0.1.0'
 
-# Public name -> the module that holds it.
+# Public name -> the module that holds it, and its name there if another.
 _PUBLIC = {
   'load': 'pretrained',
   'export': 'pretrained',
@@ -26,6 +26,15 @@ _PUBLIC = {
   'GeneTable': 'gene_table',
   'Corpus': 'corpus',
   'UserError': 'errors',
+  # The way of the demo, for notebooks.
+  'blood_cells': 'prepare.pbmc68k',
+  'build_corpus': 'prepare.annotated',
+  'held_out_cells': 'prepare.annotated',
+  'pretrain': 'demo.pretraining',
+  'read_metrics': 'metrics:read',
+  'learning_curves': 'analysis.figures',
+  'probe_cell_types': 'tasks.cell_types:probe',
+  'probe_table': 'tasks.cell_types:table',
 }
 
 __all__ = [*_PUBLIC]
@@ -35,8 +44,9 @@ def __getattr__(name: str) -> Any:
   """Imports a public name on first use."""
   if name not in _PUBLIC:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  module = importlib.import_module(f'{__name__}.{_PUBLIC[name]}')
-  return getattr(module, name)
+  where, _, own_name = _PUBLIC[name].partition(':')
+  module = importlib.import_module(f'{__name__}.{where}')
+  return getattr(module, own_name or name)
 
 
 def __dir__() -> list[str]:

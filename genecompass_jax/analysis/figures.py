@@ -90,13 +90,13 @@ def cell_map(
   colour_by = np.asarray(colour_by)
   is_number = colour_by.dtype.kind in 'fiu'
   with matplotlib.rc_context(_STYLE):
-    figure = _new_figure(4.1 * len(places) + 1.9, 4.7)
+    figure = _new_figure(4.1 * len(places) + 2.1, 4.5)
     panels = figure.subplots(1, len(places), squeeze=False)[0]
     order_C = np.random.Generator(np.random.Philox(0)).permutation(
       len(colour_by)
     )  # or the last class would lie on top
-    size = float(np.clip(9000 / len(colour_by), 3, 16))
-    dots = {'s': size, 'linewidths': 0.25, 'edgecolors': 'white', 'alpha': 0.95}
+    size = float(np.clip(5000 / len(colour_by), 3, 12))
+    dots = {'s': size, 'linewidths': 0.2, 'edgecolors': 'white', 'alpha': 0.9}
     if not is_number:
       names = _named_colours(colour_by)
       colours = [names.get(c, GREY) for c in colour_by[order_C]]

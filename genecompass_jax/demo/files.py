@@ -151,11 +151,11 @@ def _save(folder: str, name: str, write_to: Callable[[str], None]) -> None:
 def _map(probe: plans.Probe, drawn: scores.Embedded, seed: int):
   """The picture of the held-out cells of a probe."""
   if drawn.labels is None:
-    colour, what = drawn.cells.obs['gc_n_genes_used'].to_numpy(float), ''
-    colour_name = 'genes that the model saw'
+    colour, what = drawn.cells.obs['gc_n_genes_used'].to_numpy(float)
+    colour_name, what = 'genes that the model saw', ''
   else:
     colour = np.where(drawn.labels == '', 'no label', drawn.labels)
-    colour_name, what = probe.label, f', by {probe.label}'
+    colour_name, what = probe.label, f', coloured by {probe.label}'
   panels = {
     scores.PCA: drawn.features[scores.PCA].values,
     'Pretrained model, mean over genes': drawn.features[scores.MEAN].values,
@@ -165,8 +165,8 @@ def _map(probe: plans.Probe, drawn: scores.Embedded, seed: int):
       title: figures.umap(values, seed=seed) for title, values in panels.items()
     },
     colour,
-    title=f'{drawn.cells.n_obs:,} cells of {probe.dataset} that were not '
-    f'pretrained on{what}',
+    title=f'{probe.dataset[0].upper()}{probe.dataset[1:]}: '
+    f'{drawn.cells.n_obs:,} cells that were not pretrained on{what}',
     note='UMAP (15 neighbours, fixed seed) of features made without labels. '
     'Distances between groups mean little.',
     colour_name=colour_name,

@@ -14,7 +14,7 @@ from genecompass_jax.tasks import cell_types
 
 PCA = 'PCA of log counts'
 CLS, MEAN = 'pretrained, CLS', 'pretrained, mean'
-RANDOM_CLS, RANDOM_MEAN = 'random weights, CLS', 'random weights, mean'
+RANDOM = 'random weights, mean'
 CONFIG = cell_types.ProbeConfig()
 _RANDOM_SEED = 1000  # away from the seeds of training
 
@@ -66,9 +66,8 @@ def embed(
       model.replace(params=model_lib.init(model.config, _RANDOM_SEED + seed))
       for seed in CONFIG.seeds
     ]
-    for name, pooling in ((RANDOM_CLS, 'cls'), (RANDOM_MEAN, 'mean')):
-      values = np.stack([embedded(draw, pooling) for draw in draws])
-      features[name] = cell_types.Features(values)
+    values = np.stack([embedded(draw, 'mean') for draw in draws])
+    features[RANDOM] = cell_types.Features(values)
   for name, pooling in ((MEAN, 'mean'), (CLS, 'cls')):
     values = embedded(model, pooling)
     features[name] = cell_types.Features(values, model.sha256, model.step)
@@ -126,7 +125,7 @@ def table(
 def _differences(dataset: str, rows: Sequence[cell_types.Row]) -> list[str]:
   """The model against the baseline, and against random weights, over units."""
   lines = []
-  for other in (PCA, RANDOM_MEAN):
+  for other in (PCA, RANDOM):
     parts = []
     for metric, name in (
       (cell_types.KNN, 'kNN'),

@@ -142,7 +142,7 @@ def eligible(
 
 
 def probe(
-  features: Mapping[str, Features],
+  features: Mapping[str, Features | np.ndarray],
   labels: Sequence[str],
   *,
   dataset: str,
@@ -153,7 +153,7 @@ def probe(
   """Scores features by macro-F1 on held-out cells.
 
   Args:
-    features: by name of the method, for the same C cells.
+    features: by name of the method, for the same C cells; [C, D] will do.
     labels: class of each cell [C]; '' for none.
     dataset: name for the rows.
     units: donor or study of each cell [C]. With two or more of them a fold is
@@ -180,6 +180,8 @@ def probe(
   by_unit = units_C is not None and len(np.unique(units_C)) > 1
   rows = []
   for method, given in features.items():
+    if not isinstance(given, Features):
+      given = Features(np.asarray(given))
     is_random = given.values.ndim == 3
     for i, seed in enumerate(config.seeds):
       if by_unit and i and not is_random:
