@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from genecompass_jax import errors, gene_table, paths, simulate
-from genecompass_jax.prepare import pipeline, sources
+from genecompass_jax.prepare import pipeline, quality, sources
 
 CHUNK_CELLS = 1 << 14
 
@@ -128,6 +128,40 @@ def corpus(
   ]
   pipeline.prepare(
     opened, output, pipeline.PrepareConfig(vocabulary='measured')
+  )
+  paths.write_text(_facts_path(output), facts)
+  return output
+
+
+def independent_corpus(workdir: paths.PathLike, num_cells: int) -> str:
+  """A corpus of cells of independent genes beside a run; made once.
+
+  Args:
+    workdir: of the run; the corpus is `independent_corpus` in it.
+    num_cells: of `simulate.independent`; one donor of ten is held out.
+
+  Returns:
+    The path of the corpus.
+
+  Raises:
+    UserError: the corpus there was made of other cells.
+  """
+  output = paths.join(workdir, 'independent_corpus')
+  facts = f'independent {num_cells}\n'
+  if paths.exists(paths.join(output, 'manifest.json')):
+    return _same(output, facts)
+  source = sources.from_anndata(
+    to_anndata(simulate.independent(num_cells)),
+    sources.SourceConfig(
+      name='independent', species='human', unit='donor', licence='simulated'
+    ),
+  )
+  pipeline.prepare(
+    [source],
+    output,
+    pipeline.PrepareConfig(
+      vocabulary='measured', filters=quality.QualityConfig.off()
+    ),
   )
   paths.write_text(_facts_path(output), facts)
   return output

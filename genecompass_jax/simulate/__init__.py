@@ -11,6 +11,7 @@ U batches (libraries), S species.
 from genecompass_jax.simulate.atlas import Atlas
 from genecompass_jax.simulate.cells import SimulatedCells, concatenate
 from genecompass_jax.simulate.config import AtlasConfig
+from genecompass_jax.simulate.independent import independent
 from genecompass_jax.simulate.knowledge import write_knowledge, write_truth
 from genecompass_jax.simulate.perturb import (
   Drug,
@@ -31,6 +32,7 @@ __all__ = [
   'SimulatedCells',
   'combine',
   'concatenate',
+  'independent',
   'knock_down',
   'knock_out',
   'over_express',
