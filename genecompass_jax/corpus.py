@@ -36,6 +36,7 @@ import numpy as np
 from genecompass_jax import (
   encoding,
   errors,
+  kernels,
   medians,
   paths,
   shards,
@@ -50,7 +51,7 @@ OVERFLOW_MARK = 65_535  # in the plane of counts: see overflow/
 VOCABULARY = 'vocabulary.tsv.gz'
 
 
-@encoding.compiled
+@kernels.compiled
 def _undo_differences(rows_N: np.ndarray, starts_C1: np.ndarray) -> None:
   """Turns differences within each cell back into rows, in place."""
   for cell in range(len(starts_C1) - 1):

@@ -18,6 +18,7 @@ from genecompass_jax import (
   corpus,
   encoding,
   errors,
+  kernels,
   medians,
   paths,
   shards,
@@ -42,7 +43,7 @@ _REFUSED = {
 }
 
 
-@encoding.compiled
+@kernels.compiled
 def _to_differences(rows_N, counts_N, starts_C1, num_rows, steps_N, small):
   """Fills the stored planes -> (status, cell, number of large counts).
 
@@ -165,8 +166,8 @@ class StoreWriter:
     if status == _UNORDERED:
       cell_N = np.repeat(np.arange(num_cells), lengths_C)
       order_N = np.lexsort((rows_N, cell_N))
-      rows_N = encoding.read_only(rows_N[order_N])
-      counts_N = encoding.read_only(counts_N[order_N])
+      rows_N = kernels.read_only(rows_N[order_N])
+      counts_N = kernels.read_only(counts_N[order_N])
       status, cell, num_large = self._fill(rows_N, counts_N, starts_C1, planes)
     if status:
       raise ValueError(f'cell {cell}: {_REFUSED[status]}')

@@ -14,22 +14,15 @@ chunks of cells to threads.
 """
 
 import dataclasses
-from collections.abc import Callable
 
-import numba
 import numpy as np
 
-from genecompass_jax import errors
+from genecompass_jax import errors, kernels, ranking
 
 RELEASED = 'released'
 LIBRARY = 'library'
 MODES = (RELEASED, LIBRARY)
 TIES = ('hash', 'token')
-
-_MAX_TOKENS = 1 << 20  # `_PLACE_BITS` of a sort word hold a place
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
 
 # What a kernel found wrong with a cell.
 FINE, BAD_COUNT, BAD_ROW, BAD_STARTS, BAD_TOTAL = range(5)
@@ -114,47 +107,6 @@ class EncodedCells:
     return len(self.starts_C1) - 1
 
 
-def compiled(function: Callable) -> Callable:
-  """Compiles a kernel without the GIL, kept on disk where that is possible.
-
-  IEEE arithmetic as written: no fastmath, so orders and values do not change
-  with the machine.
-  """
-  try:
-    return numba.njit(nogil=True, cache=True)(function)
-  except RuntimeError:  # no writable folder for the cache: compile each run
-    return numba.njit(nogil=True)(function)
-
-
-@compiled
-def mix64(x: np.uint64) -> np.uint64:
-  """The finaliser of splitmix64, a bijection of 64 bits."""
-  x ^= x >> np.uint64(30)
-  x *= _MIX_1
-  x ^= x >> np.uint64(27)
-  x *= _MIX_2
-  return x ^ (x >> np.uint64(31))
-
-
-def fold(*parts: int) -> np.uint64:
-  """Hashes integers, in order, into 64 bits: fold(seed, epoch)."""
-  bits = (1 << 64) - 1
-  state = 0
-  for part in parts:
-    state = (state ^ (int(part) & bits)) + int(_GOLDEN) & bits
-    state = (state ^ state >> 30) * int(_MIX_1) & bits
-    state = (state ^ state >> 27) * int(_MIX_2) & bits
-    state ^= state >> 31
-  return np.uint64(state)
-
-
-def read_only(array: np.ndarray) -> np.ndarray:
-  """A contiguous read-only view, so that a kernel is compiled once a dtype."""
-  view = np.ascontiguousarray(array).view()
-  view.flags.writeable = False
-  return view
-
-
 def kernel_arrays(cells: RaggedCells) -> tuple[np.ndarray, ...]:
   """Rows, counts and starts as the kernels take them; copies rare dtypes."""
   rows, counts, starts = cells.gene_rows_N, cells.counts_N, cells.starts_C1
@@ -173,9 +125,9 @@ def kernel_arrays(cells: RaggedCells) -> tuple[np.ndarray, ...]:
   if starts.ndim != 1 or not len(starts):
     raise errors.UserError('starts of cells must be one array of C + 1')
   return (
-    read_only(rows),
-    read_only(counts),
-    read_only(starts.astype(np.int64, copy=False)),
+    kernels.read_only(rows),
+    kernels.read_only(counts),
+    kernels.read_only(starts.astype(np.int64, copy=False)),
   )
 
 
@@ -206,7 +158,7 @@ def raise_on(status: int, cell: int, num_rows: int) -> None:
     )
 
 
-@compiled
+@kernels.compiled
 def merge_cell(
   rows_N, counts_N, start, stop, token_R, merges, slot_V, tokens_n, sums_n, lo_n
 ):
@@ -278,206 +230,7 @@ def merge_cell(
   return n, FINE
 
 
-_LOG_BITS = 7
-
-
-def _log_tables() -> tuple[np.ndarray, np.ndarray]:
-  centre = 1 + np.arange((1 << _LOG_BITS) + 1) / (1 << _LOG_BITS)
-  return 1 / centre, np.log2(centre)
-
-
-_INVERSE, _LOG2 = _log_tables()
-_1_LN2 = 1 / np.log(2)
-
-
-@compiled
-def log2_1p(n, quotient_n, one_n, value_n):
-  """value_n[:n] = float32 of log2(1 + quotient), in a tenth of log1p's time.
-
-  1 + q = 2^e c (1 + r), c the nearest of 129 centres in [1, 2] and
-  |r| <= 2^-8: the series leaves 1e-13 relative, before rounding to float32.
-  """
-  bits_n = one_n.view(np.int64)
-  for i in range(n):
-    one_n[i] = 1.0 + quotient_n[i]
-  for i in range(n):
-    bits = bits_n[i]
-    exponent = (bits >> 52) - 1023
-    fraction = bits & 0x000FFFFFFFFFFFFF
-    nearest = (fraction + (1 << (51 - _LOG_BITS))) >> (52 - _LOG_BITS)
-    m = 1.0 + fraction * 2.0**-52
-    r = (m - (1.0 + nearest * 2.0**-_LOG_BITS)) * _INVERSE[nearest]
-    if quotient_n[i] < 2.0**-10:  # 1 + q has dropped the low bits of q
-      r = quotient_n[i]
-    series = 1 + r * (-1 / 2 + r * (1 / 3 + r * (-1 / 4 + r * (1 / 5))))
-    value_n[i] = exponent + _LOG2[nearest] + r * series * _1_LN2
-
-
-@compiled
-def _before(a, b, quotient_n, hash_n):
-  """Whether a ranks before b: by quotient, then by hash (all distinct)."""
-  if quotient_n[a] != quotient_n[b]:
-    return quotient_n[a] > quotient_n[b]
-  return hash_n[a] < hash_n[b]
-
-
-@compiled
-def _merge_sort(order_n, other_n, n, quotient_n, hash_n):
-  """Sorts places by `_before` in n log n, whatever the input."""
-  width = 1
-  while width < n:
-    for low in range(0, n, 2 * width):
-      middle = min(low + width, n)
-      high = min(low + 2 * width, n)
-      a = low
-      b = middle
-      for k in range(low, high):
-        if a < middle and (
-          b >= high or not _before(order_n[b], order_n[a], quotient_n, hash_n)
-        ):
-          other_n[k] = order_n[a]
-          a += 1
-        else:
-          other_n[k] = order_n[b]
-          b += 1
-    order_n[:n] = other_n[:n]
-    width *= 2
-
-
-_BITS = 9  # of a digit of the quotient
-_HASH_BITS = 13  # at most, of the one digit of the hash
-_PLACE_BITS = 20
-_SAMPLE = 64
-
-
-@compiled
-def _sum_before(bins, size):
-  """Turns counts of bins into the first place of each."""
-  total = np.uint32(0)
-  for b in range(size):
-    count = bins[b]
-    bins[b] = total
-    total += count
-
-
-@compiled
-def _rank(
-  n, quotient_n, hash_n, near_n, order_n, words_n, other_n, hash_bins, bins
-):  # fmt: skip
-  """order_n[:n] = places by falling quotient, ties by rising hash.
-
-  Counting passes on the top of the hash and on 18 bits of the quotient (its
-  float32 bits, over the range in the cell) leave few neighbours out of order;
-  an insertion pass over the exact float64 quotients and 64-bit hashes puts
-  them right. The commonest quotient (half and more of a UMI cell) is set
-  aside before the passes over the quotient: increments of one counter wait
-  for each other.
-  """
-  if n == 0:
-    return
-  near_bits_n = near_n.view(np.int32)
-  place_bits = np.uint64(_PLACE_BITS)
-  place_mask = np.uint64((1 << _PLACE_BITS) - 1)
-  low = np.int32(0x7FFFFFFF)
-  high = np.int32(0)
-  for i in range(n):
-    near_n[i] = quotient_n[i]
-  for i in range(n):
-    low = min(low, near_bits_n[i])
-    high = max(high, near_bits_n[i])
-  shift = 0
-  while (high - low) >> shift >= 1 << (2 * _BITS):
-    shift += 1
-
-  sample = min(n, _SAMPLE)  # majority vote: any outcome is correct
-  votes = 0
-  common_bits = np.int32(0)
-  for i in range(sample):
-    if votes == 0:
-      common_bits = near_bits_n[i]
-    votes += 1 if near_bits_n[i] == common_bits else -1
-  votes = 0
-  for i in range(sample):
-    votes += near_bits_n[i] == common_bits
-  common = np.uint64((high - common_bits) >> shift)
-
-  hash_bits = 6
-  while hash_bits < _HASH_BITS and (1 << hash_bits) < 2 * n:
-    hash_bits += 1
-  top = np.uint64(64 - hash_bits)
-  hash_bins[: 1 << hash_bits] = 0
-  for i in range(n):
-    hash_bins[hash_n[i] >> top] += 1
-  _sum_before(hash_bins, 1 << hash_bits)
-  for i in range(n):
-    b = hash_n[i] >> top
-    to = hash_bins[b]
-    hash_bins[b] = to + 1
-    key = np.uint64((high - near_bits_n[i]) >> shift)
-    other_n[to] = (key << place_bits) | np.uint64(i)
-
-  num_common = 0
-  num_above = n
-  rest = n
-  if 4 * votes < sample:  # nothing common enough to pay for the parting
-    words_n, other_n = other_n, words_n
-  else:
-    rest = 0
-    num_above = 0
-    for i in range(n):
-      key = other_n[i] >> place_bits
-      words_n[rest] = other_n[i]
-      order_n[num_common] = other_n[i] & place_mask
-      num_above += key < common
-      num_common += key == common
-      rest += key != common
-
-  mask = np.uint64((1 << _BITS) - 1)
-  high_digit = np.uint64(_PLACE_BITS + _BITS)
-  bins[:] = 0
-  for i in range(rest):
-    bins[0, (words_n[i] >> place_bits) & mask] += 1
-    bins[1, words_n[i] >> high_digit] += 1
-  _sum_before(bins[0], 1 << _BITS)
-  _sum_before(bins[1], 1 << _BITS)
-  for i in range(rest):
-    b = (words_n[i] >> place_bits) & mask
-    to = bins[0, b]
-    bins[0, b] = to + 1
-    other_n[to] = words_n[i]
-  for i in range(num_common - 1, -1, -1):
-    order_n[num_above + i] = order_n[i]
-  for i in range(rest):
-    b = other_n[i] >> high_digit
-    to = bins[1, b]
-    bins[1, b] = to + 1
-    order_n[to if to < num_above else to + num_common] = other_n[i] & place_mask
-
-  moves = 16 * n
-  above_quotient = quotient_n[order_n[0]]
-  above_hash = hash_n[order_n[0]]
-  for i in range(1, n):
-    place = order_n[i]
-    quotient = quotient_n[place]
-    hash_ = hash_n[place]
-    if quotient < above_quotient or (
-      quotient == above_quotient and hash_ > above_hash
-    ):
-      above_quotient = quotient
-      above_hash = hash_
-      continue
-    j = i
-    while j > 0 and _before(place, order_n[j - 1], quotient_n, hash_n):
-      order_n[j] = order_n[j - 1]
-      j -= 1
-    order_n[j] = place
-    moves -= i - j
-    if moves < 0:  # many quotients that 18 bits do not tell apart
-      _merge_sort(order_n, words_n, n, quotient_n, hash_n)
-      return
-
-
-@compiled
+@kernels.compiled
 def _encode(
   rows_N, counts_N, starts_C1, totals_C, token_R, divisor_V, merges, library,
   target_sum, by_token, max_genes, salt, folds, given_C, longest_cell,
@@ -493,8 +246,8 @@ def _encode(
   words_n = np.empty(longest_cell + 1, np.uint64)
   other_n = np.empty(longest_cell + 1, np.uint64)
   value_n = np.empty(longest_cell + 1, np.float32)
-  hash_bins = np.empty(1 << _HASH_BITS, np.uint32)
-  bins = np.empty((2, 1 << _BITS), np.uint32)
+  hash_bins = np.empty(1 << ranking.HASH_BITS, np.uint32)
+  bins = np.empty((2, 1 << ranking.DIGIT_BITS), np.uint32)
   slot_V = np.full(len(divisor_V), -1, np.int32)
   sum_bits_n = sums_n.view(np.uint64)
   out = 0
@@ -518,12 +271,14 @@ def _encode(
     else:
       key = np.uint64(0)
       for i in range(n):
-        key += mix64((np.uint64(tokens_n[i]) * _GOLDEN) ^ sum_bits_n[i])
-      key = mix64(key + np.uint64(n))
+        key += kernels.mix64(
+          (np.uint64(tokens_n[i]) * kernels.GOLDEN) ^ sum_bits_n[i]
+        )
+      key = kernels.mix64(key + np.uint64(n))
     keys_C[cell] = key
     num_genes_C[cell] = n
     if folds:
-      key = mix64(key ^ salt)
+      key = kernels.mix64(key ^ salt)
     if library:
       for i in range(n):
         quotient_n[i] = sums_n[i] / total * target_sum / divisor_V[tokens_n[i]]
@@ -535,11 +290,11 @@ def _encode(
         hash_n[i] = np.uint64(tokens_n[i]) << np.uint64(44)
     else:  # a bijection of the token: no two hashes of a cell are equal
       for i in range(n):
-        hash_n[i] = mix64(key + np.uint64(tokens_n[i]) * _GOLDEN)
-    _rank(
+        hash_n[i] = kernels.mix64(key + np.uint64(tokens_n[i]) * kernels.GOLDEN)
+    ranking.rank(
       n, quotient_n, hash_n, near_n, order_n, words_n, other_n, hash_bins, bins
     )  # fmt: skip
-    log2_1p(n, quotient_n, words_n.view(np.float64), value_n)
+    ranking.log2_1p(n, quotient_n, words_n.view(np.float64), value_n)
     kept = min(n, max_genes)
     for k in range(kept):
       place = order_n[k]
@@ -550,7 +305,7 @@ def _encode(
   return FINE, 0
 
 
-@compiled
+@kernels.compiled
 def _lengths(
   rows_N, counts_N, starts_C1, token_R, size, merges, max_genes, longest_cell,
   length_C,
@@ -601,8 +356,10 @@ class CellEncoder:
     token_R = np.asarray(token_R, np.int32)
     divisor_V = np.asarray(divisor_V, np.float64)
     size = len(divisor_V)
-    if size > _MAX_TOKENS or len(token_R) > _MAX_TOKENS:
-      raise errors.UserError(f'a gene list may have {_MAX_TOKENS} rows at most')
+    if size > ranking.MAX_TOKENS or len(token_R) > ranking.MAX_TOKENS:
+      raise errors.UserError(
+        f'a gene list may have {ranking.MAX_TOKENS} rows at most'
+      )
     if len(token_R) and not -1 <= token_R.min() <= token_R.max() < size:
       raise errors.UserError(
         f'a token of the gene list lies outside the {size} divisors: medians'
@@ -611,8 +368,8 @@ class CellEncoder:
     if not np.all((divisor_V > 0) & np.isfinite(divisor_V)):
       raise errors.UserError('a divisor of counts is not positive and finite')
     self.config = config
-    self._token_R = read_only(token_R)
-    self._divisor_V = read_only(divisor_V)
+    self._token_R = kernels.read_only(token_R)
+    self._divisor_V = kernels.read_only(divisor_V)
     self._merges = shares_tokens(token_R)
 
   def encode(
@@ -661,7 +418,7 @@ class CellEncoder:
       rows_N,
       counts_N,
       starts_C1,
-      read_only(np.asarray(cells.totals_C, np.float64)),
+      kernels.read_only(np.asarray(cells.totals_C, np.float64)),
       self._token_R,
       self._divisor_V,
       self._merges,
@@ -669,9 +426,9 @@ class CellEncoder:
       float(self.config.target_sum),
       self.config.ties == 'token',
       self.config.max_genes,
-      fold(seed, epoch or 0),
+      kernels.fold(seed, epoch or 0),
       epoch is not None,
-      read_only(given_C),
+      kernels.read_only(given_C),
       min(longest(starts_C1), len(rows_N)),
       gene_ids_N,
       values_N,

@@ -23,14 +23,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genecompass_jax import encoding, errors, vocabulary
+from genecompass_jax import encoding, errors, kernels, vocabulary
 
 HIDDEN_VALUE = -1.0
 EVALUATION_EPOCH = -1  # masks of held-out cells: the same in every evaluation
 POLICIES = ('default', 'released')
 
 _DOMAIN = 0x6D61736B  # 'mask': apart from other draws of one seed
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +76,7 @@ class MaskedCells:
   is_masked_N: np.ndarray
 
 
-@encoding.compiled
+@kernels.compiled
 def _mask(
   gene_ids_N, values_N, starts_C1, cell_index_C, salt, below, mask_below,
   random_below, keeps_value, pool_C, pool_P1, pools_N, is_masked_N, picked_n,
@@ -87,9 +86,9 @@ def _mask(
     ids_n = gene_ids_N[starts_C1[cell] : starts_C1[cell + 1]]
     values_n = values_N[starts_C1[cell] : starts_C1[cell + 1]]
     is_masked_n = is_masked_N[starts_C1[cell] : starts_C1[cell + 1]]
-    key = encoding.mix64(salt ^ encoding.mix64(np.uint64(cell_index_C[cell])))
+    key = kernels.mix64(salt ^ kernels.mix64(np.uint64(cell_index_C[cell])))
     for i in range(len(ids_n)):
-      draw = encoding.mix64(key + np.uint64(ids_n[i]) * _GOLDEN)
+      draw = kernels.mix64(key + np.uint64(ids_n[i]) * kernels.GOLDEN)
       is_masked_n[i] = draw < below
     num_picked = 0
     for i in range(len(ids_n)):
@@ -98,12 +97,12 @@ def _mask(
     pool_n = pools_N[pool_P1[pool_C[cell]] : pool_P1[pool_C[cell] + 1]]
     for p in range(num_picked):
       i = picked_n[p]
-      draw = encoding.mix64(key + np.uint64(ids_n[i]) * _GOLDEN)
-      draw = encoding.mix64(draw ^ _GOLDEN)
+      draw = kernels.mix64(key + np.uint64(ids_n[i]) * kernels.GOLDEN)
+      draw = kernels.mix64(draw ^ kernels.GOLDEN)
       if draw < mask_below:
         ids_n[i] = vocabulary.MASK
       elif draw < random_below:
-        draw = encoding.mix64(draw ^ _GOLDEN) >> np.uint64(32)
+        draw = kernels.mix64(draw ^ kernels.GOLDEN) >> np.uint64(32)
         place = (draw * np.uint64(len(pool_n))) >> np.uint64(32)
         ids_n[i] = pool_n[place]
       elif keeps_value:
@@ -155,16 +154,16 @@ def mask_cells(
   _mask(
     gene_ids_N,
     values_N,
-    encoding.read_only(np.asarray(cells.starts_C1, np.int64)),
-    encoding.read_only(cell_index_C),
-    encoding.fold(_DOMAIN, seed, epoch),
+    kernels.read_only(np.asarray(cells.starts_C1, np.int64)),
+    kernels.read_only(cell_index_C),
+    kernels.fold(_DOMAIN, seed, epoch),
     threshold(config.rate),
     threshold(config.mask_share),
     threshold(config.mask_share + config.random_share),
     config.policy == 'released',
     pool_C,
     np.cumsum([0, *map(len, pools)]),
-    encoding.read_only(np.concatenate(pools).astype(np.int32, copy=False)),
+    kernels.read_only(np.concatenate(pools).astype(np.int32, copy=False)),
     is_masked_N,
     np.empty(encoding.longest(cells.starts_C1) + 1, np.int64),
   )

@@ -11,7 +11,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from genecompass_jax import encoding, errors, gene_table, paths, vocabulary
+from genecompass_jax import (
+  encoding,
+  errors,
+  gene_table,
+  kernels,
+  paths,
+  vocabulary,
+)
 
 MIN_SUPPORT = 100  # expressing cells below which a median is not believed
 
@@ -140,7 +147,7 @@ class Medians:
     return cls(header['mode'], np.stack(median_SV), np.stack(support_SV))
 
 
-@encoding.compiled
+@kernels.compiled
 def _count(
   rows_N, counts_N, starts_C1, totals_C, token_R, merges, library, target_sum,
   column_V, num_exact, low, per_octave, longest_cell, room, bins_TK,
@@ -217,7 +224,7 @@ def _count(
   return encoding.FINE, 0
 
 
-@encoding.compiled
+@kernels.compiled
 def _find_middle(bins_TK, order_K, place_T2, inside_T2):
   """Bin and place in it of the lower and the upper middle value of a token.
 
@@ -271,7 +278,7 @@ class MedianHistogram:
       raise errors.UserError(f'encoding mode {mode!r}: give {encoding.MODES}')
     self.mode = mode
     self.target_sum = float(target_sum)
-    self._token_R = encoding.read_only(np.asarray(token_R, np.int32))
+    self._token_R = kernels.read_only(np.asarray(token_R, np.int32))
     self._merges = encoding.shares_tokens(self._token_R)
     self.tokens_T = np.unique(self._token_R[self._token_R >= 0])
     if len(self.tokens_T) and self.tokens_T[-1] >= vocabulary_size:
@@ -291,7 +298,7 @@ class MedianHistogram:
       UserError: as `encoding.CellEncoder.encode`; the histogram is then spoilt.
     """
     rows_N, counts_N, starts_C1 = encoding.kernel_arrays(cells)
-    totals_C = encoding.read_only(np.asarray(cells.totals_C, np.float64))
+    totals_C = kernels.read_only(np.asarray(cells.totals_C, np.float64))
     first = 0
     while first < cells.num_cells:
       reach = np.searchsorted(starts_C1, starts_C1[first] + _PIECE, 'right') - 1

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from genecompass_jax import encoding, vocabulary
+from genecompass_jax import kernels, vocabulary
 
 NUM_RANK_BINS = 32
 EXACT_COUNTS = 64  # counts below have a bin each
@@ -60,7 +60,7 @@ class Rules(NamedTuple):
   bottom: int
 
 
-@encoding.compiled
+@kernels.compiled
 def _bin(count):
   """Bin of a count: one each below 64, then 16 an octave."""
   whole = max(np.rint(count), 1.0)
@@ -70,7 +70,7 @@ def _bin(count):
   return min(EXACT_COUNTS - 1 + log_bin, NUM_BINS - 1)
 
 
-@encoding.compiled
+@kernels.compiled
 def scaled_counts(ids_n, values_n, divisor_V, library, count_n):
   """count_n = counts of visible genes, -1 elsewhere -> scale of the cell.
 
@@ -107,7 +107,7 @@ def scaled_counts(ids_n, values_n, divisor_V, library, count_n):
   return scale
 
 
-@encoding.compiled
+@kernels.compiled
 def add_cells(
   ids_N, values_N, starts_C1, gene_V, divisor_V, library,
   pairs_TN, ranks_TQ, value_sum_T,
@@ -132,7 +132,7 @@ def add_cells(
   return foreign
 
 
-@encoding.compiled
+@kernels.compiled
 def _left(key_A, low, high, key):
   """First place in [low, high) whose key is not below `key`."""
   while low < high:
@@ -144,7 +144,7 @@ def _left(key_A, low, high, key):
   return low
 
 
-@encoding.compiled
+@kernels.compiled
 def _right(key_A, low, high, key):
   """First place in [low, high) whose key is above `key`."""
   while low < high:
@@ -172,7 +172,7 @@ class _Bracket(NamedTuple):
   by_token: bool
 
 
-@encoding.compiled
+@kernels.compiled
 def _gene_mass(gene, bracket, tables):
   """Mass of a gene's pairs in a bracket, and mass times value."""
   first = tables.first_T1[gene]
@@ -202,7 +202,7 @@ def _gene_mass(gene, bracket, tables):
   return max(mass, 0.0), value
 
 
-@encoding.compiled
+@kernels.compiled
 def _bracket_mass(bracket, visible_v, is_visible_T, tables):
   """Mass of the pairs of all genes not visible, and mass times value.
 
@@ -257,7 +257,7 @@ def _bracket_mass(bracket, visible_v, is_visible_T, tables):
   return mass, value
 
 
-@encoding.compiled
+@kernels.compiled
 def _bracket_at(i, before_n, after_n, gene_n, key_n, level_n, by_token):
   """Bracket of a position, from the nearest visible genes before and after.
 
@@ -284,7 +284,7 @@ def _bracket_at(i, before_n, after_n, gene_n, key_n, level_n, by_token):
   return _Bracket(low, high, low_weight, high_weight, -1, -1, False)
 
 
-@encoding.compiled
+@kernels.compiled
 def _share(mass, taken, total, mix, backoff):
   """Probability of a gene with this mass, as far as it is not taken."""
   if total <= 0.0:
@@ -292,7 +292,7 @@ def _share(mass, taken, total, mix, backoff):
   return (1.0 - mix) * min(mass * (1.0 - taken) / total, 1.0) + mix * backoff
 
 
-@encoding.compiled
+@kernels.compiled
 def _posteriors(
   group_h, hidden, label_mass_h, mass_G, value_G, shown_mass_UG,
   shown_value_UG, marginal_T, mix, rules, loss_h, mean_h,
@@ -363,7 +363,7 @@ def _posteriors(
         mean_h[h] /= rules.keep * shown_mass + rules.random * mass
 
 
-@encoding.compiled
+@kernels.compiled
 def _beyond(rule, i, a, b, value_a, value_b):
   """Value at position i beyond the visible positions a (nearest) and b."""
   if rule == 0 or b < 0:
@@ -375,7 +375,7 @@ def _beyond(rule, i, a, b, value_a, value_b):
   return max(value_a + share * (value_b - value_a), 0.0)
 
 
-@encoding.compiled
+@kernels.compiled
 def interpolate(values_n, rules, default, out_n):
   """Values of all positions from the visible ones: linear in position."""
   n = len(values_n)
@@ -425,7 +425,7 @@ class _Hidden(NamedTuple):
   unseen: float
 
 
-@encoding.compiled
+@kernels.compiled
 def _find_hidden(ids_n, count_n, labels_n, tables, rules, is_visible_T):
   """Hidden positions; marks the visible genes in `is_visible_T`."""
   place_h = np.flatnonzero(count_n <= 0)
@@ -463,7 +463,7 @@ def _find_hidden(ids_n, count_n, labels_n, tables, rules, is_visible_T):
   )  # fmt: skip
 
 
-@encoding.compiled
+@kernels.compiled
 def _find_brackets(ids_n, values_n, count_n, scale, hidden, tables, rules):
   """Distinct brackets, and which of them each hidden position has."""
   n = len(ids_n)
@@ -507,7 +507,7 @@ def _find_brackets(ids_n, values_n, count_n, scale, hidden, tables, rules):
   return brackets, group_h
 
 
-@encoding.compiled
+@kernels.compiled
 def _score_rank_bin(n, hidden, tables, rules, loss_h, mean_h):
   """Losses of the rank-bin null at the hidden positions."""
   group_h = hidden.place_h * NUM_RANK_BINS // n
@@ -532,7 +532,7 @@ def _score_rank_bin(n, hidden, tables, rules, loss_h, mean_h):
   )  # fmt: skip
 
 
-@encoding.compiled
+@kernels.compiled
 def _score_bracket(
   brackets, group_h, hidden, is_visible_T, tables, rules, loss_h, mean_h
 ):
@@ -563,7 +563,7 @@ def _score_bracket(
   )  # fmt: skip
 
 
-@encoding.compiled
+@kernels.compiled
 def _score_cell(
   ids_n, values_n, labels_n, tables, rules, default, is_visible_T, loss_3n,
   value_3n,
@@ -619,7 +619,7 @@ def _score_cell(
     is_visible_T[gene] = False
 
 
-@encoding.compiled
+@kernels.compiled
 def score_cells(
   ids_N, values_N, labels_N, first_C, last_C, tables, rules, default, loss_3N,
   value_3N,

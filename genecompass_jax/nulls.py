@@ -70,6 +70,7 @@ import numpy as np
 from genecompass_jax import (
   encoding,
   errors,
+  kernels,
   masking,
   null_kernels,
   paths,
@@ -236,11 +237,11 @@ class NullModels:
     def add(species: int, cells: encoding.EncodedCells):
       c = counts[species]
       foreign = null_kernels.add_cells(
-        encoding.read_only(cells.gene_ids_N),
-        encoding.read_only(cells.values_N),
-        encoding.read_only(cells.starts_C1),
+        kernels.read_only(cells.gene_ids_N),
+        kernels.read_only(cells.values_N),
+        kernels.read_only(cells.starts_C1),
         genes_SV[species],
-        encoding.read_only(divisor_SV[species]),
+        kernels.read_only(divisor_SV[species]),
         encoding_config.mode == encoding.LIBRARY,
         c.pairs_TN,
         c.ranks_TQ,
@@ -396,7 +397,7 @@ class NullModels:
     order_A = np.lexsort((gene_A, key_A))
     return null_kernels.Tables(
       gene_V=_gene_index(c.tokens_T, len(divisor_V)),
-      divisor_V=encoding.read_only(divisor_V),
+      divisor_V=kernels.read_only(divisor_V),
       marginal_T=marginal_T / marginal_T.sum(),
       mean_T=mean_T,
       rank_TQ=rank_TQ,
@@ -444,11 +445,11 @@ class NullModels:
     loss_3N = np.zeros((3, len(ids_N)))
     value_3N = np.zeros((3, len(ids_N)))
     null_kernels.score_cells(
-      encoding.read_only(ids_N),
-      encoding.read_only(values_N),
-      encoding.read_only(labels_N.astype(np.int32, copy=False)),
-      encoding.read_only(first_C.astype(np.int64, copy=False)),
-      encoding.read_only(last_C.astype(np.int64, copy=False)),
+      kernels.read_only(ids_N),
+      kernels.read_only(values_N),
+      kernels.read_only(labels_N.astype(np.int32, copy=False)),
+      kernels.read_only(first_C.astype(np.int64, copy=False)),
+      kernels.read_only(last_C.astype(np.int64, copy=False)),
       self._tables(species, choices.pseudo_cells),
       self._rules(species, choices),
       self._mean_value(species),

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genecompass_jax import encoding, errors
+from genecompass_jax import errors, kernels
 
 PACKED = 'packed'
 BUCKETS = 'buckets'
@@ -139,12 +139,8 @@ class Rows:
 
 def hashes(numbers_N: np.ndarray, *parts: int) -> np.ndarray:
   """uint64 hash of each number, given some integers to fold in."""
-  golden = np.uint64(0x9E3779B97F4A7C15)
-  x = np.asarray(numbers_N).astype(np.uint64)
-  x = (x + np.uint64(1)) * golden + encoding.fold(*parts)
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return x ^ (x >> np.uint64(31))
+  x_N = np.asarray(numbers_N).astype(np.uint64) + np.uint64(1)
+  return kernels.mix64_all(x_N * kernels.GOLDEN + kernels.fold(*parts))
 
 
 def permutation(size: int, *parts: int) -> np.ndarray:
@@ -232,7 +228,7 @@ def _cut(
   return cut
 
 
-@encoding.compiled
+@kernels.compiled
 def best_fit(needs_N, row_slots, max_cells):
   """Packs needs into rows of `row_slots`, longest first, tightest fit.
 

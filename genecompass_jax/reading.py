@@ -17,6 +17,7 @@ from genecompass_jax import (
   corpus as corpus_lib,
   encoding,
   errors,
+  kernels,
   masking,
   medians as medians_lib,
   packing,
@@ -282,7 +283,7 @@ class Split:
 
 def _draw(epoch: int, repeat: int) -> int:
   """The epoch that ties and masks of a further copy of a cell are drawn in."""
-  return epoch if not repeat else int(encoding.fold(epoch, repeat) >> 2)
+  return epoch if not repeat else int(kernels.fold(epoch, repeat) >> 2)
 
 
 def _parts(picks: Sequence[Picks], group: np.ndarray) -> list[tuple]:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genecompass_jax import encoding, schemas
+from genecompass_jax import encoding, kernels, schemas
 
 
-@encoding.compiled
+@kernels.compiled
 def _place_cells(
   starts_C1, gene_ids_N, values_N, row_C, slot_C, segment_C, species_C,
   gene_ids_BL, values_BL, positions_BL, segments_BL, species_BL, is_cls_BL,
@@ -30,7 +30,7 @@ def _place_cells(
       positions_BL[row, first + 1 + i] = i
 
 
-@encoding.compiled
+@kernels.compiled
 def _place_labels(
   starts_C1, gene_ids_N, values_N, picks_P, picks_C1, row_C, slot_C, first_C,
   gene_ids_BL, values_BL, masked_slots_BK, id_labels_BK, id_weights_BK,
@@ -60,7 +60,7 @@ def _place_labels(
   return dropped
 
 
-@encoding.compiled
+@kernels.compiled
 def _gather(
   rows_N, counts_N, starts_C1, which_c, into_c, out_C1, out_rows_N, out_counts_N
 ):
@@ -254,8 +254,8 @@ def gather(
   )
   for cells, which, into in parts:
     _gather(
-      encoding.read_only(cells.gene_rows_N),
-      encoding.read_only(cells.counts_N),
+      kernels.read_only(cells.gene_rows_N),
+      kernels.read_only(cells.counts_N),
       cells.starts_C1,
       which,
       into,

@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import strategies as st
 
-from genecompass_jax import encoding, errors
+from genecompass_jax import encoding, errors, kernels, ranking
 
 _BITS = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -84,7 +84,7 @@ def assert_within_one_ulp(got, want):
 
 def assert_as_reference(cells, config, token_R, divisor_V, which):
   encoder = encoding.CellEncoder(config, token_R, divisor_V)
-  for fold, seed, epoch in ((None, 0, None), (encoding.fold(7, 3), 7, 3)):
+  for fold, seed, epoch in ((None, 0, None), (kernels.fold(7, 3), 7, 3)):
     encoded = encoder.encode(cells, seed=seed, epoch=epoch)
     for c in which:
       tokens, values, key = reference(
@@ -141,7 +141,7 @@ def test_log_over_the_whole_range():
   )
   q = q[q > 0]
   value = np.empty(len(q), np.float32)
-  encoding.log2_1p(len(q), q, np.empty(len(q)), value)
+  ranking.log2_1p(len(q), q, np.empty(len(q)), value)
   assert_within_one_ulp(value, (np.log1p(q) / np.log(2)).astype(np.float32))
 
 
@@ -281,7 +281,7 @@ def test_order_of_columns_duplicates_and_dtype(pairs, random, mode):
   assert_equal(first, encoder.encode(once, seed=3, epoch=1))
   config = encoding.EncodingConfig(mode)
   tokens, _, _ = reference(
-    once, 0, config, TOKEN_R, DIVISOR_V, encoding.fold(3, 1)
+    once, 0, config, TOKEN_R, DIVISOR_V, kernels.fold(3, 1)
   )
   np.testing.assert_array_equal(first.gene_ids_N, tokens)
 
@@ -428,12 +428,12 @@ def test_bad_configs(change):
 
 
 def test_kernels_compile_without_a_folder_for_the_cache(monkeypatch):
-  real = encoding.numba.njit
+  real = kernels.numba.njit
 
   def njit(*args, cache=False, **options):
     if cache:
       raise RuntimeError('cannot cache function: no locator available')
     return real(*args, **options)
 
-  monkeypatch.setattr(encoding.numba, 'njit', njit)
-  assert encoding.compiled(lambda x: x + 1)(1) == 2
+  monkeypatch.setattr(kernels.numba, 'njit', njit)
+  assert kernels.compiled(lambda x: x + 1)(1) == 2

@@ -15,9 +15,9 @@ PACKAGE = ROOT / 'genecompass_jax'
 # tasks, analysis, scaling) counts as one module. The number of a line is the
 # level of the architecture.
 LEVELS = (
-  (0, 'errors paths schemas progress'),
-  (0, 'gene_table metrics sharding workdir encoding'),
-  (0, 'vocabulary'),
+  (0, 'errors paths schemas progress kernels'),
+  (0, 'gene_table metrics sharding workdir ranking'),
+  (0, 'vocabulary encoding'),
   (1, 'gene_ids medians masking knowledge losses optimizer simulate'),
   (1, 'packing rows null_kernels'),
   (1, 'shards staging assets'),
@@ -50,7 +50,7 @@ NO_JAX = (
   *('errors', 'paths', 'progress', 'metrics', 'workdir', 'gene_table'),
   *('vocabulary', 'gene_ids', 'encoding', 'medians', 'masking', 'packing'),
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
-  *('null_kernels', 'cli', 'main'),
+  *('kernels', 'ranking', 'null_kernels', 'cli', 'main'),
 )
 
 

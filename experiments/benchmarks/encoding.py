@@ -20,7 +20,7 @@ os.environ.setdefault('NUMBA_NUM_THREADS', '1')
 import numba
 import numpy as np
 
-from genecompass_jax import encoding, masking, medians
+from genecompass_jax import encoding, masking, medians, ranking
 
 NUM_ROWS = 25_000
 VOCABULARY_SIZE = 60_000
@@ -142,7 +142,7 @@ def main():
   one_n, value_n = np.empty(size), np.empty(size, np.float32)
   log_us = cpu_us(
     lambda: [
-      encoding.log2_1p(int(n), quotient_n, one_n, value_n)
+      ranking.log2_1p(int(n), quotient_n, one_n, value_n)
       for n in np.diff(cells.starts_C1)
     ],
     args.cells,

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from genecompass_jax import encoding
+from genecompass_jax import encoding, kernels
 from genecompass_jax.prepare import sources
 
 FLUSH_ELEMENTS = 1 << 22  # gathered before the buckets are written to
 FLUSH_EACH = 1 << 15  # and for each bucket, so that writes do not get tiny
 
 
-@encoding.compiled
+@kernels.compiled
 def _take(rows_N, counts_N, starts_C1, index_C, out_rows_N, out_counts_N):
   out = 0
   for c in range(len(index_C)):
@@ -106,11 +106,10 @@ class Buckets:
   def add(self, source: int, chunk: sources.Chunk, names: np.ndarray) -> None:
     """Takes the cells of a chunk that have any known gene."""
     records_C = np.zeros(len(chunk.index_C), self._record)
-    base = encoding.fold(self._seed, source)
-    with np.errstate(over='ignore'):
-      records_C['key'] = encoding.mix64.py_func(
-        base + chunk.index_C.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-      )
+    base = kernels.fold(self._seed, source)
+    records_C['key'] = kernels.mix64_all(
+      base + chunk.index_C.astype(np.uint64) * kernels.GOLDEN
+    )
     records_C['source_row'] = chunk.index_C
     records_C['total'] = chunk.cells.totals_C
     records_C['length'] = np.diff(chunk.cells.starts_C1)

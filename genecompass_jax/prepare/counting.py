@@ -6,7 +6,7 @@ the rows of a gene list.
 
 import numpy as np
 
-from genecompass_jax import encoding
+from genecompass_jax import kernels
 
 CODING, MITO = 1, 2  # flags of a column
 FINE, _NEGATIVE, _NOT_FINITE, _NOT_INTEGER, _TOO_LARGE = range(5)
@@ -19,7 +19,7 @@ WRONG = {
 }
 
 
-@encoding.compiled
+@kernels.compiled
 def measure(
   columns_N, values_N, starts_C1, index_C, flags, integers, genes_C, coding_C,
   mito_C, total_C, column_sums,
@@ -57,7 +57,7 @@ for _i in range(64):
   _PLACE[((1 << _i) * int(_DE_BRUIJN) & (1 << 64) - 1) >> 58] = _i
 
 
-@encoding.compiled
+@kernels.compiled
 def gather(
   columns_N, values_N, starts_C1, index_C, row_of_column, num_rows, rows_N,
   counts_N, out_C1,

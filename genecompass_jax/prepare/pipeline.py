@@ -21,6 +21,7 @@ from genecompass_jax import (
   corpus_writer,
   encoding,
   errors,
+  kernels,
   medians,
   paths,
   progress,
@@ -383,10 +384,7 @@ def _pieces(
     keep_C[mine] = keeps[number][records_C['source_row'][mine]]
     if labels.split_by_cell[number]:
       # another hash than the order's, or a split would be a range of it
-      with np.errstate(over='ignore'):
-        draw = encoding.mix64.py_func(
-          records_C['key'][mine] + np.uint64(0x9E3779B97F4A7C15)
-        )
+      draw = kernels.mix64_all(records_C['key'][mine] + kernels.GOLDEN)
       share = draw.astype(np.float64) / 2.0**64
       split_C[mine] = share < config.validation_share
   for split in range(len(corpus.SPLITS)):
