@@ -72,6 +72,7 @@ from genecompass_jax import (
   errors,
   kernels,
   masking,
+  null_counts,
   null_kernels,
   paths,
   schemas,
@@ -90,12 +91,10 @@ _DAMAGE = (
   OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile,
   zlib.error,
 )  # fmt: skip
-_ATOMS = 4  # counts that stand for a bin of many
 _CALIBRATION_CELLS = 256
 _CALIBRATION_EVERY = 8
 _MIXES = (1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 0.6)
 _PSEUDO_CELLS = (0.0, 1.0, 10.0, 30.0)
-_GROUPS = 10
 _END_EPOCHS = 8
 
 
@@ -113,27 +112,6 @@ class TrainingCells:
   species: int
   cells: encoding.EncodedCells
   measured_V: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class SpeciesCounts:
-  """What was counted in the training cells of one species, over T tokens.
-
-  Attributes:
-    tokens_T: int32 tokens of the species, ascending.
-    num_cells: training cells.
-    measured_T: float64 cells that measured the token.
-    pairs_TN: uint32 cells that hold the token with a count of bin N.
-    ranks_TQ: uint32 cells that hold the token at relative rank bin Q.
-    value_sum_T: float64 sum of the values of the token.
-  """
-
-  tokens_T: np.ndarray
-  num_cells: int
-  measured_T: np.ndarray
-  pairs_TN: np.ndarray
-  ranks_TQ: np.ndarray
-  value_sum_T: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,31 +136,6 @@ class Choices:
   bottom: str = 'nearest'
 
 
-@functools.cache
-def _atoms() -> tuple[np.ndarray, np.ndarray]:
-  """Counts that stand for every bin, and of which bin they are."""
-  whole = np.arange(1, 1 << 20)
-  bin_of = whole - 1
-  high = whole >= null_kernels.EXACT_COUNTS
-  bin_of[high] = (
-    null_kernels.EXACT_COUNTS
-    - 1
-    + np.floor(null_kernels.PER_OCTAVE * (np.log2(whole[high]) - 6))
-  )
-  first = np.searchsorted(bin_of, np.arange(null_kernels.NUM_BINS + 1))
-  counts, bins = [], []
-  for b, (low, stop) in enumerate(zip(first, first[1:])):
-    number = min(_ATOMS, stop - low)
-    places = low + (np.arange(number) + 0.5) * (stop - low) / number
-    counts.append(whole[places.astype(np.int64)])
-    bins.append(np.full(number, b))
-  return np.concatenate(counts).astype(np.float64), np.concatenate(bins)
-
-
-def _running(values: np.ndarray) -> np.ndarray:
-  return np.concatenate([[0.0], np.cumsum(values)])
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class NullModels:
   """Null models fitted on training cells; see the module.
@@ -198,7 +151,7 @@ class NullModels:
   encoding: encoding.EncodingConfig
   mask: masking.MaskConfig
   divisor_SV: np.ndarray
-  counts: tuple[SpeciesCounts, ...]
+  counts: tuple[null_counts.SpeciesCounts, ...]
   choices: tuple[Choices, ...]
 
   @classmethod
@@ -230,8 +183,10 @@ class NullModels:
       UserError: a cell holds a token that its species does not have.
     """
     num_species, size = divisor_SV.shape
-    counts = [_no_counts(tokens) for tokens in species_tokens]
-    genes_SV = [_gene_index(tokens, size) for tokens in species_tokens]
+    counts = [null_counts.no_counts(tokens) for tokens in species_tokens]
+    genes_SV = [
+      null_counts.gene_index(tokens, size) for tokens in species_tokens
+    ]
     held = [[] for _ in range(num_species)]
 
     def add(species: int, cells: encoding.EncodedCells):
@@ -365,52 +320,15 @@ class NullModels:
     """Tables of a species, built when first asked for."""
     key = species, pseudo_cells
     if key not in self._built:
-      self._built[key] = self._build(species, pseudo_cells)
+      self._built[key] = null_counts.tables(
+        self.counts[species],
+        self.divisor_SV[species],
+        pseudo_cells=pseudo_cells,
+        mask_rate=self.mask.rate,
+        library=self.encoding.mode == encoding.LIBRARY,
+        mean_value=self._mean_value(species),
+      )
     return self._built[key]
-
-  def _build(self, species: int, pseudo_cells: float) -> null_kernels.Tables:
-    c = self.counts[species]
-    pairs_TN = _smoothed(c.pairs_TN, pseudo_cells)
-    divisor_V = self.divisor_SV[species]
-    expressed_T = c.pairs_TN.sum(1, dtype=np.float64)
-    measured_T = np.maximum(c.measured_T, np.maximum(expressed_T, 1))
-    seen_T = measured_T - (1 - self.mask.rate) * expressed_T
-    seen_T = np.maximum(seen_T, 1e-9)  # every cell shows it, none hides it
-    marginal_T = expressed_T + 0.5
-    mean_T = np.full(len(c.tokens_T), self._mean_value(species))
-    np.divide(c.value_sum_T, expressed_T, out=mean_T, where=expressed_T > 0)
-    rank_TQ = c.ranks_TQ / seen_T[:, None]
-
-    atom_count_M, atom_bin_M = _atoms()
-    first_N1 = np.searchsorted(atom_bin_M, np.arange(null_kernels.NUM_BINS + 1))
-    gene_P, bin_P = np.nonzero(pairs_TN)
-    number_P = first_N1[bin_P + 1] - first_N1[bin_P]
-    start_P1 = np.concatenate([[0], np.cumsum(number_P)])
-    pair_A = np.repeat(np.arange(len(gene_P)), number_P)
-    atom_A = np.arange(len(pair_A)) - start_P1[pair_A] + first_N1[bin_P[pair_A]]
-    gene_A = gene_P[pair_A]
-    key_A = atom_count_M[atom_A] / divisor_V[c.tokens_T[gene_A]]
-    mass_P = pairs_TN[gene_P, bin_P] / seen_T[gene_P] / number_P
-    mass_A = mass_P[pair_A]
-    library = self.encoding.mode == encoding.LIBRARY
-    value_A = mass_A * np.log2(key_A + (0 if library else 1))
-    order_A = np.lexsort((gene_A, key_A))
-    return null_kernels.Tables(
-      gene_V=_gene_index(c.tokens_T, len(divisor_V)),
-      divisor_V=kernels.read_only(divisor_V),
-      marginal_T=marginal_T / marginal_T.sum(),
-      mean_T=mean_T,
-      rank_TQ=rank_TQ,
-      rank_total_Q=rank_TQ.sum(0),
-      first_T1=np.searchsorted(gene_A, np.arange(len(c.tokens_T) + 1)),
-      gene_key_A=key_A,
-      gene_mass_A1=_running(mass_A),
-      gene_value_A1=_running(value_A),
-      key_key_A=key_A[order_A],
-      key_gene_A=gene_A[order_A],
-      key_mass_A1=_running(mass_A[order_A]),
-      key_value_A1=_running(value_A[order_A]),
-    )
 
   def _mean_value(self, species: int) -> float:
     """Mean value of the species, or of all where it has no training cells."""
@@ -572,7 +490,9 @@ class NullModels:
             for name in ('measured_T', 'ranks_TQ', 'value_sum_T')
           }
           counts.append(
-            SpeciesCounts(tokens_T, num_cells, pairs_TN=pairs_TN, **rest)
+            null_counts.SpeciesCounts(
+              tokens_T, num_cells, pairs_TN=pairs_TN, **rest
+            )
           )
         return cls(
           encoding.EncodingConfig(**header['encoding']),
@@ -587,49 +507,6 @@ class NullModels:
       raise errors.UserError(
         f'{path}: not null models, or damaged ({error}); fit them again'
       ) from error
-
-
-def _no_counts(tokens: np.ndarray) -> SpeciesCounts:
-  size = len(tokens)
-  return SpeciesCounts(
-    tokens_T=np.asarray(tokens, np.int32),
-    num_cells=0,
-    measured_T=np.zeros(size),
-    pairs_TN=np.zeros((size, null_kernels.NUM_BINS), np.uint32),
-    ranks_TQ=np.zeros((size, null_kernels.NUM_RANK_BINS), np.uint32),
-    value_sum_T=np.zeros(size),
-  )
-
-
-def _smoothed(pairs_TN: np.ndarray, pseudo_cells: float) -> np.ndarray:
-  """Cells per gene and count, drawn towards genes of like mean count.
-
-  A gene keeps its number of cells; `pseudo_cells` more are spread as the
-  counts of its tenth of the genes, before the sum is scaled back.
-  """
-  pairs_TN = pairs_TN.astype(np.float64)
-  if not pseudo_cells:
-    return pairs_TN
-  counts_M, bins_M = _atoms()
-  log_N = np.log2(
-    counts_M[np.searchsorted(bins_M, np.arange(null_kernels.NUM_BINS))]
-  )
-  cells_T = pairs_TN.sum(1)
-  seen = np.flatnonzero(cells_T)
-  rank = np.argsort((pairs_TN[seen] @ log_N) / cells_T[seen], kind='stable')
-  for genes in np.array_split(seen[rank], _GROUPS):
-    shape_N = pairs_TN[genes].sum(0)
-    shape_N[shape_N < 1e-4 * shape_N.sum()] = 0.0
-    pairs_TN[genes] += pseudo_cells * shape_N / max(shape_N.sum(), 1.0)
-  pairs_TN[seen] *= (cells_T[seen] / (cells_T[seen] + pseudo_cells))[:, None]
-  return pairs_TN
-
-
-def _gene_index(tokens: np.ndarray, size: int) -> np.ndarray:
-  """int32 [V] place of a token among those of the species, -1 for others."""
-  gene_V = np.full(size, -1, np.int32)
-  gene_V[tokens] = np.arange(len(tokens))
-  return gene_V
 
 
 def _take(

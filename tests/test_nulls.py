@@ -12,6 +12,7 @@ from genecompass_jax import (
   encoding,
   errors,
   masking,
+  null_counts,
   null_kernels,
   nulls,
   schemas,
@@ -530,7 +531,7 @@ def test_scale_of_a_cell_is_read_off_its_visible_values():
 def test_pseudo_cells_keep_the_cells_of_a_gene():
   pairs = np.random.default_rng(0).poisson(1.0, (50, null_kernels.NUM_BINS))
   pairs[3] = 0
-  smooth = nulls._smoothed(pairs, 10.0)
+  smooth = null_counts.smoothed(pairs, 10.0)
   np.testing.assert_allclose(smooth.sum(1), pairs.sum(1))
   assert np.all(smooth[3] == 0)
 
@@ -623,7 +624,9 @@ def test_foreign_tokens_are_refused():
     )
   model = fit(gene_counts(0, 40), config, DEFAULT)
   few = dataclasses.replace(
-    model, counts=(nulls._no_counts(TOKENS[:10]),), choices=(nulls.Choices(),)
+    model,
+    counts=(null_counts.no_counts(TOKENS[:10]),),
+    choices=(nulls.Choices(),),
   )
   with pytest.raises(errors.UserError, match='another vocabulary'):
     few.losses(batch_of(cells, hide(cells, DEFAULT)))
