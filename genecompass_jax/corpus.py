@@ -125,6 +125,22 @@ class Store:
     return np.unpackbits(bits, axis=1, count=self._num_rows).astype(bool)
 
   @functools.cached_property
+  def panels(self) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct sets of genes that sources measured, few beside sources.
+
+    Returns:
+      Bool [P, R] sets, and int64 [sources + 1] the set of each source. The
+      last is that of cells of no source, of code -1: all genes.
+    """
+    bits = np.packbits(self.measured_SrcR, axis=1)
+    every = np.packbits(np.ones((1, self._num_rows), bool), axis=1)
+    bits_PR, panel_Src = np.unique(
+      np.concatenate([bits, every]), axis=0, return_inverse=True
+    )
+    measured_PR = np.unpackbits(bits_PR, axis=1, count=self._num_rows)
+    return measured_PR.astype(bool), panel_Src.ravel()
+
+  @functools.cached_property
   def _categories(self) -> dict[str, list[str]]:
     return json.loads(
       paths.read_text(paths.join(self._path, 'obs', 'categories.json'))

@@ -22,6 +22,7 @@ from genecompass_jax import (
   model as model_lib,
   nulls,
   progress,
+  reading,
   sharding,
   vocabulary as vocabulary_lib,
 )
@@ -30,6 +31,9 @@ from genecompass_jax import (
 # the totals, the species and the datasets only.
 MAX_UNITS = 40
 _READ_BLOCKS = 8
+# Of a species, for the null models: more would not change what they count,
+# a gene in one of a thousand cells is still met two hundred times.
+MAX_NULL_CELLS = 200_000
 
 
 def slot_losses(
@@ -192,7 +196,11 @@ def fit_nulls(
   *,
   split: str = 'train',
 ) -> nulls.NullModels:
-  """Fits the null models on the training cells of a corpus, in one pass."""
+  """Fits the null models on training cells of a corpus, in one pass.
+
+  All cells are counted where a species has up to `MAX_NULL_CELLS` of them, else
+  evenly spaced blocks that hold about so many.
+  """
   medians = corpus.medians(encoding_config.mode)
   num_species = len(vocabulary_lib.SPECIES)
   return nulls.NullModels.fit(
@@ -214,41 +222,40 @@ def _training_cells(
 ) -> Iterator[nulls.TrainingCells]:
   """Encoded cells of a split, a few blocks at a time."""
   medians = corpus.medians(encoding_config.mode)
-  total = corpus.num_cells(split)
+  stores = [
+    store
+    for species in range(len(vocabulary_lib.SPECIES))
+    if (store := corpus.store(split, species)) is not None
+  ]
+  total = sum(min(store.num_cells, MAX_NULL_CELLS) for store in stores)
   with progress.Progress(total, 'cells', 'null models') as bar:
-    for species in range(len(vocabulary_lib.SPECIES)):
-      store = corpus.store(split, species)
-      if store is None:
-        continue
-      token_R = corpus.tokens(species)
+    for store in stores:
+      token_R = corpus.tokens(store.species)
       encoder = encoding.CellEncoder(
-        encoding_config, token_R, medians.divisor_V(species)
+        encoding_config, token_R, medians.divisor_V(store.species)
       )
-      measured_SrcV = _measured_tokens(store, token_R, corpus.vocabulary.size)
-      source_C = store.obs('source')
-      first = 0
-      for start in range(0, store.num_blocks, _READ_BLOCKS):
-        blocks = range(start, min(start + _READ_BLOCKS, store.num_blocks))
-        for cells in store.read_blocks(blocks):
-          sources = source_C[first : first + cells.num_cells]
-          first += cells.num_cells
-          per_source = np.bincount(sources, minlength=len(measured_SrcV))
+      measured = reading.measured_tokens(store, token_R)
+      panel_C = store.panels[1][store.obs('source')]
+      chosen = _spaced_blocks(store)
+      for start in range(0, len(chosen), _READ_BLOCKS):
+        blocks = chosen[start : start + _READ_BLOCKS]
+        for block, cells in zip(blocks, store.read_blocks(blocks)):
+          first = block * store.block_cells
+          panel_c = panel_C[first : first + cells.num_cells]
+          measured_V = np.zeros(corpus.vocabulary.size)
+          for panel, number in zip(*np.unique(panel_c, return_counts=True)):
+            measured_V[measured[panel]] += number
           yield nulls.TrainingCells(
-            species, encoder.encode(cells), per_source @ measured_SrcV
+            store.species, encoder.encode(cells), measured_V
           )
           bar.update(cells.num_cells)
 
 
-def _measured_tokens(
-  store: corpus_lib.Store, token_R: np.ndarray, vocabulary_size: int
-) -> np.ndarray:
-  """float64 [sources, V]: 1 where a source measured a token."""
-  measured_SrcR = store.measured_SrcR
-  measured_SrcV = np.zeros((len(measured_SrcR), vocabulary_size))
-  known_R = token_R >= 0
-  for source, measured_R in enumerate(measured_SrcR):
-    measured_SrcV[source, token_R[measured_R & known_R]] = 1.0
-  return measured_SrcV
+def _spaced_blocks(store: corpus_lib.Store) -> list[int]:
+  """Evenly spaced blocks of `MAX_NULL_CELLS` cells, or all blocks."""
+  number = -(-MAX_NULL_CELLS // store.block_cells)
+  number = min(number, store.num_blocks)
+  return [i * store.num_blocks // number for i in range(number)]
 
 
 def _cell_groups(

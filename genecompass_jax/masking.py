@@ -19,6 +19,7 @@ other species' genes included.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,6 +77,40 @@ class MaskedCells:
   is_masked_N: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenPools:
+  """P pools of tokens that random ids are drawn from, checked once.
+
+  Attributes:
+    tokens_N: int32 tokens of all pools, one pool after the other.
+    starts_P1: int64 [P + 1] where each pool begins.
+  """
+
+  tokens_N: np.ndarray
+  starts_P1: np.ndarray
+
+  @classmethod
+  def of(
+    cls, pools: Sequence[np.ndarray], vocabulary_size: int
+  ) -> 'TokenPools':
+    """Pools of gene tokens; one may be empty as long as no cell draws from it.
+
+    Raises:
+      UserError: a token is special or outside the vocabulary.
+    """
+    tokens_N = np.concatenate([np.zeros(0, np.int32), *pools])
+    low, high = vocabulary.NUM_SPECIAL, vocabulary_size - 1
+    if len(tokens_N) and not low <= tokens_N.min() <= tokens_N.max() <= high:
+      raise errors.UserError(
+        'random ids must be gene tokens of the vocabulary:'
+        f' {tokens_N.min()} to {tokens_N.max()} is not within {low} to {high}'
+      )
+    return cls(
+      kernels.read_only(tokens_N.astype(np.int32, copy=False)),
+      np.cumsum([0, *map(len, pools)]),
+    )
+
+
 @kernels.compiled
 def _mask(
   gene_ids_N, values_N, starts_C1, cell_index_C, salt, below, mask_below,
@@ -122,8 +157,9 @@ def mask_cells(
   config: MaskConfig,
   seed: int,
   epoch: int,
-  random_tokens: np.ndarray | Sequence[np.ndarray],
+  random_tokens: np.ndarray | TokenPools,
   vocabulary_size: int,
+  pool_C: np.ndarray | None = None,
 ) -> MaskedCells:
   """Hides genes of encoded cells; the cells themselves stay as they are.
 
@@ -133,13 +169,13 @@ def mask_cells(
     config: rates.
     seed: of the run.
     epoch: of the cell; `EVALUATION_EPOCH` for held-out cells.
-    random_tokens: int32 tokens that a random id is drawn from, for all cells
-      or for each: those that the cell's source measured. Repeated arrays cost
-      nothing. Unused by `released`.
+    random_tokens: int32 tokens that a random id is drawn from, or pools of
+      them: those that the cell's source measured. Unused by `released`.
     vocabulary_size: V.
+    pool_C: int64 pool of every cell; the first for all where None.
 
   Raises:
-    UserError: a pool of random tokens is empty or holds a special token.
+    UserError: a pool that a cell draws from is empty, or a token special.
   """
   num_cells = cells.num_cells
   cell_index_C = np.asarray(cell_index_C, np.int64)
@@ -147,7 +183,22 @@ def mask_cells(
     raise errors.UserError(
       f'{num_cells} cells but {cell_index_C.shape} numbers'
     )
-  pool_C, pools = _pools(config, random_tokens, num_cells, vocabulary_size)
+  if pool_C is None or config.policy == 'released':
+    pool_C = np.zeros(num_cells, np.int64)
+  pool_C = np.asarray(pool_C, np.int64)
+  if config.policy == 'released':
+    pools = _whole_vocabulary(vocabulary_size)
+  elif isinstance(random_tokens, TokenPools):
+    pools = random_tokens
+  else:
+    pools = TokenPools.of([random_tokens], vocabulary_size)
+  if pool_C.shape != (num_cells,):
+    raise errors.UserError(f'{num_cells} cells but {pool_C.shape} pools')
+  if (np.diff(pools.starts_P1)[pool_C] == 0).any():
+    raise errors.UserError(
+      'no tokens to draw random ids from: the source measured no gene of the'
+      ' vocabulary'
+    )
   gene_ids_N = np.array(cells.gene_ids_N, np.int32)
   values_N = np.array(cells.values_N, np.float32)
   is_masked_N = np.empty(len(gene_ids_N), np.bool_)
@@ -161,48 +212,17 @@ def mask_cells(
     threshold(config.mask_share),
     threshold(config.mask_share + config.random_share),
     config.policy == 'released',
-    pool_C,
-    np.cumsum([0, *map(len, pools)]),
-    kernels.read_only(np.concatenate(pools).astype(np.int32, copy=False)),
+    kernels.read_only(pool_C),
+    pools.starts_P1,
+    pools.tokens_N,
     is_masked_N,
     np.empty(encoding.longest(cells.starts_C1) + 1, np.int64),
   )
   return MaskedCells(gene_ids_N, values_N, is_masked_N)
 
 
-def _pools(
-  config: MaskConfig,
-  random_tokens: np.ndarray | Sequence[np.ndarray],
-  num_cells: int,
-  vocabulary_size: int,
-) -> tuple[np.ndarray, list[np.ndarray]]:
-  """The distinct pools of random tokens, and which of them a cell draws from."""
-  pool_C = np.zeros(num_cells, np.int64)
-  if config.policy == 'released':
-    return pool_C, [np.arange(vocabulary_size, dtype=np.int32)]
-  if isinstance(random_tokens, np.ndarray):
-    pools = [random_tokens]
-  else:
-    if len(random_tokens) != num_cells:
-      raise errors.UserError(
-        f'{num_cells} cells but {len(random_tokens)} pools of random tokens'
-      )
-    pools, number_of = [], {}
-    for cell, pool in enumerate(random_tokens):
-      if id(pool) not in number_of:
-        number_of[id(pool)] = len(pools)
-        pools.append(pool)
-      pool_C[cell] = number_of[id(pool)]
-  for pool in pools:
-    if not len(pool):
-      raise errors.UserError(
-        'no tokens to draw random ids from: the source measured no gene of the'
-        ' vocabulary'
-      )
-    if pool.min() < vocabulary.NUM_SPECIAL or pool.max() >= vocabulary_size:
-      raise errors.UserError(
-        'random ids must be gene tokens of the vocabulary:'
-        f' {pool.min()} to {pool.max()} is not within'
-        f' {vocabulary.NUM_SPECIAL} to {vocabulary_size - 1}'
-      )
-  return pool_C, pools or [np.zeros(0, np.int32)]
+@functools.lru_cache(maxsize=2)
+def _whole_vocabulary(size: int) -> TokenPools:
+  """The pool of `released`, special tokens included."""
+  tokens_N = np.arange(size, dtype=np.int32)
+  return TokenPools(kernels.read_only(tokens_N), np.array([0, size]))

@@ -127,8 +127,8 @@ class Split:
       for store, token_R in zip(self.stores, tokens)
     ]
     self.source_T = [store.obs('source') for store in self.stores]
-    self.measured_T = [
-      _measured_tokens(store, token_R)
+    self.pools_T = [
+      masking.TokenPools.of(measured_tokens(store, token_R), vocab.size)
       for store, token_R in zip(self.stores, tokens)
     ]
     self.lengths_C = np.concatenate(
@@ -255,8 +255,9 @@ class Split:
         config=mask,
         seed=seed,
         epoch=_draw(mask_epoch, repeat),
-        random_tokens=[self.measured_T[t][s] for s in source_c.tolist()],
+        random_tokens=self.pools_T[t],
         vocabulary_size=self.vocabulary_size,
+        pool_C=self.stores[t].panels[1][source_c],
       )
       where = row_N[group], slot_N[group]
       rows_lib.place_cells(
@@ -298,14 +299,13 @@ def _parts(picks: Sequence[Picks], group: np.ndarray) -> list[tuple]:
   return parts
 
 
-def _measured_tokens(
+def measured_tokens(
   store: corpus_lib.Store, token_R: np.ndarray
 ) -> list[np.ndarray]:
-  """Tokens that each source measured; the last, for code -1: all of them."""
-  is_known_R = token_R >= 0
+  """Ascending tokens that were measured, for each of the store's panels."""
   return [
-    np.unique(token_R[measured_R & is_known_R])
-    for measured_R in (*store.measured_SrcR, np.ones_like(is_known_R))
+    np.unique(token_R[measured_R & (token_R >= 0)])
+    for measured_R in store.panels[0]
   ]
 
 

@@ -158,6 +158,9 @@ def test_labels_splits_and_gene_lists(tmp_path, vocab):
   assert store.categories('type') == ('T', 'B')
   assert store.measured_SrcR.shape == (2, GENES)
   assert store.measured_SrcR.sum(axis=1).tolist() == [GENES, 7]
+  measured_PR, panel_Src = store.panels
+  assert measured_PR.sum(axis=1)[panel_Src].tolist() == [GENES, 7, GENES]
+  assert len(measured_PR) == 2
   with pytest.raises(errors.UserError, match=r"no obs column 'donor'"):
     store.obs('donor')
   histogram = built.manifest['stores']['train']['human']['length_histogram']

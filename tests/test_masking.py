@@ -218,11 +218,21 @@ def test_each_cell_draws_from_its_own_source():
     cells,
     np.arange(30),
     masking.MaskConfig(rate=1, mask_share=0, random_share=1),
-    random_tokens=[pools[c % 2] for c in range(30)],
+    random_tokens=masking.TokenPools.of([*pools, pools[0][:0]], SIZE),
+    pool_C=np.arange(30) % 2,
   )
   assert got.is_masked_N.all()
   for c, ids in enumerate(got.gene_ids_N.reshape(30, 1000)):
     assert set(ids) == set(pools[c % 2])
+
+
+def test_an_empty_pool_is_an_error_only_for_a_cell_that_draws_from_it():
+  pools = masking.TokenPools.of([POOL, POOL[:0]], SIZE)
+  cells = make_cells([10, 10])
+  got = mask(cells, np.arange(2), random_tokens=pools)
+  assert_equal(got, mask(cells, np.arange(2)))
+  with pytest.raises(errors.UserError, match='measured no gene'):
+    mask(cells, np.arange(2), random_tokens=pools, pool_C=np.array([0, 1]))
 
 
 def test_inputs_stay_as_they_are():

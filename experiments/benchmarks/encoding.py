@@ -163,7 +163,7 @@ def main():
         config=masking.MaskConfig(),
         seed=0,
         epoch=0,
-        random_tokens=[token_R] * args.cells,
+        random_tokens=token_R,
         vocabulary_size=VOCABULARY_SIZE,
       )
     ),
