@@ -1,7 +1,7 @@
 """A tiny model on one's own cells, on a laptop.
 
 Reproduces: nothing; it is the shortest way to see a run from corpus to
-checkpoint, and the model of `make demo`.
+checkpoint.
 
   genecompass prep h5ad cells.h5ad -o CORPUS --vocabulary measured
   python -m genecompass_jax.main --config=experiments/tiny.py \

@@ -39,9 +39,10 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       paths.path(folder).resolve(),
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, enable_async_checkpointing=True
+        max_to_keep=None, create=True, enable_async_checkpointing=True
       ),
     )
+    self._keep = keep
     self._sealer = concurrent.futures.ThreadPoolExecutor(1, 'seal')
     self._pending: concurrent.futures.Future | None = None
 
@@ -111,6 +112,9 @@ class Checkpoints:
     if jax.process_index() != 0:
       return
     seal(paths.join(self.folder, str(step)))
+    # Older steps go only when this one is whole: a kill leaves a good one.
+    for old in sorted(self._manager.all_steps())[: -self._keep]:
+      self._manager.delete(old)
     kept = {str(s) for s in self._manager.all_steps()}
     for name in paths.listdir(self.folder):
       if name.endswith(_SEAL) and name.removesuffix(_SEAL) not in kept:
@@ -165,6 +169,11 @@ def check_seal(folder: paths.PathLike) -> str | None:
     if paths.sha256_file(file) != sha256:
       return f'{name} was changed after it was written'
   return None
+
+
+def read_metadata(folder: paths.PathLike) -> dict[str, Any]:
+  """The metadata of a step folder, without opening its arrays."""
+  return json.loads(paths.read_text(paths.join(folder, METADATA, METADATA)))
 
 
 def seal_sha256(folder: paths.PathLike) -> str:

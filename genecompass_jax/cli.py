@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except BrokenPipeError:  # the reader of our output left, as `| head` does
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return errors.EXIT_OK
+  except OSError as error:  # no permission, a full disk, a file for a folder
+    print(f'{parser.prog}: {error}', file=sys.stderr)
+    return errors.EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -313,9 +313,10 @@ def _species_of(
     kinds = ', '.join(f'{_label(n)} {SPECIES[s]}' for n, s in found.items())
     raise _in_doubt(f'identifiers disagree: {kinds}') if found else doubt
   for name, other in found.items():
-    if other != species and any(_stable(t) for t in _present(texts[name])):
+    if other != species:
       raise errors.UserError(
-        f'{_label(name)} holds {SPECIES[other]} ids, not {SPECIES[species]}; '
+        f'{_label(name)} holds {SPECIES[other]} identifiers, not '
+        f'{SPECIES[species]} ones; '
         f'give --species {SPECIES[other]}, or --ids-of {SPECIES[other]} where '
         f'the cells are {SPECIES[species]}'
       )

@@ -124,6 +124,10 @@ def main(argv: list[str]) -> None:
     _exit(errors.EXIT_RETRY, str(error))
   except FloatingPointError as error:
     _exit(errors.EXIT_FAILED, str(error))
+  except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+    _exit(errors.EXIT_USAGE, str(error))
+  except OSError as error:  # a full disk or a store out of reach may pass
+    _exit(errors.EXIT_RETRY, str(error))
 
 
 def _parse(argv: list[str]) -> list[str]:

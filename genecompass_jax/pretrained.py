@@ -110,7 +110,12 @@ def load(folder: paths.PathLike) -> PretrainedModel:
   step = None
   parent = paths.path(name).parent
   if parent.name == workdir.CHECKPOINTS:
-    step, name = int(paths.path(name).name), os.fspath(parent.parent)
+    number = paths.path(name).name
+    if not number.isdecimal():
+      raise errors.UserError(
+        f'{name}: no step; give the workdir, or checkpoints/NUMBER of it'
+      )
+    step, name = int(number), os.fspath(parent.parent)
   config = workdir.read_config(name)
   if config is None:
     raise errors.UserError(
@@ -144,6 +149,11 @@ def load(folder: paths.PathLike) -> PretrainedModel:
     raise errors.UserError(
       f'{name}: assets/ belongs to another model than config.json (vocabulary, '
       'medians or priors differ); copy the folder again as a whole'
+    )
+  if 'run' in config and checkpoint.read_metadata(place)['assets'] != hashes:
+    raise errors.UserError(
+      f'{place} was written with other assets than {name}/assets (vocabulary, '
+      'medians or priors differ); copy the workdir again as a whole'
     )
   one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   shapes = jax.tree.map(

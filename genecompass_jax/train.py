@@ -103,7 +103,7 @@ class TrainState:
   Attributes:
     step: int32 updates done; the schedule folds from it.
     next_batch: int32 batch to train on next; masks, dropout and order fold
-      from it. It runs ahead of `step` when batches are skipped.
+      from it.
     params: float32 parameters.
     opt_state: state of the optimiser.
   """
@@ -273,7 +273,7 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
     raise errors.UserError(
       f'data.rows_per_batch={rows} must be divisible by {devices} devices'
     )
-  _open_workdir(folder, config, corpus, assets)
+  facts = _open_workdir(folder, config, corpus, assets)
   loader = data_lib.Loader(
     corpus,
     config.encoding,
@@ -297,7 +297,7 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
       init = jax.jit(lambda: init_state(config, assets), out_shardings=places)
       state, first_step, first_batch = init(), 0, 0
     else:
-      state = _restore(checkpoints, latest, shapes, places)
+      state = _restore(checkpoints, latest, shapes, places, facts)
       first_step, first_batch = int(state.step), int(state.next_batch)
     knowledge = jax.device_put(assets.knowledge, sharding.replicated(mesh))
     step_fn = jax.jit(
@@ -306,7 +306,8 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
       out_shardings=(places, sharding.replicated(mesh)),
     )
     if jax.process_index() == 0:
-      metrics.cut_after(folder, first_step)
+      # A run without a checkpoint starts again, with its evaluation at step 0.
+      metrics.cut_after(folder, -1 if latest is None else first_step)
 
     # The loop.
     log = _Log(folder, config, first_step)
@@ -315,23 +316,24 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
     if evaluator is not None and latest is None:
       log.evaluation(0, evaluator(state.params, knowledge, mesh))
     with _Signals() as signals, log.progress(total):
-      batches = _timed(loader.iterate(first_batch), log)
+      batches = log.batches(loader.iterate(first_batch))
       for step in range(first_step + 1, total + 1):
         host_batch = next(batches)
         batch = sharding.put_batch(host_batch.batch, mesh)
         state, values = step_fn(state, batch, knowledge)
         log.step(step, host_batch, values)
-        ends = step == total or signals.asked_to_stop
         if evaluator is not None and (
           step == total or _every(step, config.eval_every)
         ):
           log.catch_up()
           line = evaluator(state.params, knowledge, mesh)
           log.evaluation(step, line)
-        if ends or _every(step, config.checkpoint_every):
-          log.catch_up()  # what a checkpoint claims is in the metrics
-          _save(checkpoints, state, step)
-        if signals.asked_to_stop and step < total:
+        stops = signals.asked_to_stop  # read once: what stops is saved
+        if step == total or stops or _every(step, config.checkpoint_every):
+          # What a checkpoint claims is in the metrics, and is finite.
+          log.catch_up()
+          _save(checkpoints, state, step, facts)
+        if stops and step < total:
           checkpoints.close()
           log.event('stopped', step=step)
           log.close()
@@ -345,8 +347,12 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
   return total
 
 
-def _open_workdir(folder, config, corpus, assets) -> None:
-  """Starts a workdir, or checks that this is the run it holds."""
+def _open_workdir(folder, config, corpus, assets) -> dict[str, Any]:
+  """Starts a workdir, or checks that this is the run it holds.
+
+  Returns:
+    Configuration and hashes of corpus and assets, for checkpoints to name.
+  """
   folder_assets = paths.join(folder, workdir.ASSETS)
   old = workdir.read_config(folder)
   new = {
@@ -367,10 +373,11 @@ def _open_workdir(folder, config, corpus, assets) -> None:
       paths.path(staging).rmtree(missing_ok=True)
     workdir.check_same_run(folder, old, new)
     assets_lib.load(folder_assets)  # whole, and as they were written
-    return
+    return new
   if jax.process_index() == 0:
     new['assets'] = assets_lib.save(folder_assets, assets)
     workdir.write_config(folder, new)
+  return new
 
 
 def _manifest_sha256(corpus: corpus_lib.Corpus) -> str:
@@ -405,16 +412,21 @@ def _make_evaluator(config, corpus, folder) -> evaluate.Evaluator | None:
   )
 
 
-def _save(checkpoints: checkpoint.Checkpoints, state: TrainState, step: int):
+def _save(
+  checkpoints: checkpoint.Checkpoints,
+  state: TrainState,
+  step: int,
+  facts: dict[str, Any],
+) -> None:
   training = {
     'step': state.step,
     'next_batch': state.next_batch,
     'opt_state': state.opt_state,
   }
-  checkpoints.save(step, state.params, training, {'step': step})
+  checkpoints.save(step, state.params, training, {'step': step, **facts})
 
 
-def _restore(checkpoints, step: int, shapes, places) -> TrainState:
+def _restore(checkpoints, step: int, shapes, places, facts) -> TrainState:
   target = jax.tree.map(
     lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p),
     shapes,
@@ -425,7 +437,14 @@ def _restore(checkpoints, step: int, shapes, places) -> TrainState:
     'next_batch': target.next_batch,
     'opt_state': target.opt_state,
   }
-  params, training, _ = checkpoints.restore(step, target.params, training)
+  params, training, metadata = checkpoints.restore(
+    step, target.params, training
+  )
+  if metadata['assets'] != facts['assets']:
+    raise errors.UserError(
+      f'{checkpoints.folder}/{step} was written with other assets (vocabulary, '
+      'medians or priors) than this run has; remove it, or use another workdir'
+    )
   return TrainState(params=params, **training)
 
 
@@ -445,7 +464,7 @@ class _Log:
   def _reset(self) -> None:
     self._started = time.perf_counter()
     self._cells = self._real_slots = self._slots = 0
-    self.waited = 0.0
+    self._waited = 0.0
 
   def progress(self, total: int):
     """The progress bar of the loop; use as a context."""
@@ -458,9 +477,25 @@ class _Log:
       self._file.write(event=name, **values)
       self._file.flush()
 
-  def step(self, step: int, host_batch, values: dict[str, jax.Array]) -> None:
+  def batches(
+    self, batches: Iterator[schemas.HostBatch]
+  ) -> Iterator[schemas.HostBatch]:
+    """The batches, the wait for each remembered."""
+    while True:
+      self._asked = time.perf_counter()
+      batch = next(batches)
+      self._wait = time.perf_counter() - self._asked
+      self._waited += self._wait
+      yield batch
+
+  def step(
+    self,
+    step: int,
+    host_batch: schemas.HostBatch,
+    values: dict[str, jax.Array],
+  ) -> None:
     """Takes the numbers of a step; writes those of the step before."""
-    self.catch_up()
+    self._write()
     segments_BL = host_batch.batch.cells.segments_BL
     self._cells += int((host_batch.cell_index_BS >= 0).sum())
     self._real_slots += int((segments_BL > 0).sum())
@@ -468,27 +503,44 @@ class _Log:
     self._pending = step, values
 
   def catch_up(self) -> None:
-    """Writes what was held back."""
+    """Waits for the last step and writes it, if it is due.
+
+    Raises:
+      FloatingPointError: loss or gradient are not finite.
+    """
+    if self._pending is not None:
+      # The line before was written while this step ran: its time began there.
+      self._started = min(self._started, self._asked)
+      self._waited = max(self._waited, self._wait)
+      self._write(check=True)
+
+  def _write(self, check: bool = False) -> None:
     if self._pending is None:
       return
     step, values = self._pending
     self._pending = None
-    is_due = _every(step, self._config.log_every)
-    if not is_due and step != self._config.optimizer.total_steps:
+    is_due = (
+      _every(step, self._config.log_every)
+      or step == self._config.optimizer.total_steps
+    )
+    line = {}
+    if is_due or check:
+      line = {k: float(v) for k, v in jax.device_get(values).items()}
+    for name in ('loss', 'grad_norm'):
+      if not math.isfinite(line.get(name, 0.0)):
+        self.event('not_finite', step=step)
+        raise FloatingPointError(
+          f'{name} is {line[name]} at step {step}; lower '
+          'optimizer.learning_rate or start from an earlier checkpoint'
+        )
+    if not is_due:
       self._bar.update(1)
       return
-    line = {k: float(v) for k, v in jax.device_get(values).items()}
-    if not math.isfinite(line['loss']):
-      self.event('not_finite', step=step)
-      raise FloatingPointError(
-        f'the loss is {line["loss"]} at step {step}; lower '
-        'optimizer.learning_rate or start from an earlier checkpoint'
-      )
     elapsed = max(time.perf_counter() - self._started, 1e-9)
     line |= {
       'cells_per_s': self._cells / elapsed,
       'real_token_share': self._real_slots / max(self._slots, 1),
-      'data_wait_share': self.waited / elapsed,
+      'data_wait_share': self._waited / elapsed,
     }
     if self._file is not None:
       self._file.write(step=step, **line)
@@ -543,17 +595,6 @@ class _Signals:
     if self.asked_to_stop and number == signal.SIGINT:
       raise KeyboardInterrupt  # asked twice: now
     self.asked_to_stop = True
-
-
-def _timed(
-  batches: Iterator[schemas.HostBatch], log: _Log
-) -> Iterator[schemas.HostBatch]:
-  """Batches, the wait for each added to the log."""
-  while True:
-    started = time.perf_counter()
-    batch = next(batches)
-    log.waited += time.perf_counter() - started
-    yield batch
 
 
 def _every(step: int, period: int) -> bool:

@@ -20,9 +20,11 @@ NULLS = 'nulls.npz'
 FORMAT = 1
 
 # Fields of a configuration that may differ when a run is resumed: they change
-# neither the parameters nor the stream of cells.
+# neither the parameters nor the stream of cells. Of corpus and priors, these
+# are places; their content is compared by hash.
 MAY_CHANGE = (
   'corpus',
+  'priors',
   'mesh',
   'log_every',
   'eval_every',
@@ -69,8 +71,13 @@ def check_same_run(
     new: what config.json would be now.
 
   Raises:
-    UserError: a field outside `MAY_CHANGE` differs; up to three are named.
+    UserError: a field outside `MAY_CHANGE` differs (up to three are named), or
+      corpus or assets do, or there is no run.
   """
+  if 'run' not in old:
+    raise errors.UserError(
+      f'{workdir} holds an exported model, not a run; use another --workdir'
+    )
   before = _flat({k: v for k, v in old['run'].items() if k not in MAY_CHANGE})
   now = _flat({k: v for k, v in new['run'].items() if k not in MAY_CHANGE})
   changed = [

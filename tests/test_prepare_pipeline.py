@@ -475,3 +475,16 @@ def test_real_sets_of_both_species(tmp_path, real_data):
   np.testing.assert_array_equal(
     store.total_N[labels], totals[store.obs('source_row')[labels]]
   )
+
+
+def test_a_donor_in_two_files_is_not_split_silently(tmp_path):
+  lanes = [
+    sources.from_anndata(
+      make(num_cells=60, seed=lane),
+      sources.SourceConfig(name=f'lane{lane}', species='human', unit='donor'),
+    )
+    for lane in range(2)
+  ]
+  with pytest.raises(errors.UserError, match='--dataset NAME'):
+    pipeline.prepare(lanes, tmp_path / 'corpus')
+  assert not (tmp_path / 'corpus').exists()

@@ -15,7 +15,7 @@ from genecompass_jax import (
   vocabulary,
 )
 
-STEPS = 1200
+STEPS = 2000
 EVALUATIONS = 10  # during training
 LONGEST = 512  # slots: longer cells keep their highest ranks
 
@@ -27,7 +27,7 @@ def config(
 
   Args:
     corpus: an open corpus.
-    steps: updates of eight cells each.
+    steps: updates of four cells each.
     seed: of initial parameters, order of cells and masks.
   """
   stores = [corpus.store('train', s) for s in range(len(vocabulary.SPECIES))]
@@ -53,7 +53,8 @@ def config(
       b2=0.99,
     ),
     data=data.DataConfig(
-      rows_per_batch=8,
+      rows_per_batch=4,
+      streams=4,
       layout=packing.BUCKETS,
       buckets=packing.choose_buckets(lengths_C, max_genes, 2),
       seed=seed,
@@ -83,7 +84,7 @@ def pretrain(
   Args:
     corpus: an open corpus, or its folder.
     workdir: folder of the run: metrics.jsonl, checkpoints, assets.
-    steps: updates of eight cells each.
+    steps: updates of four cells each.
     seed: of initial parameters, order of cells and masks.
 
   Returns:

@@ -40,6 +40,30 @@ class Labels:
       )
       self.split_by_cell.append(source.config.unit == sources.CELL)
 
+    self._check_units(opened)
+
+  @staticmethod
+  def _check_units(opened: Sequence[sources.Source]) -> None:
+    """Refuses units of one name in several files: one donor, or two?
+
+    Raises:
+      UserError: names the unit; only the user knows.
+    """
+    seen: dict[str, str] = {}
+    for source in opened:
+      config = source.config
+      if config.dataset or config.unit in ('', sources.CELL):
+        continue
+      for name in source.codes(config.unit)[1]:
+        if name in seen:
+          raise errors.UserError(
+            f'{config.unit} {name!r} is in {seen[name]} and in {source.name}: '
+            'if it is the same one, give --dataset NAME to both, else give it '
+            'names that differ, or it may be split between training and '
+            'validation'
+          )
+        seen[name] = source.name
+
   @property
   def categories(self) -> dict[str, list[str]]:
     """Names behind the codes of every column, by first appearance."""
@@ -161,8 +185,9 @@ def _hold_out(
       held += cells_U[unit]
     if held >= share * total:
       break
-  if not chosen:
-    smallest = min(units, key=lambda u: (cells_U[u], rank(u)))
+  spare = [unit for unit in units if left[assay_U[unit]] > 1]
+  if not chosen and spare:
+    smallest = min(spare, key=lambda u: (cells_U[u], rank(u)))
     if 2 * cells_U[smallest] <= total:
       chosen = [smallest]
   return np.array(chosen, np.int64)

@@ -462,7 +462,9 @@ def cells_of(
   """Cells of an AnnData or an h5ad file over a vocabulary's gene lists.
 
   No cell is left out: `embed` and the tasks read through this, `prepare` adds
-  filters. Identifiers are looked up in the vocabulary's own genes.
+  filters. Identifiers are looked up among all genes of the default table, where
+  it holds those of the vocabulary: among a few genes only, a symbol of another
+  gene could pass for an alias of one of them.
 
   Args:
     data: AnnData (in memory or backed), or the name of an h5ad file.
@@ -473,10 +475,13 @@ def cells_of(
     UserError: as `open_h5ad`.
   """
   config = config or SourceConfig()
+  table = gene_table.GeneTable.default()
+  if not table.row_of.keys() >= set(vocab.genes.gene_ids):
+    table = vocab.genes
   if isinstance(data, anndata.AnnData):
-    return from_anndata(data, config, vocab.genes).bind(vocab)
+    return from_anndata(data, config, table).bind(vocab)
   config = dataclasses.replace(config, path=os.fspath(data))
-  return open_h5ad(config, vocab.genes).bind(vocab)
+  return open_h5ad(config, table).bind(vocab)
 
 
 def _check_file(path: str) -> None:
