@@ -477,14 +477,15 @@ def test_real_sets_of_both_species(tmp_path, real_data):
   )
 
 
-def test_a_donor_in_two_files_is_not_split_silently(tmp_path):
-  lanes = [
-    sources.from_anndata(
-      make(num_cells=60, seed=lane),
-      sources.SourceConfig(name=f'lane{lane}', species='human', unit='donor'),
-    )
-    for lane in range(2)
-  ]
+def test_a_donor_in_two_files_is_not_split_silently(tmp_path, capsys):
+  files = [str(tmp_path / f'lane{lane}.h5ad') for lane in range(2)]
+  for seed, path in enumerate(files):
+    make(num_cells=60, seed=seed).write_h5ad(path)
+  parser = argparse.ArgumentParser()
+  command.add_arguments(parser)
+  flags = ['--species', 'human', '--unit', 'donor', '--no-filters']
+  flags += ['-o', str(tmp_path / 'corpus')]
   with pytest.raises(errors.UserError, match='--dataset NAME'):
-    pipeline.prepare(lanes, tmp_path / 'corpus')
+    command.run(parser.parse_args([*files, *flags]))
   assert not (tmp_path / 'corpus').exists()
+  assert command.run(parser.parse_args([*files, *flags, '--dataset=s'])) == 0

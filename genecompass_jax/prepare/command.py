@@ -1,6 +1,7 @@
 """`genecompass prep h5ad FILE... -o CORPUS`: files of cells -> a corpus."""
 
 import argparse
+from collections.abc import Sequence
 
 from genecompass_jax import corpus, errors
 from genecompass_jax.prepare import pipeline, quality, reports, sources
@@ -202,7 +203,9 @@ def run(args: argparse.Namespace) -> int:
     overwrite=args.overwrite,
     scratch=args.scratch,
   )
-  built = pipeline.prepare(configs, args.output, config)
+  opened = [sources.open_h5ad(c) for c in configs]
+  _check_units(opened)
+  built = pipeline.prepare(opened, args.output, config)
   print(reports.describe(reports.read(args.output)))
   cells = ', '.join(
     f'{built.num_cells(split):,} {split}'
@@ -215,3 +218,21 @@ def run(args: argparse.Namespace) -> int:
 
 def _names(text: str) -> tuple[str, ...]:
   return tuple(name for name in text.split(',') if name)
+
+
+def _check_units(opened: Sequence[sources.Source]) -> None:
+  """Refuses units of one name in several files: one donor, or two?"""
+  seen: dict[str, str] = {}
+  for source in opened:
+    config = source.config
+    if config.dataset or config.unit in ('', sources.CELL):
+      continue
+    for name in source.codes(config.unit)[1]:
+      if name in seen:
+        raise errors.UserError(
+          f'{config.unit} {name!r} is in {seen[name]} and in {source.name}: if '
+          'it is the same one, name their study with --dataset NAME, else '
+          'rename it in one file; it must not be split between training and '
+          'validation'
+        )
+      seen[name] = source.name

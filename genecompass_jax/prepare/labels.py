@@ -40,30 +40,6 @@ class Labels:
       )
       self.split_by_cell.append(source.config.unit == sources.CELL)
 
-    self._check_units(opened)
-
-  @staticmethod
-  def _check_units(opened: Sequence[sources.Source]) -> None:
-    """Refuses units of one name in several files: one donor, or two?
-
-    Raises:
-      UserError: names the unit; only the user knows.
-    """
-    seen: dict[str, str] = {}
-    for source in opened:
-      config = source.config
-      if config.dataset or config.unit in ('', sources.CELL):
-        continue
-      for name in source.codes(config.unit)[1]:
-        if name in seen:
-          raise errors.UserError(
-            f'{config.unit} {name!r} is in {seen[name]} and in {source.name}: '
-            'if it is the same one, give --dataset NAME to both, else give it '
-            'names that differ, or it may be split between training and '
-            'validation'
-          )
-        seen[name] = source.name
-
   @property
   def categories(self) -> dict[str, list[str]]:
     """Names behind the codes of every column, by first appearance."""
