@@ -12,7 +12,6 @@ checkpoints name their hashes. A folder of assets holds
 import dataclasses
 import io
 import json
-import zipfile
 
 import numpy as np
 
@@ -67,9 +66,7 @@ def save(folder: paths.PathLike, assets: Assets) -> dict[str, str]:
     'priors': list(assets.knowledge.tables),
     'sha256': hashes,
   }
-  paths.write_text(
-    paths.join(folder, MANIFEST), json.dumps(manifest, indent=2) + '\n'
-  )
+  paths.write_json(paths.join(folder, MANIFEST), manifest)
   return hashes
 
 
@@ -120,13 +117,7 @@ def _knowledge_bytes(tables: knowledge_lib.Knowledge) -> bytes:
     arrays[f'table/{name}'] = np.asarray(tables.tables[name])
     arrays[f'has/{name}'] = np.asarray(tables.has_vector[name])
   buffer = io.BytesIO()
-  # np.savez stamps the time; fixed dates make equal tables equal bytes.
-  with zipfile.ZipFile(buffer, 'w') as archive:
-    for name, array in arrays.items():
-      member = io.BytesIO()
-      np.lib.format.write_array(member, array, allow_pickle=False)
-      info = zipfile.ZipInfo(f'{name}.npy', (1980, 1, 1, 0, 0, 0))
-      archive.writestr(info, member.getvalue())
+  np.savez(buffer, allow_pickle=False, **arrays)
   return buffer.getvalue()
 
 

@@ -12,7 +12,6 @@ import concurrent.futures
 import json
 import logging
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -140,20 +139,9 @@ def latest_step(folder: paths.PathLike) -> int | None:
 
 def seal(folder: paths.PathLike) -> None:
   """Writes FOLDER.sha256.json: the hash of every file of a folder."""
-  root = paths.path(folder)
-  hashes = {
-    str(file.relative_to(root)): paths.sha256_file(file)
-    for file in _files(root)
-  }
-  paths.write_text(f'{folder}{_SEAL}', json.dumps(hashes, indent=1) + '\n')
-
-
-def _files(folder: paths.epath.Path) -> Iterator[paths.epath.Path]:
-  for path in sorted(folder.iterdir()):
-    if path.is_dir():
-      yield from _files(path)
-    else:
-      yield path
+  names = paths.files_below(folder)
+  hashes = {n: paths.sha256_file(paths.join(folder, n)) for n in names}
+  paths.write_json(f'{folder}{_SEAL}', hashes)
 
 
 def check_seal(folder: paths.PathLike) -> str | None:

@@ -9,7 +9,7 @@ import platform
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 
 import numpy as np
@@ -396,18 +396,9 @@ class CorpusWriter:
       staging.swap(self._place, self.path)
 
 
-def _files_below(place: str, inner: str = '') -> Iterator[str]:
-  for child in paths.path(paths.join(place, inner)).iterdir():
-    name = os.path.join(inner, child.name)
-    if child.is_dir():
-      yield from _files_below(place, name)
-    else:
-      yield name
-
-
 def _file_facts(place: str) -> dict[str, dict]:
   """Size and sha256 of every file below a folder."""
-  names = sorted(_files_below(place))
+  names = paths.files_below(place)
 
   def facts(name: str) -> dict:
     full = paths.join(place, name)

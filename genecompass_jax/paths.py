@@ -7,6 +7,7 @@ natively; everything else that is read or written whole comes through here.
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -32,6 +33,20 @@ def listdir(name: PathLike) -> list[str]:
   """Names in a folder, sorted; empty where there is no folder."""
   folder = epath.Path(name)
   return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+
+
+def files_below(folder: PathLike) -> list[str]:
+  """Relative names of all files of a folder and of those in it, sorted."""
+
+  def walk(place: epath.Path, inner: str) -> Iterator[str]:
+    for child in place.iterdir():
+      name = f'{inner}{child.name}'
+      if child.is_dir():
+        yield from walk(child, f'{name}/')
+      else:
+        yield name
+
+  return sorted(walk(epath.Path(folder), ''))
 
 
 def read_bytes(name: PathLike) -> bytes:
