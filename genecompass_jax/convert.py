@@ -466,7 +466,7 @@ def _prior_scale(tensors, original, head: str) -> float:
   Its warm-up adds 1 / emb_warmup_steps on every call while alpha < 1, in
   evaluation too; classification heads never pass alpha on.
   """
-  alpha = np.float32(tensors.get('emb_warmup.alpha', 1.0))
+  alpha = np.float32(np.ravel(tensors.get('emb_warmup.alpha', 1.0))[0])
   steps = original.get('emb_warmup_steps', 0)
   if head != 'pretraining':
     return 1.0
