@@ -384,7 +384,13 @@ def encoder_block(
   query_BLHK = project(params['query']['kernel']) + params['query']['bias']
   key_BLHK = project(params['key']['kernel']) + params['key']['bias']
   value_BLHK = project(params['value']['kernel']) + params['value']['bias']
-  attended_BLHK = attention(
+  attend = attention
+  if not config.remat and (keys[0] is None or not config.attention_dropout):
+    # Probabilities are made anew in the backward pass: half the memory of a
+    # step, for the time that writing and reading them would take. Drawing
+    # dropout twice would cost a quarter more.
+    attend = jax.checkpoint(attention, static_argnums=4)
+  attended_BLHK = attend(
     query_BLHK, key_BLHK, value_BLHK, mask_B1LL, config, keys[0]
   )
   attended_BLD = _einsum(
@@ -414,11 +420,12 @@ def attention(
 ) -> Array:
   """Scaled dot-product attention inside segments: [B, L, H, K] float32."""
   dtype = config.dtype
+  # On [B, H, L, L], the largest arrays of a step, as little as possible: the
+  # scale goes to the queries, and the mask is added.
+  query_BLHK = query_BLHK / np.sqrt(config.head_dim).astype(np.float32)
+  lowest_B1LL = jnp.where(mask_B1LL, 0.0, jnp.finfo(jnp.float32).min)
   scores_BHLL = _einsum('BLHK,BMHK->BHLM', query_BLHK, key_BLHK, dtype=dtype)
-  scores_BHLL = scores_BHLL / np.sqrt(config.head_dim).astype(np.float32)
-  lowest = jnp.finfo(jnp.float32).min
-  scores_BHLL = jnp.where(mask_B1LL, scores_BHLL, lowest)
-  probs_BHLL = jax.nn.softmax(scores_BHLL, axis=-1)
+  probs_BHLL = jax.nn.softmax(scores_BHLL + lowest_B1LL, axis=-1)
   probs_BHLL = _dropout(probs_BHLL, config.attention_dropout, dropout_key)
   return _einsum('BHLM,BMHK->BLHK', probs_BHLL, value_BLHK, dtype=dtype)
 

@@ -2,7 +2,10 @@
 
 import os
 import pathlib
+import runpy
 import shutil
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -11,16 +14,22 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 _CACHE = 'JAX_COMPILATION_CACHE_DIR'
 
-# A model, cells and batches that compile in a second.
-TINY = {
+# A run of seconds: what experiments/tiny.py:smoke is changed to.
+TINY_RUN = {
   'model.width': 32,
   'model.num_heads': 2,
   'model.feed_forward': 64,
   'model.max_genes': 63,
   'encoding.max_genes': 63,
-  'data.buckets': '(64,)',
+  'data.buckets': (64,),
   'data.rows_per_batch': 8,
-  'eval_every': 0,
+  'optimizer.total_steps': 40,
+  'optimizer.warmup_steps': 4,
+  'log_every': 1,
+  'eval_every': 20,
+  'eval_cells': 16,
+  'checkpoint_every': 5,
+  'keep_checkpoints': 10,
 }
 
 
@@ -122,3 +131,55 @@ def tiny_corpus(tmp_path_factory) -> pathlib.Path:
     ),
   )
   return path
+
+
+@pytest.fixture(scope='session')
+def train_command(tiny_corpus):
+  """Makes the command of a tiny run: (workdir, corpus=..., changes)."""
+
+  def make(workdir, changes=(), corpus=tiny_corpus) -> list[str]:
+    values = {'corpus': corpus, **TINY_RUN, **dict(changes)}
+    return [
+      *(sys.executable, '-m', 'genecompass_jax.main'),
+      f'--config={ROOT}/experiments/tiny.py:smoke',
+      f'--workdir={workdir}',
+      *(f'--config.{key}={value}' for key, value in values.items()),
+    ]
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def trained(train_command, tmp_path_factory) -> pathlib.Path:
+  """The workdir of a tiny run that nothing disturbed; not to be changed."""
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  result = subprocess.run(
+    train_command(workdir), cwd=ROOT, capture_output=True, text=True
+  )
+  assert result.returncode == 0, result.stderr
+  return workdir
+
+
+@pytest.fixture(scope='session')
+def tiny_run(tiny_corpus):
+  """Does a tiny run in this process: (workdir, changes, corpus=...)."""
+  import ml_collections
+
+  from genecompass_jax import main
+
+  get_config = runpy.run_path(str(ROOT / 'experiments/tiny.py'))['get_config']
+
+  def run(workdir, changes=(), corpus=tiny_corpus) -> None:
+    config = get_config('smoke').unlock()
+    for key, value in {**TINY_RUN, **dict(changes)}.items():
+      *groups, name = key.split('.')
+      part = config
+      for group in groups:
+        if group not in part:
+          part[group] = ml_collections.ConfigDict()
+        part = part[group]
+      part[name] = value
+    config.corpus = str(corpus)
+    main.run(config, str(workdir))
+
+  return run

@@ -1,7 +1,6 @@
 """The demo, end to end on few cells and steps; what it refuses, and resumes."""
 
 import json
-import shutil
 import warnings
 
 import anndata
@@ -11,7 +10,7 @@ import pytest
 
 from genecompass_jax import cli, corpus, metrics, pretrained
 from genecompass_jax.analysis import figures
-from genecompass_jax.demo import plans, scores
+from genecompass_jax.demo import files, plans, scores
 from genecompass_jax.prepare import pbmc68k
 from genecompass_jax.tasks import cell_types
 
@@ -82,10 +81,21 @@ def test_default_demo_from_cells_to_pictures_and_again(tmp_path, capsys):
   ]
   assert steps == [1, 2, 3, 4, 5]
   assert lines < len(metrics.read(folder / 'run')) < lines + 4  # events alone
-  assert demo('-o', folder, '--steps', 4) == 0
-  assert 'started anew' in capsys.readouterr().out
-  assert pretrained.load(folder / 'run').step == 4
   assert (folder / 'mine.txt').read_text() == 'kept'
+
+
+def test_a_demo_of_other_cells_or_steps_starts_anew(tmp_path):
+  folder = tmp_path / 'out'
+  for name in ('corpus', 'run'):
+    (folder / name).mkdir(parents=True)
+  (folder / 'umap.png').write_text('old')
+  (folder / 'mine.txt').write_text('kept')
+  (folder / 'demo.json').write_text('{"steps": 5}')
+  is_new, what = files.open_folder(str(folder), {'steps': 4})
+  assert is_new and 'started anew' in what
+  assert sorted(p.name for p in folder.iterdir()) == ['demo.json', 'mine.txt']
+  is_new, what = files.open_folder(str(folder), {'steps': 4})
+  assert not is_new and 'goes on' in what
 
 
 @pytest.mark.parametrize('kind', ['labels and donors', 'nothing'])
@@ -190,15 +200,3 @@ def test_without_scanpy_one_line_says_what_to_install(monkeypatch):
   monkeypatch.setattr(pbmc68k.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ValueError, match=r'genecompass_jax\[demo\]'):
     pbmc68k.blood_cells()
-
-
-def test_remove_leaves_what_others_wrote(tmp_path):
-  from genecompass_jax.demo import files
-
-  is_new, _ = files.open_folder(str(tmp_path / 'out'), {'seed': 0})
-  assert is_new
-  (tmp_path / 'out' / 'corpus').mkdir()
-  (tmp_path / 'out' / 'notes.txt').write_text('mine')
-  files.remove(str(tmp_path / 'out'))
-  assert [p.name for p in (tmp_path / 'out').iterdir()] == ['notes.txt']
-  shutil.rmtree(tmp_path / 'out')

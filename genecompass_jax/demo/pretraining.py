@@ -15,7 +15,7 @@ from genecompass_jax import (
   vocabulary,
 )
 
-STEPS = 2000
+STEPS = 2800
 EVALUATIONS = 10  # during training
 LONGEST = 512  # slots: longer cells keep their highest ranks
 

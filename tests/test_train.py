@@ -1,0 +1,528 @@
+"""Training by its command: exact, restartable, and clear about mistakes."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+from genecompass_jax import (
+  checkpoint,
+  errors,
+  metrics,
+  model,
+  pretrained,
+  workdir as workdir_lib,
+)
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+STEPS = 40
+TIMING = ('cells_per_s', 'data_wait_share')
+TRAINING_KEYS = {
+  *('step', 'loss', 'id_loss', 'value_loss', 'cells_per_s'),
+  *('real_token_share', 'masked', 'grad_norm', 'learning_rate'),
+  'data_wait_share',
+}
+EVALUATION_KEYS = {
+  *('step', 'eval_loss', 'eval_id_loss', 'eval_value_loss', 'eval_cells'),
+  *('eval_masked', 'by'),
+}
+
+
+def run(command, **kwargs):
+  return subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, timeout=600, **kwargs
+  )
+
+
+def start(command):
+  return subprocess.Popen(
+    command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+  )
+
+
+def wait_for(path, process):
+  while not path.exists():
+    assert process.poll() is None, f'it ended before {path.name} was written'
+    time.sleep(0.01)
+
+
+def lines(workdir):
+  """Training and evaluation lines, without what a clock measured."""
+  return [
+    {k: v for k, v in line.items() if k not in TIMING}
+    for line in metrics.read(workdir)
+    if 'event' not in line
+  ]
+
+
+def arrays(workdir, step):
+  """Every array of a checkpoint, by name."""
+  import orbax.checkpoint as ocp
+
+  folder = workdir / 'checkpoints' / str(step)
+  found = {}
+  for item in ('params', 'training'):
+    with ocp.StandardCheckpointer() as checkpointer:
+      tree = checkpointer.restore((folder / item).resolve())
+    for path, array in flat(tree):
+      found[f'{item}/{path}'] = np.asarray(array)
+  return found
+
+
+def flat(tree, prefix=''):
+  items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+  for key, value in items:
+    if isinstance(value, dict | list | tuple):
+      yield from flat(value, f'{prefix}{key}/')
+    elif value is not None:
+      yield f'{prefix}{key}', value
+
+
+def assert_same_run(workdir, reference):
+  """The same bits at the end, and the same lines on the way."""
+  ours, theirs = (arrays(path, STEPS) for path in (workdir, reference))
+  assert ours.keys() == theirs.keys()
+  for name, array in ours.items():
+    np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+  assert lines(workdir) == lines(reference)
+
+
+def snapshot(folder):
+  return {
+    str(p.relative_to(folder)): p.read_bytes()
+    for p in sorted(folder.rglob('*'))
+    if p.is_file()
+  }
+
+
+def flip_a_bit(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def largest(folder):
+  files = [f for f in folder.rglob('*') if f.is_file()]
+  return max(files, key=lambda f: f.stat().st_size)
+
+
+# Without a fault
+
+
+def test_a_run_leaves_what_the_contract_says(trained):
+  names = sorted(p.name for p in trained.iterdir())
+  assert names == [
+    *('assets', 'checkpoints', 'config.json', 'metrics.jsonl', 'nulls.npz'),
+  ]
+  found = metrics.read(trained)
+  steps = [line for line in found if 'loss' in line]
+  assert [line['step'] for line in steps] == list(range(1, STEPS + 1))
+  assert all(line.keys() == TRAINING_KEYS for line in steps)
+  assert all(np.isfinite(list(line.values())).all() for line in steps)
+  evaluations = [line for line in found if 'eval_loss' in line]
+  assert [line['step'] for line in evaluations] == [0, 20, 40]
+  for line in evaluations:
+    nulls = {key for key in line if key.startswith('null_')}
+    assert line.keys() == EVALUATION_KEYS | nulls
+    assert {'null_id_marginal', 'null_id_rank_bracket'} <= nulls
+    assert {'species=human', 'species=mouse'} <= line['by'].keys()
+    cells = [
+      line['by'][f'species={s}']['eval_cells'] for s in ('human', 'mouse')
+    ]
+    assert sum(cells) == line['eval_cells'] == 16
+    np.testing.assert_allclose(
+      line['eval_loss'],
+      0.2 * line['eval_id_loss'] + 0.8 * line['eval_value_loss'],
+    )
+  assert [line['event'] for line in found if 'event' in line] == [
+    'start', 'done'
+  ]  # fmt: skip
+  assert checkpoint.all_steps(trained / 'checkpoints') == [*range(5, 41, 5)]
+
+
+def test_losses_and_rates_are_plausible(trained):
+  steps = [line for line in metrics.read(trained) if 'loss' in line]
+  first, last = steps[0], steps[-1]
+  size = model.ModelConfig(
+    **json.loads((trained / 'config.json').read_text())['run']['model']
+  ).vocabulary_size
+  np.testing.assert_allclose(first['id_loss'], np.log(size), rtol=0.02)
+  assert np.mean([s['loss'] for s in steps[-5:]]) < 0.8 * first['loss']
+  assert [s['learning_rate'] for s in steps[:5]] == pytest.approx(
+    [0.0, 2.5e-4, 5e-4, 7.5e-4, 1e-3]
+  )
+  assert last['learning_rate'] == pytest.approx(1e-3 / 36)
+  rows = 8
+  for step in steps:  # a row is a cell
+    assert 0 < step['data_wait_share'] < 1
+    assert 0.4 < step['real_token_share'] <= 1.0
+    assert rows / step['cells_per_s'] > 1e-3  # seconds that a step took
+
+
+# Faults: the run goes on and ends in the same bits
+
+
+def test_a_run_killed_and_stopped_ends_in_the_same_bits(
+  train_command, trained, tmp_path
+):
+  workdir = tmp_path / 'run'
+  command = train_command(workdir)
+  process = start(command)
+  wait_for(workdir / 'checkpoints' / '5.sha256.json', process)
+  time.sleep(random.uniform(0, 0.3))
+  process.kill()
+  assert process.wait() == -signal.SIGKILL
+  kept = checkpoint.latest_step(workdir / 'checkpoints')
+  assert 5 <= kept < STEPS
+
+  process = start(command)
+  wait_for(workdir / 'checkpoints' / f'{kept + 5}.sha256.json', process)
+  process.terminate()
+  assert process.wait() == errors.EXIT_RETRY
+  stopped = checkpoint.latest_step(workdir / 'checkpoints')
+  assert stopped > kept
+  event = metrics.read(workdir)[-1]
+  assert event == {'event': 'stopped', 'step': stopped}
+
+  result = run(command)
+  assert result.returncode == 0, result.stderr
+  found = metrics.read(workdir)
+  assert [line['event'] for line in found if 'event' in line] == [
+    *('start', 'resume', 'stopped', 'resume', 'done'),
+  ]
+  assert_same_run(workdir, trained)
+
+
+@pytest.mark.slow  # 90 s: programs are compiled again in every process
+def test_a_run_killed_at_any_moment_ends_in_the_same_bits(
+  train_command, trained, tmp_path
+):
+  workdir = tmp_path / 'run'
+  command = train_command(workdir)
+  environment = {k: v for k, v in os.environ.items() if 'JAX_' not in k}
+  for _ in range(6):
+    process = subprocess.Popen(
+      command, cwd=ROOT, stderr=subprocess.DEVNULL, env=environment
+    )
+    before = checkpoint.latest_step(workdir / 'checkpoints') or 0
+    while process.poll() is None and before == (
+      checkpoint.latest_step(workdir / 'checkpoints') or 0
+    ):
+      time.sleep(random.uniform(0, 0.2))  # also in the middle of a save
+    process.kill()
+    process.wait()
+  result = run(command, env=environment)
+  assert result.returncode == 0, result.stderr
+  assert_same_run(workdir, trained)
+
+
+def test_a_damaged_checkpoint_is_passed_over_in_a_moved_workdir(
+  trained, tmp_path, tiny_run, caplog
+):
+  workdir = tmp_path / 'moved' / 'elsewhere'
+  shutil.copytree(trained, workdir)
+  for step in (25, 30, 35, 40):
+    shutil.rmtree(workdir / 'checkpoints' / str(step))
+  flip_a_bit(largest(workdir / 'checkpoints' / '20' / 'params'))
+  assert pretrained.load(workdir).step == 15
+  tiny_run(workdir, {'checkpoint_every': 8})
+  assert 'checkpoint 20 is passed over' in caplog.text
+  assert checkpoint.all_steps(workdir / 'checkpoints') == [
+    *(5, 10, 15, 16, 24, 32, 40),
+  ]
+  assert_same_run(workdir, trained)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
+  trained, tmp_path, tiny_run
+):
+  workdir = tmp_path / 'run'
+  shutil.copytree(trained, workdir)
+  shutil.rmtree(workdir / 'checkpoints')
+  tiny_run(workdir)
+  assert lines(workdir) == lines(trained)
+
+
+# Layouts and devices
+
+
+def test_packed_rows_train(tmp_path, tiny_run):
+  workdir = tmp_path / 'run'
+  changes = {
+    'data.layout': 'packed',
+    'data.slots': 128,
+    'data.rows_per_batch': 4,
+    'data.streams': 4,
+    'optimizer.learning_rate': 3e-3,
+    'model.hidden_dropout': 0.0,
+    'eval_every': 0,
+    'checkpoint_every': 0,
+  }
+  tiny_run(workdir, changes)
+  found = lines(workdir)
+  assert all(line.keys() == TRAINING_KEYS - {*TIMING} for line in found)
+  losses = [line['loss'] for line in found]
+  assert np.mean(losses[-5:]) < 0.6 * losses[0]
+  assert checkpoint.all_steps(workdir / 'checkpoints') == [STEPS]
+
+
+DEVICES = textwrap.dedent("""
+  import functools, json, sys
+  import jax, ml_collections
+  from genecompass_jax import main, sharding, train
+
+  make_mesh, save, shapes = sharding.make_mesh, train._save, {}
+
+  def look(checkpoints, state, *rest):
+    for path, x in jax.tree_util.tree_leaves_with_path(state):
+      part = x.sharding.shard_shape(x.shape)
+      name = jax.tree_util.keystr(path)
+      shapes[name] = x.shape, part, len(x.sharding.device_set)
+    save(checkpoints, state, *rest)
+
+  train._save = look
+  for devices, fsdp, workdir in json.loads(sys.argv[1]):
+    sharding.make_mesh = functools.partial(
+      make_mesh, devices=jax.devices()[:devices])
+    config = ml_collections.ConfigDict(json.loads(sys.argv[2]))
+    config.mesh = dict(data=-1, fsdp=fsdp)
+    shapes.clear()
+    main.run(config, workdir)
+    print(json.dumps(shapes))
+""")
+
+
+@pytest.mark.parametrize(
+  'meshes',
+  [[(8, 2)], pytest.param([(2, 1), (4, 4), (8, 1)], marks=pytest.mark.slow)],
+)
+def test_more_devices_give_the_same_losses(meshes, trained, tmp_path):
+  values = json.loads((trained / 'config.json').read_text())['run']
+  # As many steps as do not yet show the length of the schedule.
+  values['optimizer']['total_steps'] = 5
+  values |= {'eval_every': 0, 'checkpoint_every': 0}
+  runs = [(*mesh, f'{tmp_path}/{mesh}') for mesh in meshes]
+  flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'
+  result = run(
+    [sys.executable, '-c', DEVICES, json.dumps(runs), json.dumps(values)],
+    env={**os.environ, 'XLA_FLAGS': flags},
+  )
+  assert result.returncode == 0, result.stderr
+  expected = [line['loss'] for line in lines(trained) if 'loss' in line][:5]
+  for (devices, fsdp, workdir), line in zip(runs, result.stdout.splitlines()):
+    losses = [line['loss'] for line in lines(workdir)]
+    np.testing.assert_allclose(losses, expected, atol=1e-5)
+    shapes = json.loads(line)
+    assert {number for _, _, number in shapes.values()} == {devices}
+    split = {name for name, (whole, part, _) in shapes.items() if whole != part}
+    if fsdp == 1:
+      assert not split
+      continue
+    # Width 32 divides: parameters and both moments.
+    for name in ("['word']", "['query']['kernel']", "['down']['kernel']"):
+      matching = [key for key in shapes if key.endswith(name)]
+      assert len(matching) == 3
+      for key in matching:
+        whole, part, _ = shapes[key]
+        assert np.prod(part) * fsdp == np.prod(whole), key
+    size = {name: np.prod(whole) for name, (whole, _, _) in shapes.items()}
+    assert sum(size[name] for name in split) > 0.9 * sum(size.values())
+
+
+# Mistakes: one line, exit code 2, nothing touched
+
+
+def one_line(result):
+  """The message of a refused command."""
+  assert result.returncode == errors.EXIT_USAGE, result.stderr
+  assert 'Traceback' not in result.stderr
+  return result.stderr.strip().splitlines()[-1]
+
+
+def test_another_config_in_a_workdir_is_refused(
+  train_command, trained, tiny_run
+):
+  before = snapshot(trained)
+  result = run(train_command(trained, {'model.num_layers': 1, 'seed': 3}))
+  message = one_line(result)
+  assert 'model.num_layers was 2, now 1; seed was 0, now 3' in message
+  assert 'another --workdir' in message
+  for changes, message in (
+    ({'data.seed': 1}, 'data.seed was 0, now 1'),
+    ({'optimizer.total_steps': 50}, 'total_steps was 40, now 50'),
+    ({'encoding.ties': 'token'}, "encoding.ties was 'hash', now 'token'"),
+  ):
+    with pytest.raises(errors.UserError, match=message):
+      tiny_run(trained, changes)
+  assert snapshot(trained) == before
+
+
+def test_what_may_change_does(trained, tmp_path, tiny_corpus, tiny_run):
+  workdir = tmp_path / 'run'
+  shutil.copytree(trained, workdir)
+  corpus = tmp_path / 'moved_corpus'
+  shutil.copytree(tiny_corpus, corpus)
+  changes = {
+    'log_every': 7,
+    'eval_every': 0,
+    'checkpoint_every': 9,
+    'keep_checkpoints': 1,
+    'mesh.data': 1,
+  }
+  tiny_run(workdir, changes, corpus)
+  assert metrics.read(workdir)[-1] == {'event': 'done', 'step': STEPS}
+  assert_same_run(workdir, trained)
+
+
+# Commands in one process each, all forked from one that has imported JAX.
+COMMANDS = textwrap.dedent("""
+  import json, os, runpy, sys, tempfile
+  import genecompass_jax.train
+
+  for arguments in json.loads(sys.argv[1]):
+    with tempfile.TemporaryFile('w+') as output:
+      child = os.fork()
+      if not child:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        sys.argv = ['main', *arguments]
+        runpy.run_module('genecompass_jax.main', run_name='__main__')
+      code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+      output.seek(0)
+      print(json.dumps([code, output.read()]))
+""")
+
+
+def test_wrong_commands_are_one_line(train_command, tmp_path):
+  workdir = tmp_path / 'run'
+  good = train_command(workdir)[3:]
+  where = f'--workdir={workdir}'
+  wrong = [
+    ([*good, '--config.typo=1'], 'config.typo is not known; fields are corpus'),
+    ([*good, '--config.model.typo=1'], 'config.model.typo is not known'),
+    ([*good, '--config.model.remat=3'], 'model.remat=3 must be of type bool'),
+    ([*good, '--config.model.width=x'], '--config.model.width=x: invalid'),
+    ([*good, '--config.none.typo=1'], "no group 'none'"),
+    ([*good, '--typo=1'], "Unknown command line flag 'typo'"),
+    ([*good, 'typo'], 'unknown arguments: typo'),
+    ([where], '--config'),
+    (['--config=experiments/tiny.py:smoke'], '--workdir'),
+    (['--config=experiments/none.py', where], 'No such file'),
+    (['--config=experiments/tiny.py:large', where], 'give none or smoke'),
+    (['--config=experiments/tiny.py', where], 'no corpus: give'),
+    ([*good, f'--config.corpus={tmp_path}'], 'no corpus here'),
+  ]
+  commands = [arguments for arguments, _ in wrong]
+  result = run([sys.executable, '-c', COMMANDS, json.dumps(commands)])
+  answers = [json.loads(line) for line in result.stdout.splitlines()]
+  assert len(answers) == len(wrong), result.stderr
+  for (code, output), (_, message) in zip(answers, wrong):
+    assert code == errors.EXIT_USAGE, output
+    (line,) = output.strip().splitlines()
+    assert message in line
+  assert not workdir.exists()
+
+
+def test_help_ends_well():
+  result = run([sys.executable, '-m', 'genecompass_jax.main', '--help'])
+  assert result.returncode == 0
+  assert '--workdir' in result.stdout
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'data.rows_per_batch': 8, 'data.streams': 3}, 'multiple of'),
+    ({'encoding.max_genes': 100}, 'encoding.max_genes=100 is more than'),
+    ({'data.buckets': (32,)}, 'cannot hold a cell of 63 genes'),
+    ({'mesh.fsdp': 3}, 'does not take 1 devices'),
+    ({'model.num_heads': 5}, 'must be divisible by num_heads=5'),
+    ({'data.rows_per_batch': 4096}, 'lower data.rows_per_batch'),
+    ({'data.source_weights': (('x', 2.0),)}, "weight of source 'x'"),
+    ({'priors': (('p', '/none.parquet'),)}, '/none.parquet: not a prior table'),
+    ({'optimizer.name': 'sgd'}, "optimizer.name='sgd'"),
+  ],
+)
+def test_configs_that_cannot_work_are_refused(
+  changes, message, tiny_run, tmp_path
+):
+  with pytest.raises(errors.UserError, match=message) as error:
+    tiny_run(tmp_path / 'run', changes)
+  assert '\n' not in str(error.value)
+  assert not checkpoint.all_steps(tmp_path / 'run' / 'checkpoints')
+
+
+def test_an_export_is_no_run(trained, tmp_path, tiny_run):
+  exported = tmp_path / 'export'
+  pretrained.export(pretrained.load(trained), exported)
+  before = snapshot(exported)
+  with pytest.raises(errors.UserError, match='holds an exported model'):
+    tiny_run(exported)
+  assert snapshot(exported) == before
+
+
+def test_a_damaged_corpus_is_one_line(
+  train_command, tiny_corpus, tiny_run, tmp_path
+):
+  with pytest.raises(errors.UserError, match='no corpus here'):
+    tiny_run(tmp_path / 'a', corpus=tmp_path)
+  corpus = tmp_path / 'corpus'
+  shutil.copytree(tiny_corpus, corpus)
+  shard = largest(corpus / 'train')
+  data = shard.read_bytes()
+  flip_a_bit(shard)
+  message = one_line(run(train_command(tmp_path / 'run', corpus=corpus)))
+  assert str(corpus) in message
+  shard.write_bytes(data[:-100])
+  with pytest.raises(errors.UserError, match=shard.name):
+    tiny_run(tmp_path / 'b', corpus=corpus)
+  shard.unlink()
+  with pytest.raises(errors.UserError, match=shard.name):
+    tiny_run(tmp_path / 'c', corpus=corpus)
+
+
+def test_damaged_workdirs_are_one_line(trained, tmp_path, tiny_run):
+  workdir = tmp_path / 'run'
+  shutil.copytree(trained, workdir)
+  flip_a_bit(workdir / 'assets' / 'medians.tsv')
+  with pytest.raises(errors.UserError, match='medians.tsv is missing or was'):
+    tiny_run(workdir)
+  shutil.copytree(trained / 'assets', workdir / 'assets', dirs_exist_ok=True)
+  nulls = workdir / workdir_lib.NULLS
+  nulls.write_bytes(nulls.read_bytes()[:-50])
+  with pytest.raises(errors.UserError, match='nulls.npz'):
+    tiny_run(workdir)
+  config = workdir / workdir_lib.CONFIG
+  config.write_text(config.read_text()[:-50])
+  with pytest.raises(errors.UserError, match='config.json is damaged'):
+    tiny_run(workdir)
+  config.unlink()
+  with pytest.raises(errors.UserError, match='checkpoints but no config.json'):
+    tiny_run(workdir)
+
+
+def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(
+  tmp_path, tiny_run
+):
+  workdir = tmp_path / 'run'
+  changes = {
+    'optimizer.learning_rate': 1e30,
+    'optimizer.clip_norm': 0.0,
+    'log_every': 100,
+    'eval_every': 0,
+  }
+  with pytest.raises(FloatingPointError, match='lower optimizer.learning_rate'):
+    tiny_run(workdir, changes)
+  assert [line['event'] for line in metrics.read(workdir)] == [
+    *('start', 'not_finite'),
+  ]
+  assert not checkpoint.all_steps(workdir / 'checkpoints')
