@@ -25,7 +25,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one subcommand; returns its exit code."""
-  parser = _parser()
+  argv = sys.argv[1:] if argv is None else argv
+  parser = _parser(next((a for a in argv if not a.startswith('-')), ''))
   args = parser.parse_args(argv)
   logging.basicConfig(level=logging.WARNING, format='%(message)s')
   try:
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return errors.EXIT_FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str) -> argparse.ArgumentParser:
+  """The parser; only the chosen command is filled in, and imported."""
   import genecompass_jax
 
   parser = _Parser(
@@ -68,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     ('doctor', 'is everything here in order?', _doctor),
   ):
     command = commands.add_parser(name, help=help_text, description=help_text)
-    command.set_defaults(run=fill(command))
+    if name == chosen:
+      command.set_defaults(run=fill(command))
   return parser
 
 

@@ -1,10 +1,14 @@
-"""`genecompass prep h5ad FILE... -o CORPUS`: files of cells -> a corpus."""
+"""`genecompass prep h5ad FILE... -o CORPUS`: files of cells -> a corpus.
+
+What does the work is imported when it starts: help and mistakes come at once.
+"""
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
-from genecompass_jax import corpus, errors
-from genecompass_jax.prepare import pipeline, quality, reports, sources
+from genecompass_jax import errors
+from genecompass_jax.prepare import quality
 
 KIND = 'h5ad'  # of files; others will follow
 
@@ -55,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   cells.add_argument(
     '--assay',
     default='auto',
-    choices=sources.ASSAYS,
+    choices=quality.ASSAYS,
     help='medians are taken from one kind, UMI first',
   )
   cells.add_argument(
@@ -159,6 +163,9 @@ def run(args: argparse.Namespace) -> int:
   Raises:
     UserError: one line for the user; nothing that looks like a corpus is left.
   """
+  from genecompass_jax import corpus
+  from genecompass_jax.prepare import pipeline, reports, sources
+
   files = args.files[1:] if args.files[0] == KIND else args.files
   if not files:
     raise errors.UserError('no files were given: genecompass prep h5ad FILE...')
@@ -220,8 +227,10 @@ def _names(text: str) -> tuple[str, ...]:
   return tuple(name for name in text.split(',') if name)
 
 
-def _check_units(opened: Sequence[sources.Source]) -> None:
-  """Refuses units of one name in several files: one donor, or two?"""
+def _check_units(opened: Sequence[Any]) -> None:
+  """Refuses units of one name in several sources: one donor, or two?"""
+  from genecompass_jax.prepare import sources
+
   seen: dict[str, str] = {}
   for source in opened:
     config = source.config

@@ -24,7 +24,6 @@ from genecompass_jax import (
 )
 from genecompass_jax.prepare import counting, identifiers, matrices, quality
 
-ASSAYS = ('auto', 'umi', 'full_length', 'panel')
 CELL = 'cell'  # the unit that makes a split leak
 
 
@@ -68,9 +67,9 @@ class SourceConfig:
   licence: str = ''
 
   def __post_init__(self):
-    if self.assay not in ASSAYS:
+    if self.assay not in quality.ASSAYS:
       raise errors.UserError(
-        f'--assay {self.assay}: give one of {", ".join(ASSAYS)}'
+        f'--assay {self.assay}: give one of {", ".join(quality.ASSAYS)}'
       )
     if self.ids_of not in ('', *vocabulary.SPECIES):
       raise errors.UserError(f'--ids-of {self.ids_of}: give human or mouse')
