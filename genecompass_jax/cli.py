@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   logging.basicConfig(level=logging.WARNING, format='%(message)s')
   try:
-    return args.run(args) or errors.EXIT_OK
+    code = args.run(args) or errors.EXIT_OK
+    sys.stdout.flush()  # here, where a reader that left is known
+    return code
   except errors.UserError as error:
     print(error, file=sys.stderr)
     return errors.EXIT_USAGE
