@@ -1,159 +1,163 @@
-"""The `genecompass` command: help, doctor, convert."""
+"""The `genecompass` command: help, exit codes, lines for the user."""
 
-import json
-import pathlib
+import os
+import shlex
 import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import safetensors.numpy
 
-import genecompass_jax as gc
+import genecompass_jax
 from genecompass_jax import cli, errors
 
-GOLDEN = pathlib.Path(__file__).parent / 'golden'
-COMMANDS = ['demo', 'prep', 'embed', 'convert', 'report', 'corpus', 'doctor']
+COMMANDS = ('demo', 'prep', 'embed', 'convert', 'report', 'corpus', 'doctor')
 
 
-@pytest.mark.parametrize('command', [[], *([c] for c in COMMANDS)])
-def test_help_ends_well(command, capsys):
-  with pytest.raises(SystemExit) as end:
-    cli.main([*command, '--help'])
-  assert end.value.code == 0
-  assert 'usage: genecompass' in capsys.readouterr().out
+def one_line(argv, capsys):
+  """The message of a command that is refused."""
+  try:
+    code = cli.main(argv)
+  except SystemExit as stop:  # argparse
+    code = stop.code
+  output = capsys.readouterr()
+  assert code == errors.EXIT_USAGE, output
+  assert not output.out
+  (line,) = output.err.strip().splitlines()
+  return line
 
 
-def test_help_needs_no_jax():
-  code = (
-    'import sys; from genecompass_jax import cli\n'
-    'try: cli.main(["--help"])\n'
-    'except SystemExit: pass\n'
-    'sys.exit("jax" in sys.modules)'
-  )
-  subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
-
-
-def test_wrong_flags_are_one_line(capsys):
-  with pytest.raises(SystemExit) as end:
-    cli.main(['embed', 'cells.h5ad'])
-  assert end.value.code == errors.EXIT_USAGE
-  assert len(capsys.readouterr().err.strip().splitlines()) == 1
-
-
-def test_doctor_finds_what_is_wrong(trained, tiny_corpus, tmp_path, capsys):
-  assert cli.main(['doctor', str(trained), str(tiny_corpus)]) == 0
-  assert 'all is well' in capsys.readouterr().out
-  broken = tmp_path / 'run'
-  shutil.copytree(trained, broken)
-  (broken / 'assets' / 'knowledge.npz').write_bytes(b'other')
-  assert cli.main(['doctor', str(broken)]) == 1
-  assert 'FAULT' in capsys.readouterr().out
-  assert cli.main(['doctor', str(tmp_path)]) == 1
-
-
-def test_corpus_verify_names_a_flipped_bit(tiny_corpus, tmp_path, capsys):
-  broken = tmp_path / 'corpus'
-  shutil.copytree(tiny_corpus, broken)
-  assert cli.main(['corpus', 'verify', str(broken)]) == 0
-  assert cli.main(['corpus', 'stats', str(broken)]) == 0
-  capsys.readouterr()
-  shard = next((broken / 'train/human/counts/c').rglob('*/*'))
-  data = bytearray(shard.read_bytes())
+def flip_a_bit(path):
+  data = bytearray(path.read_bytes())
   data[len(data) // 2] ^= 1
-  shard.write_bytes(data)
-  assert cli.main(['corpus', 'verify', str(broken)]) == 1
-  assert 'counts' in capsys.readouterr().out
-
-
-def _tensors():
-  return {
-    key.removeprefix('sd/'): value
-    for key, value in np.load(GOLDEN / 'original_tiny.npz').items()
-    if key.startswith('sd/')
-  }
-
-
-def _convert(source, target, *flags):
-  config = ['--config', str(GOLDEN / 'original_tiny.json')]
-  return cli.main(
-    ['convert', 'pytorch', str(source), '-o', str(target), *(flags or config)]
-  )
-
-
-@pytest.mark.parametrize('suffix', ['npz', 'safetensors'])
-def test_converted_weights_load_and_travel(suffix, tmp_path):
-  source = tmp_path / f'weights.{suffix}'
-  if suffix == 'npz':
-    np.savez(source, **_tensors())
-  else:
-    safetensors.numpy.save_file(
-      {k: np.ascontiguousarray(v) for k, v in _tensors().items()}, source
-    )
-  assert _convert(source, tmp_path / 'model') == 0
-  shutil.move(tmp_path / 'model', tmp_path / 'moved')
-  model = gc.load(tmp_path / 'moved')
-  golden = np.load(GOLDEN / 'original_tiny.npz')
-  batch = gc.cell_batch(
-    golden['in/input_ids'],
-    golden['in/values'],
-    golden['in/species'],
-    lengths=golden['lengths'],
-  )
-  np.testing.assert_allclose(
-    model.hidden_states(batch), golden['out/hidden_2'], atol=1e-5
-  )
-  assert _convert(source, tmp_path / 'moved') == errors.EXIT_USAGE  # not empty
+  path.write_bytes(data)
 
 
 @pytest.mark.parametrize(
-  ('spoil', 'says'),
+  'command',
+  [(), *((name,) for name in COMMANDS), ('convert', 'pytorch')],
+  ids=' '.join,
+)
+def test_help_comes_at_once(command):
+  script = (
+    'import resource, sys\n'
+    'from genecompass_jax import cli\n'
+    f'try: cli.main({[*command, "--help"]})\n'
+    'except SystemExit as stop: assert stop.code == 0\n'
+    'heavy = {"jax", "numba", "anndata", "tensorstore"} & set(sys.modules)\n'
+    'assert not heavy, heavy\n'
+    'assert resource.getrusage(resource.RUSAGE_SELF).ru_utime < 2\n'
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', script], capture_output=True, text=True
+  )
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.startswith('usage: ')
+  if command:
+    return
+  assert all(f'  {name} ' in result.stdout for name in COMMANDS)
+
+
+def test_version(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.main(['--version'])
+  assert stop.value.code == 0
+  assert capsys.readouterr().out.strip() == genecompass_jax.__version__
+
+
+@pytest.mark.parametrize(
+  'argv, message',
   [
-    (lambda t: t.pop('cls.predictions.bias'), 'missing cls.predictions.bias'),
-    (
-      lambda t: t.update({'bert.cls_embedding.weight': np.ones((2, 3))}),
-      'bert.cls_embedding.weight',
-    ),
-    (
-      lambda t: t['bert.embeddings.LayerNorm.weight'].fill(np.nan),
-      'not finite',
-    ),
-    (
-      lambda t: t.update({'cls.predictions.decoder.bias': np.ones(200)}),
-      'ties it',
-    ),
-    (lambda t: t.clear(), 'no tensor'),
-    (
-      lambda t: t.update({'x': np.array([{}], object)}),
-      'cannot be read',
-    ),
+    ([], 'COMMAND'),
+    (['nope'], "invalid choice: 'nope'"),
+    (['embed', 'x.h5ad'], 'required: -o/--output, --checkpoint'),
+    (['embed', 'x', '-o', 'y', '--checkpoint', 'z', '--typo'], '--typo'),
+    (['prep', 'h5ad', '-o', 'c'], 'no files were given'),
+    (['prep', 'h5ad', 'none.h5ad', '-o', 'c'], 'none.h5ad: no such file'),
+    (['corpus', 'verify', 'none'], 'no corpus here'),
+    (['report', 'none'], 'none'),
   ],
 )
-def test_spoilt_weights_are_one_line(spoil, says, tmp_path, capsys):
-  tensors = _tensors()
-  spoil(tensors)
-  np.savez(tmp_path / 'weights.npz', **tensors)
-  assert _convert(tmp_path / 'weights.npz', tmp_path / 'm') == errors.EXIT_USAGE
-  said = capsys.readouterr().err.strip()
-  assert len(said.splitlines()) == 1
-  assert says in said
-  assert not (tmp_path / 'm').exists()
+def test_mistakes_are_one_line(argv, message, capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert message in one_line(argv, capsys)
+  assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_inferred_is_asked_for(tmp_path, capsys):
-  np.savez(tmp_path / 'weights.npz', **_tensors())
-  code = _convert(tmp_path / 'weights.npz', tmp_path / 'm', '--key-prefix=')
-  assert code == errors.EXIT_USAGE
-  assert 'num_attention_heads' in capsys.readouterr().err
-  (tmp_path / 'cut.npz').write_bytes(
-    (tmp_path / 'weights.npz').read_bytes()[:5000]
+def test_doctor_is_content_with_what_is_whole(trained, tiny_corpus, capsys):
+  assert cli.main(['doctor', str(trained), str(tiny_corpus)]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[-1] == 'all is well'
+  assert not [line for line in lines if line.startswith('FAULT')]
+  text = '\n'.join(lines)
+  assert 'jax ' in text
+  assert 'device(s)' in text
+  assert 'gene table' in text
+  assert 'at step 40' in text
+  assert 'checkpoint 5: every file is as written' in text
+  assert 'train human' in text
+
+
+def test_doctor_finds_what_is_damaged(trained, tiny_corpus, tmp_path, capsys):
+  run, corpus = tmp_path / 'run', tmp_path / 'corpus'
+  shutil.copytree(trained, run)
+  shutil.copytree(tiny_corpus, corpus)
+  flip_a_bit(run / 'checkpoints' / '10' / 'params' / 'manifest.ocdbt')
+  flip_a_bit(corpus / 'vocabulary.tsv.gz')
+  folders = [str(run), str(corpus), str(tmp_path), str(tmp_path / 'none')]
+  assert cli.main(['doctor', *folders]) == errors.EXIT_FAILED
+  faults = [
+    line
+    for line in capsys.readouterr().out.splitlines()
+    if line.startswith('FAULT')
+  ]
+  assert 'checkpoint 10' in faults[0]
+  assert 'vocabulary' in faults[1]
+  assert 'neither a corpus' in faults[2]
+  assert 'neither a corpus' in faults[3]
+  assert len(faults) == 4
+
+
+def test_corpus_verify_and_stats(tiny_corpus, tmp_path, capsys):
+  assert cli.main(['corpus', 'stats', str(tiny_corpus)]) == 0
+  output = capsys.readouterr().out
+  assert 'train human: 4' in output
+  assert 'validation mouse' in output
+  assert cli.main(['corpus', 'verify', str(tiny_corpus)]) == 0
+  assert 'every file is as written' in capsys.readouterr().out
+  corpus = tmp_path / 'corpus'
+  shutil.copytree(tiny_corpus, corpus)
+  files = [f for f in (corpus / 'train').rglob('*') if f.is_file()]
+  shard = max(files, key=lambda f: f.stat().st_size)
+  flip_a_bit(shard)
+  assert cli.main(['corpus', 'verify', str(corpus)]) == errors.EXIT_FAILED
+  assert shard.name in capsys.readouterr().out
+
+
+def test_errors_of_the_system_are_one_line(tiny_corpus, capsys, monkeypatch):
+  from genecompass_jax import corpus
+
+  def fail(path):
+    raise OSError(28, 'No space left on device', str(path))
+
+  monkeypatch.setattr(corpus.Corpus, 'open', fail)
+  code = cli.main(['corpus', 'stats', str(tiny_corpus)])
+  assert code == errors.EXIT_FAILED
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'No space left' in line
+
+
+def test_a_reader_that_leaves_is_no_fault(tiny_corpus):
+  script = (
+    'import sys; from genecompass_jax import cli; '
+    f'sys.exit(cli.main(["corpus", "stats", {str(tiny_corpus)!r}]))'
   )
-  assert _convert(tmp_path / 'cut.npz', tmp_path / 'm') == errors.EXIT_USAGE
-  assert 'fetch it again' in capsys.readouterr().err
-  config = json.loads((GOLDEN / 'original_tiny.json').read_text())
-  (tmp_path / 'c.json').write_text(json.dumps({**config, 'hidden_act': 'relu'}))
-  flags = ['--config', str(tmp_path / 'c.json')]
-  code = _convert(tmp_path / 'weights.npz', tmp_path / 'm', *flags)
-  assert code == errors.EXIT_USAGE
-  assert 'hidden_act' in capsys.readouterr().err
+  command = shlex.join([sys.executable, '-c', script])
+  result = subprocess.run(
+    ['bash', '-c', f'{command} | true; exit ${{PIPESTATUS[0]}}'],
+    capture_output=True,
+    text=True,
+    env={k: v for k, v in os.environ.items() if k != 'PYTHONUNBUFFERED'},
+  )
+  assert result.returncode == 0
+  assert not result.stderr
