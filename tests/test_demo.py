@@ -10,7 +10,7 @@ import pytest
 
 from genecompass_jax import cli, corpus, metrics, pretrained
 from genecompass_jax.analysis import figures
-from genecompass_jax.demo import files, plans, scores
+from genecompass_jax.demo import files, plans, pretraining, scores
 from genecompass_jax.prepare import pbmc68k
 from genecompass_jax.tasks import cell_types
 
@@ -19,6 +19,9 @@ from genecompass_jax.tasks import cell_types
 def small(monkeypatch):
   """Few simulated cells, one seed, and no UMAP (tests/test_figures.py)."""
   monkeypatch.setattr(plans, 'SIMULATED_CELLS', 360)
+  monkeypatch.setattr(plans, 'PROBE_CELLS', 120)
+  monkeypatch.setattr(pretraining, 'EVALUATIONS', 1)
+  monkeypatch.setattr(pretraining, 'EVALUATION_CELLS', 16)
   monkeypatch.setattr(scores, 'CONFIG', cell_types.ProbeConfig(seeds=(0,)))
   monkeypatch.setattr(
     figures, 'umap', lambda features_CD, seed: np.asarray(features_CD)[:, :2]
@@ -66,7 +69,7 @@ def test_default_demo_from_cells_to_pictures_and_again(tmp_path, capsys):
   embedded = anndata.read_h5ad(folder / 'embeddings.h5ad')
   assert embedded.obsm['X_genecompass'].shape == (embedded.n_obs, 64)
   trained_on = set(built.store('train', 0).cell_names())
-  assert embedded.n_obs > 300
+  assert embedded.n_obs == 120
   assert not trained_on & set(embedded.obs_names)
   for row in table:  # simulated donors are not leaky, blood cells are
     assert row['contaminated'] == (row['dataset'] == 'blood cells')
@@ -136,9 +139,9 @@ def bad_file(kind, blood, folder):
   elif kind == 'the demo needs at least':
     cells = cells[:50].copy()
   elif kind == 'a value that is not an integer':  # found while reading all
-    cells.X = cells.X.tolil()
-    cells.X[650, 3] = 0.5
-    cells.X = cells.X.tocsr()
+    matrix = cells.X.tolil()
+    matrix[650, 3] = 0.5
+    cells.X = matrix.tocsr()
   elif kind == 'no cell passed the filters':
     cells.X = (cells.X > 100).astype(np.float32)
   with warnings.catch_warnings():

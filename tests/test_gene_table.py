@@ -12,7 +12,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from conftest import ROOT
+from tests.conftest import ROOT
 
 from genecompass_jax import errors, gene_table
 

@@ -151,7 +151,7 @@ def _save(folder: str, name: str, write_to: Callable[[str], None]) -> None:
 def _map(probe: plans.Probe, drawn: scores.Embedded, seed: int):
   """The picture of the held-out cells of a probe."""
   if drawn.labels is None:
-    colour, what = drawn.cells.obs['gc_n_genes_used'].to_numpy(float)
+    colour = drawn.cells.obs['gc_n_genes_used'].to_numpy(float)
     colour_name, what = 'genes that the model saw', ''
   else:
     colour = np.where(drawn.labels == '', 'no label', drawn.labels)

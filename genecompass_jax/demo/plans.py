@@ -31,8 +31,8 @@ HELD_OUT_DONORS = tuple(
   for species in vocabulary.SPECIES
   for study in range(len(ATLAS.assays))
 )
-PROBE_CELLS = 2000  # of one's own file, at most
-SIMULATED_PROBE_CELLS = 500
+OWN_PROBE_CELLS = 2000  # at most, of one's own file
+PROBE_CELLS = 500  # of each of the default ones
 MIN_CELLS = 100
 # Columns of an own file, the first that is there.
 LABEL_COLUMNS = (
@@ -134,7 +134,7 @@ def default(args: argparse.Namespace) -> Plan:
         config=source,
         label='cell_type',
         unit='' if is_real else 'donor',
-        max_cells=SIMULATED_PROBE_CELLS,
+        max_cells=PROBE_CELLS,
         notes=_BLOOD_NOTES if is_real else _SIMULATED_NOTES,
       )
     )
@@ -204,7 +204,7 @@ def own(args: argparse.Namespace) -> Plan:
       obs=(label,) if label else (),
     ),
   )
-  share = min(0.5, PROBE_CELLS / source.num_cells)
+  share = min(0.5, OWN_PROBE_CELLS / source.num_cells)
   probe = Probe(
     source=source.name,
     dataset=source.name,
@@ -212,7 +212,7 @@ def own(args: argparse.Namespace) -> Plan:
     config=source_config,
     label=label,
     unit=unit,
-    max_cells=PROBE_CELLS,
+    max_cells=OWN_PROBE_CELLS,
     notes=_own_notes(label, unit),
   )
   held_out = f'held-out {unit}' if unit else 'held-out cells (leaky)'

@@ -15,8 +15,9 @@ from genecompass_jax import (
   vocabulary,
 )
 
-STEPS = 2800
-EVALUATIONS = 10  # during training
+STEPS = 2000
+EVALUATIONS = 10  # during training, on so many held-out cells
+EVALUATION_CELLS = 384
 LONGEST = 512  # slots: longer cells keep their highest ranks
 
 
@@ -64,7 +65,7 @@ def config(
     id_bias='frequency',
     log_every=max(steps // 60, 1),
     eval_every=max(steps // EVALUATIONS, 1),
-    eval_cells=384,
+    eval_cells=EVALUATION_CELLS,
     checkpoint_every=max(steps // 3, 1),
     keep_checkpoints=2,
   )
