@@ -36,7 +36,7 @@ def model(trained):
 
 
 @pytest.fixture(scope='module')
-def cells(tiny_cells):
+def human(tiny_cells):
   """Human cells of 8 to 90 genes, and some genes that no one knows."""
   adata = tiny_cells(NUM, seed=7)
   rng = np.random.default_rng(0)
@@ -49,15 +49,20 @@ def cells(tiny_cells):
   return anndata.AnnData(matrix, adata.obs, var)
 
 
+@pytest.fixture
+def cells(human):
+  return human.copy()
+
+
 @pytest.fixture(scope='module')
 def mouse(tiny_cells):
   return tiny_cells(NUM, species=1, seed=8)
 
 
 @pytest.fixture(scope='module')
-def expected(cells, model):
+def expected(human, model):
   """Each cell encoded, laid out and run by itself, without `embed`."""
-  return by_hand(cells, model, 0)
+  return by_hand(human, model, 0)
 
 
 def by_hand(adata, model, species):
@@ -281,7 +286,9 @@ def test_the_command_adds_to_a_copy(cells, model, trained, tmp_path, capsys):
   assert 'log' in found.layers
   assert found.uns['genecompass']['checkpoint'] == model.sha256
   # Once more: refused, then allowed.
-  code, _, (line,) = run([tmp_path / 'in.h5ad', '-o', out, *common], capsys)
+  code, _, lines = run([tmp_path / 'in.h5ad', '-o', out, *common], capsys)
+  print(lines)
+  (line,) = lines
   assert code == errors.EXIT_USAGE
   assert '--overwrite' in line
   common += ['--overwrite', '--pooling', 'mean', '--species', 'human']

@@ -12,9 +12,9 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from tests.conftest import ROOT
 
 from genecompass_jax import errors, gene_table
+from tests.conftest import ROOT
 
 RESOURCE = (
   importlib.resources.files('genecompass_jax') / 'resources/genes.tsv.gz'
