@@ -11,7 +11,7 @@ import pytest
 import genecompass_jax as gc
 from genecompass_jax import cli, errors
 from genecompass_jax.prepare import sources
-from tests.conftest import tiny_cells
+from tests.conftest import _tiny_cells as tiny_cells
 
 TOLERANCE = 1e-5
 SPECIES = ('human', 'mouse')
