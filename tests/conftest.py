@@ -63,7 +63,7 @@ def oracle() -> pathlib.Path:
   return _folder('GENECOMPASS_ORACLE', 'shared/oracle')
 
 
-def _tiny_genes(species: int, num: int = 90) -> list[str]:
+def tiny_genes(species: int, num: int = 90) -> list[str]:
   """Genes of a species, half of them with their one-to-one orthologue."""
   from genecompass_jax import gene_table
 
@@ -83,14 +83,14 @@ def _tiny_genes(species: int, num: int = 90) -> list[str]:
   return [table.gene_ids[g] for g in (*shared, *alone)]
 
 
-def _tiny_cells(num_cells: int, species: int = 0, seed: int = 0):
+def tiny_cells(num_cells: int, species: int = 0, seed: int = 0):
   """An AnnData of counts: 90 genes, some 40 a cell, two kinds of cells."""
   import anndata
   import pandas as pd
   import scipy.sparse
 
   rng = np.random.default_rng([seed, species])
-  genes = _tiny_genes(species)
+  genes = tiny_genes(species)
   kind_C = rng.integers(0, 2, num_cells)
   rate_KR = rng.gamma(0.6, 3.0, (2, len(genes)))
   counts = rng.poisson(rate_KR[kind_C] * rng.gamma(4, 0.25, (num_cells, 1)))
@@ -109,12 +109,6 @@ def _tiny_cells(num_cells: int, species: int = 0, seed: int = 0):
 
 
 @pytest.fixture(scope='session')
-def tiny_cells():
-  """Makes an AnnData of cells that the tiny model knows."""
-  return _tiny_cells
-
-
-@pytest.fixture(scope='session')
 def tiny_corpus(tmp_path_factory) -> pathlib.Path:
   """A corpus of 480 human and 240 mouse cells; not to be changed."""
   from genecompass_jax.prepare import pipeline, quality, sources
@@ -122,7 +116,7 @@ def tiny_corpus(tmp_path_factory) -> pathlib.Path:
   path = tmp_path_factory.mktemp('tiny') / 'corpus'
   opened = [
     sources.from_anndata(
-      _tiny_cells(num, species),
+      tiny_cells(num, species),
       sources.SourceConfig(
         name=name, unit='donor', assay='umi', obs=('cell_type',)
       ),

@@ -1,20 +1,34 @@
-"""Embeddings do not depend on how they were computed; `genecompass embed`."""
+"""Embeddings of cells: the same however computed, and clear about mistakes."""
 
+import json
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
+import textwrap
 
 import anndata
+import h5py
+import jax
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 
 import genecompass_jax as gc
-from genecompass_jax import cli, errors
+from genecompass_jax import cli, encoding, errors, pretrained
+from genecompass_jax.analysis import embeddings
 from genecompass_jax.prepare import sources
-from tests.conftest import _tiny_cells as tiny_cells
+from tests.conftest import tiny_cells
 
-TOLERANCE = 1e-5
-SPECIES = ('human', 'mouse')
+NUM = 40
+COLUMNS = {
+  'gc_n_genes_used',
+  'gc_share_umi_mapped',
+  'gc_share_umi_truncated',
+  'gc_species',
+}
 
 
 @pytest.fixture(scope='module')
@@ -22,165 +36,520 @@ def model(trained):
   return gc.load(trained)
 
 
-@pytest.mark.parametrize('pooling', ['cls', 'mean'])
-@pytest.mark.parametrize('species', [0, 1])
-def test_order_batch_and_chunk_change_nothing(
-  model, species, pooling, monkeypatch
-):
-  adata = tiny_cells(40, species, seed=5)
-  asked = {'species': SPECIES[species], 'pooling': pooling}
-  embedded = gc.embed(adata, model, **asked)
-  assert embedded.shape == (40, model.config.width)
-  assert np.isfinite(embedded).all() and embedded.std(0).min() > 0
-  order = np.random.default_rng(0).permutation(40)
-  shuffled = gc.embed(adata[order].copy(), model, **asked, batch_size=7)
-  np.testing.assert_allclose(shuffled, embedded[order], atol=TOLERANCE)
-  chunks = sources.CellStream.chunks
-  monkeypatch.setattr(sources.CellStream, 'chunks', lambda s: chunks(s, 3))
-  one_by_one = gc.embed(adata, model, **asked, batch_size=1)
-  np.testing.assert_allclose(one_by_one, embedded, atol=TOLERANCE)
+@pytest.fixture(scope='module')
+def human():
+  """Human cells of 8 to 90 genes, and some genes that no one knows."""
+  adata = tiny_cells(NUM, seed=7)
+  rng = np.random.default_rng(0)
+  dense = adata.X.toarray()
+  dense *= rng.random(dense.shape) < np.linspace(0.1, 1.0, NUM)[:, None]
+  dense[-5:] += 1  # longer than the cut
+  unknown = rng.poisson(0.5, (NUM, 10)).astype(np.float32)
+  var = pd.DataFrame(index=[*adata.var_names, *(f'LOST{i}' for i in range(10))])
+  matrix = scipy.sparse.csr_matrix(np.concatenate([dense, unknown], 1))
+  return anndata.AnnData(matrix, adata.obs, var)
 
 
-def test_a_file_gives_what_memory_gives_and_keeps_its_order(
-  model, trained, tmp_path
-):
-  adata = tiny_cells(30, 0, seed=6)
-  adata.write_h5ad(tmp_path / 'cells.h5ad')
-  out = tmp_path / 'out.h5ad'
-  code = cli.main(
-    ['embed', str(tmp_path / 'cells.h5ad'), '-o', str(out)]
-    + ['--checkpoint', str(trained), '--species', 'human']
+@pytest.fixture
+def cells(human):
+  return human.copy()
+
+
+@pytest.fixture(scope='module')
+def mouse():
+  return tiny_cells(NUM, species=1, seed=8)
+
+
+@pytest.fixture(scope='module')
+def expected(human, model):
+  """Each cell encoded, laid out and run by itself, without `embed`."""
+  return by_hand(human, model, 0)
+
+
+def by_hand(adata, model, species):
+  vocab, assets = model.vocabulary, model.assets
+  token_of = dict(zip(adata.var_names, vocab.tokens(list(adata.var_names))))
+  known = np.array([token_of[name] >= 0 for name in adata.var_names])
+  matrix = scipy.sparse.csr_matrix(adata.X[:, known])
+  encoder = encoding.CellEncoder(
+    assets.encoding,
+    np.array([t for t in token_of.values() if t >= 0], np.int32),
+    assets.medians.divisor_V(species),
   )
-  assert code == 0
-  written = anndata.read_h5ad(out)
-  assert list(written.obs_names) == list(adata.obs_names)
-  np.testing.assert_array_equal(written.X.toarray(), adata.X.toarray())
-  expected = gc.embed(adata, model, species='human')
+  encoded = encoder.encode(
+    encoding.RaggedCells(
+      matrix.indices.astype(np.int32),
+      matrix.data.astype(np.float64),
+      matrix.indptr.astype(np.int64),
+      np.asarray(adata.X.sum(1)).ravel().astype(np.float64),
+    )
+  )
+  gene_ids = np.zeros((adata.n_obs, 63), np.int32)
+  values = np.zeros((adata.n_obs, 63), np.float32)
+  for c, (a, b) in enumerate(zip(encoded.starts_C1, encoded.starts_C1[1:])):
+    gene_ids[c, : b - a] = encoded.gene_ids_N[a:b]
+    values[c, : b - a] = encoded.values_N[a:b]
+  batch = gc.cell_batch(gene_ids, values, species)
+  hidden = np.asarray(model.hidden_states(batch))
+  lengths = np.diff(encoded.starts_C1)
+  mean = [hidden[c, 1 : 1 + n].mean(0) for c, n in enumerate(lengths)]
+  kept = [
+    adata.X[c]
+    .toarray()
+    .ravel()[
+      [
+        g
+        for g, name in enumerate(adata.var_names)
+        if token_of[name] in gene_ids[c, :n]
+      ]
+    ]
+    .sum()
+    for c, n in enumerate(lengths)
+  ]
+  return {
+    'cls': hidden[:, 0],
+    'mean': np.array(mean),
+    'lengths': lengths,
+    'mapped': np.asarray(adata.X[:, known].sum(1)).ravel(),
+    'total': np.asarray(adata.X.sum(1)).ravel(),
+    'kept': np.array(kept),
+  }
+
+
+# The same numbers however they are computed
+
+
+@pytest.mark.parametrize('pooling', embeddings.POOLINGS)
+def test_embeddings_are_states_of_the_model(cells, model, expected, pooling):
+  adata = cells.copy()
+  adata.obsm['X_genecompass'] = gc.embed(adata, model, pooling=pooling)
+  result = adata.obsm['X_genecompass']
+  assert result.dtype == np.float32
+  np.testing.assert_allclose(result, expected[pooling], atol=1e-5)
+  assert result.std(0).min() > 1e-3
+
+
+def test_mouse_cells_have_the_species_vector_of_mouse(mouse, model):
+  found = gc.embed_cells(mouse, model)
+  assert set(found.obs['gc_species']) == {'mouse'}
   np.testing.assert_allclose(
-    written.obsm['X_genecompass'], expected, atol=TOLERANCE
+    found.embeddings_CD, by_hand(mouse, model, 1)['cls'], atol=1e-5
   )
-  for name in (
-    *('gc_n_genes_used', 'gc_share_umi_mapped'),
-    *('gc_share_umi_truncated', 'gc_species'),
+
+
+def test_order_batch_and_chunks_change_nothing(
+  cells, model, expected, monkeypatch
+):
+  order = np.random.default_rng(1).permutation(NUM)
+  np.testing.assert_allclose(
+    gc.embed(cells[order].copy(), model), expected['cls'][order], atol=1e-5
+  )
+  columns = np.random.default_rng(2).permutation(cells.n_vars)
+  np.testing.assert_allclose(
+    gc.embed(cells[:, columns].copy(), model), expected['cls'], atol=1e-5
+  )
+  np.testing.assert_allclose(
+    gc.embed(cells[7].copy(), model, batch_size=1),
+    expected['cls'][7:8],
+    atol=1e-5,
+  )
+  chunks = sources.CellStream.chunks
+  monkeypatch.setattr(
+    sources.CellStream, 'chunks', lambda self: chunks(self, cells=3)
+  )
+  monkeypatch.setattr(embeddings, 'BUCKETS', (16, 48))
+  np.testing.assert_allclose(
+    gc.embed(cells, model, batch_size=5), expected['cls'], atol=1e-5
+  )
+
+
+def test_a_file_equals_cells_in_memory(cells, model, tmp_path):
+  found = gc.embed_cells(cells, model)
+  for name, matrix in (
+    ('csr', cells.X),
+    ('csc', scipy.sparse.csc_matrix(cells.X)),
+    ('dense', cells.X.toarray().astype(np.int64)),
   ):
-    assert list(written.obs[name]) == list(adata.obs[name]), name
-  facts = written.uns['genecompass']
-  assert facts['checkpoint'] == model.sha256
-  assert facts['vocabulary'] == model.vocabulary.sha256
-  assert (written.obs['gc_n_genes_used'] <= 63).all()
-  assert written.obs['gc_share_umi_mapped'].between(0, 1).all()
+    path = tmp_path / f'{name}.h5ad'
+    anndata.AnnData(matrix, cells.obs, cells.var).write_h5ad(path)
+    from_file = gc.embed_cells(path, model)
+    np.testing.assert_array_equal(from_file.embeddings_CD, found.embeddings_CD)
+    for column in COLUMNS:
+      np.testing.assert_array_equal(from_file.obs[column], found.obs[column])
 
 
-def test_genes_outside_of_the_vocabulary_are_left_out(model):
-  """A model of few genes takes a file of many; no symbol goes astray."""
-  adata = tiny_cells(12, 0, seed=7)
-  table = gc.GeneTable.default()
-  rows = np.flatnonzero(
-    (table.species_G == 0) & (np.array(table.biotypes) == 'protein_coding')
+DEVICES = textwrap.dedent("""
+  import sys
+  import jax, numpy as np
+  import genecompass_jax as gc
+
+  model, devices = gc.load(sys.argv[1]), jax.devices()
+  for number in (1, 2, 8):
+    jax.local_devices = lambda: devices[:number]
+    found = gc.embed(sys.argv[2], model, batch_size=9)
+    np.save(f'{sys.argv[3]}/{number}.npy', found)
+""")
+
+
+def test_more_devices_change_nothing(trained, cells, expected, tmp_path):
+  cells.write_h5ad(tmp_path / 'cells.h5ad')
+  flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'
+  arguments = [str(trained), f'{tmp_path}/cells.h5ad', str(tmp_path)]
+  subprocess.run(
+    [sys.executable, '-c', DEVICES, *arguments],
+    env={**os.environ, 'XLA_FLAGS': flags},
+    check=True,
   )
-  known = set(adata.var_names)
-  others = [table.gene_ids[r] for r in rows if table.gene_ids[r] not in known]
+  for number in (1, 2, 8):
+    found = np.load(tmp_path / f'{number}.npy')
+    np.testing.assert_allclose(found, expected['cls'], atol=1e-5)
+
+
+# What is said about the cells
+
+
+def test_columns_and_provenance(cells, model, expected, trained):
+  adata = cells.copy()
+  gc.embed(adata, model)
+  assert set(adata.obs) == {*cells.obs, *COLUMNS}
+  np.testing.assert_array_equal(
+    adata.obs['gc_n_genes_used'], expected['lengths']
+  )
+  np.testing.assert_allclose(
+    adata.obs['gc_share_umi_mapped'],
+    expected['mapped'] / expected['total'],
+    rtol=1e-5,
+  )
+  lost = 1 - expected['kept'] / expected['mapped']
+  np.testing.assert_allclose(
+    adata.obs['gc_share_umi_truncated'], lost, atol=1e-5
+  )
+  is_cut = expected['lengths'] == 63
+  assert 0 < is_cut.sum() < NUM
+  assert (adata.obs['gc_share_umi_truncated'][~is_cut] == 0).all()
+  assert set(adata.obs['gc_species']) == {'human'}
+  uns = adata.uns['genecompass']
+  assert uns['checkpoint'] == model.sha256
+  assert uns['checkpoint_step'] == 40
+  assert uns['vocabulary'] == model.vocabulary.sha256
+  assert uns['encoding']['mode'] == 'released'
+  assert (uns['pooling'], uns['layer']) == ('cls', 'X')
+  assert uns['genecompass_jax'] == gc.__version__
+  assert json.dumps(uns)
+
+
+def test_genes_outside_of_the_vocabulary_change_nothing(cells, model):
+  table = gc.GeneTable.default()
+  known = set(cells.var_names)
+  others = [
+    gene
+    for gene, species, biotype in zip(
+      table.gene_ids, table.species_G, table.biotypes
+    )
+    if not species and biotype == 'protein_coding' and gene not in known
+  ][:5000]
   wide = anndata.concat(
     [
-      adata,
+      cells,
       anndata.AnnData(
-        np.ones((12, 5000), np.float32),
-        adata.obs,
-        adata.var.iloc[:0].reindex(others[:5000]),
+        np.ones((NUM, 5000), np.float32),
+        cells.obs,
+        pd.DataFrame(index=others),
       ),
     ],
     axis=1,
   )
   np.testing.assert_allclose(
     gc.embed(wide, model, species='human'),
-    gc.embed(adata, model, species='human'),
-    atol=TOLERANCE,
+    gc.embed(cells, model, species='human'),
+    atol=1e-5,
   )
+  assert (wide.obs['gc_share_umi_mapped'] < 0.1).all()
 
 
-DEVICES = """
-import sys
-import anndata, jax, numpy as np
-import genecompass_jax as gc
-assert len(jax.devices()) == int(sys.argv[1])
-adata = anndata.read_h5ad(sys.argv[2])
-np.save(sys.argv[4], gc.embed(adata, gc.load(sys.argv[3]), species='human'))
-"""
+def test_species_of_a_column(cells, mouse, model):
+  adata = cells[:, :90].copy()
+  adata.obs['organism'] = 'Homo sapiens'
+  found = gc.embed_cells(adata, model, species='obs:organism')
+  assert set(found.obs['gc_species']) == {'human'}
+  # Mouse cells that carry the names of their human orthologues.
+  adata.obs['organism'] = ['human', 'mouse'] * (NUM // 2)
+  both = gc.embed_cells(adata, model, species='obs:organism', ids_of='human')
+  assert list(both.obs['gc_species']) == list(adata.obs['organism'])
+  np.testing.assert_allclose(
+    both.embeddings_CD[::2], found.embeddings_CD[::2], atol=1e-5
+  )
+  assert np.abs(both.embeddings_CD - found.embeddings_CD)[1::2].min(1).all()
 
 
-def test_devices_change_nothing(trained, tmp_path):
-  tiny_cells(30, 0, seed=8).write_h5ad(tmp_path / 'cells.h5ad')
-  found = {}
-  for devices in (1, 2, 8):
-    out = tmp_path / f'{devices}.npy'
-    flags = os.environ.get('XLA_FLAGS', '')
-    flags += f' --xla_force_host_platform_device_count={devices}'
-    subprocess.run(
-      [sys.executable, '-c', DEVICES, str(devices)]
-      + [str(tmp_path / 'cells.h5ad'), str(trained), str(out)],
-      check=True,
-      env={**os.environ, 'XLA_FLAGS': flags},
-    )
-    found[devices] = np.load(out)
-  np.testing.assert_allclose(found[2], found[1], atol=TOLERANCE)
-  np.testing.assert_allclose(found[8], found[1], atol=TOLERANCE)
+# The command
 
 
-def _bad(kind: str, path) -> None:
-  adata = tiny_cells(10, 0, seed=9)
-  matrix = adata.X.toarray()
-  if kind == 'log':
-    adata.X = np.log1p(matrix)
-    adata.layers['counts'] = matrix
-  elif kind == 'negative':
-    adata.X = matrix - 3.0
-  elif kind == 'not finite':
-    matrix[0, 0] = np.nan
-    adata.X = matrix
-  elif kind == 'unknown genes':
-    adata.var_names = [f'gene{i}' for i in range(adata.n_vars)]
-  elif kind == 'empty':
-    adata = adata[:0].copy()
-  if kind == 'not an h5ad':
-    path.write_text('hello')
-  else:
-    adata.write_h5ad(path)
+def run(arguments, capsys):
+  code = cli.main(['embed', *map(str, arguments)])
+  output = capsys.readouterr()
+  return code, output.out.strip(), output.err.strip().splitlines()
 
 
-@pytest.mark.parametrize(
-  ('kind', 'flags', 'says'),
-  [
-    ('not an h5ad', [], 'not an h5ad'),
-    ('empty', [], 'no cells'),
-    ('log', ['--layer', 'X'], 'layers/counts'),
-    ('negative', [], 'negative'),
-    ('not finite', [], 'finite'),
-    ('unknown genes', ['--species', 'human'], ''),
-    ('fine', ['--species', 'mouse'], '--species human'),
-    ('fine', ['--checkpoint', 'nowhere'], 'no model here'),
-  ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing(
-  kind, flags, says, trained, tmp_path, capsys
-):
-  _bad(kind, tmp_path / 'cells.h5ad')
+def test_the_command_adds_to_a_copy(cells, model, trained, tmp_path, capsys):
+  adata = cells.copy()
+  adata.obsm['X_pca'] = np.ones((NUM, 2))
+  adata.layers['log'] = adata.X.log1p()
+  adata.write_h5ad(tmp_path / 'in.h5ad')
+  before = (tmp_path / 'in.h5ad').read_bytes()
   out = tmp_path / 'out.h5ad'
-  code = cli.main(
-    ['embed', str(tmp_path / 'cells.h5ad'), '-o', str(out)]
-    + ['--checkpoint', str(trained), *flags]
+  common = ['--checkpoint', trained, '--batch-size', 7]
+  code, said, _ = run([tmp_path / 'in.h5ad', '-o', out, *common], capsys)
+  assert code == 0
+  assert said.startswith(f"{out}: obsm['X_genecompass'] of 40 cells x 32")
+  assert 'counts from X' in said
+  assert (tmp_path / 'in.h5ad').read_bytes() == before
+  found = anndata.read_h5ad(out)
+  expected = gc.embed_cells(cells, model)
+  np.testing.assert_allclose(
+    found.obsm['X_genecompass'], expected.embeddings_CD, atol=1e-5
   )
-  said = capsys.readouterr().err.strip()
-  assert code == errors.EXIT_USAGE, said
-  assert len(said.splitlines()) == 1
-  assert says in said
-  assert [p.name for p in tmp_path.iterdir()] == ['cells.h5ad']
+  assert list(found.obs_names) == list(cells.obs_names)
+  assert set(found.obs) == {*cells.obs, *COLUMNS}
+  assert set(found.obsm) == {'X_pca', 'X_genecompass'}
+  assert abs(found.X - cells.X).nnz == 0
+  assert 'log' in found.layers
+  assert found.uns['genecompass']['checkpoint'] == model.sha256
+  # Once more: refused, then allowed.
+  code, _, lines = run([tmp_path / 'in.h5ad', '-o', out, *common], capsys)
+  assert code == errors.EXIT_USAGE
+  assert '--overwrite' in lines[-1]
+  common += ['--overwrite', '--pooling', 'mean', '--species', 'human']
+  code, said, _ = run([out, '-o', out, *common], capsys)
+  assert code == 0
+  again = anndata.read_h5ad(out)
+  assert again.uns['genecompass']['pooling'] == 'mean'
+  assert np.abs(again.obsm['X_genecompass'] - found.obsm['X_genecompass']).any()
 
 
-def test_an_output_that_is_there_is_kept(trained, tmp_path, capsys):
-  _bad('fine', tmp_path / 'cells.h5ad')
-  (tmp_path / 'out.h5ad').write_text('mine')
-  command = ['embed', str(tmp_path / 'cells.h5ad')]
-  command += ['-o', str(tmp_path / 'out.h5ad'), '--checkpoint', str(trained)]
-  assert cli.main(command) == errors.EXIT_USAGE
-  assert '--overwrite' in capsys.readouterr().err
-  assert (tmp_path / 'out.h5ad').read_text() == 'mine'
+def changed(adata, function):
+  adata = adata.copy()
+  matrix = adata.X.toarray()
+  adata.X = scipy.sparse.csr_matrix(function(matrix).astype(np.float32))
+  return adata
+
+
+def with_value(value):
+  def function(matrix):
+    matrix[3, 5] = value
+    return matrix
+
+  return function
+
+
+def renamed(adata):
+  adata = adata.copy()
+  names = [f'X{i}' for i in range(adata.n_vars)]
+  names[:40] = adata.var_names[:40]
+  adata.var_names = names
+  return adata
+
+
+BAD_CELLS = {
+  'log': (lambda a: changed(a, np.log1p), 'log-transformed', []),
+  'negative': (lambda a: changed(a, with_value(-1)), 'negative', []),
+  'infinite': (lambda a: changed(a, with_value(np.inf)), 'not finite', []),
+  'nan': (lambda a: changed(a, with_value(np.nan)), 'not finite', []),
+  'corrected': (lambda a: changed(a, lambda x: x * 9.3), 'allow_nonint', []),
+  'empty': (lambda a: a[:0].copy(), 'no cells', []),
+  'no genes': (lambda a: a[:, :0].copy(), 'no genes', []),
+  'unknown': (renamed, 'identifier', []),
+  'wrong species': (lambda a: a, 'mouse', ['--species', 'mouse']),
+  'no column': (lambda a: a, 'no such obs', ['--species', 'obs:none']),
+  'no layer': (lambda a: a, "no layer 'none'", ['--layer', 'none']),
+  'odd species': (lambda a: a, 'give human, mouse', ['--species', 'rat']),
+}
+
+
+@pytest.mark.parametrize('name', BAD_CELLS)
+def test_cells_that_are_no_counts_of_known_genes(
+  name, cells, trained, tmp_path, capsys
+):
+  make, message, flags = BAD_CELLS[name]
+  make(cells[:, :90]).write_h5ad(tmp_path / 'in.h5ad')
+  code, said, lines = run(
+    [
+      *(tmp_path / 'in.h5ad', '-o', tmp_path / 'out.h5ad'),
+      *('--checkpoint', trained, *flags),
+    ],
+    capsys,
+  )
+  assert code == errors.EXIT_USAGE
+  assert not said
+  assert message in lines[-1]
+  assert len([line for line in lines if 'embedding' not in line]) == 1
+  assert os.listdir(tmp_path) == ['in.h5ad']
+
+
+def test_a_bad_value_deep_in_a_file_leaves_no_output(trained, tmp_path, capsys):
+  adata = tiny_cells(2600)
+  matrix = adata.X.copy()
+  matrix.data[len(matrix.data) // 14] = -3  # between what is sampled
+  row = np.searchsorted(matrix.indptr, len(matrix.data) // 14, 'right') - 1
+  anndata.AnnData(matrix, adata.obs, adata.var).write_h5ad(tmp_path / 'in.h5ad')
+  code, _, lines = run(
+    [
+      *(tmp_path / 'in.h5ad', '-o', tmp_path / 'out.h5ad'),
+      *('--checkpoint', trained),
+    ],
+    capsys,
+  )
+  assert code == errors.EXIT_USAGE
+  assert f'a negative value, in cell cell{row} (row {row})' in lines[-1]
+  assert os.listdir(tmp_path) == ['in.h5ad']
+
+
+def test_the_hint_names_the_layer_that_looks_like_counts(
+  cells, model, trained, tmp_path, capsys
+):
+  adata = changed(cells, np.log1p)
+  adata.layers['umi'] = cells.X
+  adata.write_h5ad(tmp_path / 'in.h5ad')
+  common = [tmp_path / 'in.h5ad', '-o', tmp_path / 'out.h5ad']
+  common += ['--checkpoint', trained]
+  code, _, (line,) = run([*common, '--layer', 'X'], capsys)
+  assert code == errors.EXIT_USAGE
+  assert 'layers/umi looks like counts: pass --layer layers/umi' in line
+  code, said, _ = run(common, capsys)  # found by itself, and said so
+  assert code == 0
+  assert 'counts from layers/umi' in said
+  np.testing.assert_allclose(
+    anndata.read_h5ad(tmp_path / 'out.h5ad').obsm['X_genecompass'],
+    gc.embed(cells, model),
+    atol=1e-5,
+  )
+
+
+def test_files_that_are_no_h5ad(trained, tmp_path, capsys):
+  text = tmp_path / 'text.h5ad'
+  text.write_text('gene,count\n')
+  pointer = tmp_path / 'pointer.h5ad'
+  pointer.write_text('version https://git-lfs.github.com/spec/v1\n')
+  other = tmp_path / 'other.h5ad'
+  with h5py.File(other, 'w') as file:
+    file['x'] = 1
+  cut = tmp_path / 'cut.h5ad'
+  tiny_cells(10).write_h5ad(cut)
+  cut.write_bytes(cut.read_bytes()[:-5000])
+  names = set(os.listdir(tmp_path))
+  for path, message in (
+    (text, 'not an h5ad'),
+    (pointer, 'git lfs pull'),
+    (other, 'no AnnData'),
+    (cut, 'damaged'),
+    (tmp_path, 'a folder'),
+    (tmp_path / 'none.h5ad', 'no such file'),
+  ):
+    code, said, (line,) = run(
+      [path, '-o', tmp_path / 'out.h5ad', '--checkpoint', trained], capsys
+    )
+    assert code == errors.EXIT_USAGE
+    assert not said
+    assert message in line
+    assert str(path) in line
+  assert set(os.listdir(tmp_path)) == names
+
+
+def test_outputs_that_cannot_be_are_refused_first(trained, tmp_path, capsys):
+  cells = tmp_path / 'in.h5ad'
+  tiny_cells(5).write_h5ad(cells)
+  out = tmp_path / 'no' / 'out.h5ad'
+  code, _, (line,) = run([cells, '-o', out, '--checkpoint', trained], capsys)
+  assert code == errors.EXIT_USAGE
+  assert 'no such folder' in line
+  code, _, (line,) = run([cells, '-o', cells, '--checkpoint', trained], capsys)
+  assert code == errors.EXIT_USAGE
+  assert 'exists' in line
+
+
+def flip_a_bit(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def test_checkpoints_that_cannot_be_trusted(trained, tmp_path, capsys):
+  cells = tmp_path / 'in.h5ad'
+  tiny_cells(5).write_h5ad(cells)
+
+  def refused(checkpoint):
+    code, said, (line,) = run(
+      [cells, '-o', tmp_path / 'out.h5ad', '--checkpoint', checkpoint], capsys
+    )
+    assert code == errors.EXIT_USAGE
+    assert not said
+    assert not (tmp_path / 'out.h5ad').exists()
+    return line
+
+  assert 'no model here' in refused(tmp_path / 'none')
+  assert 'no model here' in refused(tmp_path)
+  run_dir = tmp_path / 'run'
+  shutil.copytree(trained, run_dir)
+  assert 'no step' in refused(run_dir / 'checkpoints' / 'last')
+  assert '41' in refused(run_dir / 'checkpoints' / '41')
+  for name in ('vocabulary.tsv.gz', 'medians.tsv', 'knowledge.npz'):
+    flip_a_bit(run_dir / 'assets' / name)
+    assert f'{name} is missing or was changed' in refused(run_dir)
+    shutil.copy(trained / 'assets' / name, run_dir / 'assets')
+  other = pretrained.load(trained)
+  swapped = dict(other.assets.__dict__)
+  genes = other.vocabulary.token_gene_ids()[2:-1]
+  smaller = other.vocabulary.restrict(genes)
+  swapped |= {'vocabulary': smaller, 'medians': None}
+  from genecompass_jax import assets
+
+  shutil.rmtree(run_dir / 'assets')
+  assets.save(run_dir / 'assets', assets.Assets(**swapped))
+  assert 'belongs to another model' in refused(run_dir)
+  shutil.rmtree(run_dir / 'assets')
+  assert 'cannot be read' in refused(run_dir)
+  shutil.copytree(trained / 'assets', run_dir / 'assets')
+  for step in (run_dir / 'checkpoints').glob('*'):
+    if step.is_dir():
+      shutil.rmtree(step)
+  assert 'no finished checkpoint yet' in refused(run_dir)
+
+
+def test_a_step_a_workdir_and_an_export_give_the_same(
+  cells, trained, tmp_path, expected
+):
+  moved = tmp_path / 'moved'
+  shutil.copytree(trained, moved)
+  pretrained.export(gc.load(moved), tmp_path / 'export')
+  folders = moved, moved / 'checkpoints' / '40', tmp_path / 'export'
+  for folder in folders:
+    model = gc.load(folder)
+    np.testing.assert_array_equal(
+      gc.embed(cells, model), gc.embed(cells, gc.load(trained))
+    )
+    assert model.step == 40
+  earlier = gc.load(moved / 'checkpoints' / '5')
+  assert earlier.step == 5
+  assert np.abs(gc.embed(cells, earlier) - expected['cls']).max() > 1e-3
+  with pytest.raises(errors.UserError, match='is not empty'):
+    pretrained.export(earlier, tmp_path / 'export')
+
+
+def test_a_model_without_vocabulary_cannot_embed(cells, model):
+  bare = model.replace(
+    assets=type(model.assets)(knowledge=model.assets.knowledge)
+  )
+  with pytest.raises(errors.UserError, match='without vocabulary'):
+    gc.embed(cells, bare)
+  with pytest.raises(errors.UserError, match='give cls or mean'):
+    gc.embed(cells, model, pooling='max')
+
+
+def test_the_facade_answers():
+  assert jax.__version__
+  assert pathlib.Path(gc.__file__).is_file()
+  for name in gc.__all__:
+    assert getattr(gc, name) is not None
+  assert set(gc.__all__) <= set(dir(gc))
+  with pytest.raises(AttributeError):
+    gc.nothing_of_that_name  # noqa: B018
