@@ -161,7 +161,8 @@ def _parts(path: str, cells: CellSet) -> list[sources.Source]:
     column, value = cells.only
     adata = adata[(adata.obs[column] == value).to_numpy()].copy()
   if not cells.split_by:
-    return [sources.from_anndata(adata, cells.config)]
+    config = dataclasses.replace(cells.config, path=path)
+    return [sources.from_anndata(adata, config)]
   opened = []
   for value in sorted(adata.obs[cells.split_by].unique()):
     part = adata[(adata.obs[cells.split_by] == value).to_numpy()]
@@ -170,7 +171,7 @@ def _parts(path: str, cells: CellSet) -> list[sources.Source]:
     part = part[:, np.asarray(part.X.sum(0)).ravel() > 0].copy()
     name = f'{cells.config.name}-{value}'
     config = dataclasses.replace(
-      cells.config, name=name, dataset=cells.config.name
+      cells.config, path=path, name=name, dataset=cells.config.name
     )
     opened.append(sources.from_anndata(part, config))
   return opened

@@ -28,8 +28,8 @@ _PUBLIC = {
   'UserError': 'errors',
   # The way of the demo, for notebooks.
   'blood_cells': 'prepare.pbmc68k',
-  'build_corpus': 'prepare.annotated',
-  'held_out_cells': 'prepare.annotated',
+  'build_corpus': 'prepare.anndatas',
+  'held_out_cells': 'prepare.anndatas',
   'pretrain': 'demo.pretraining',
   'read_metrics': 'metrics:read',
   'learning_curves': 'analysis.figures',

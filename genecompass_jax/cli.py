@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from genecompass_jax import errors
+from genecompass_jax.prepare import flags
 
 
 class _Parser(argparse.ArgumentParser):
@@ -87,34 +88,6 @@ def _prep(parser: argparse.ArgumentParser) -> Runner:
   return command.run
 
 
-def add_cell_arguments(parser: argparse.ArgumentParser) -> None:
-  """Flags that say what the cells of a file are."""
-  parser.add_argument(
-    '--species',
-    default='auto',
-    metavar='human|mouse|auto|obs:COLUMN',
-    help='species of the cells (default: by their gene identifiers)',
-  )
-  parser.add_argument(
-    '--ids-of',
-    '--ids_of',
-    default='',
-    choices=('human', 'mouse'),
-    help='species of the gene identifiers, where it is not that of the cells',
-  )
-  parser.add_argument(
-    '--layer',
-    default='',
-    help='X, raw or layers/NAME (default: what looks like counts)',
-  )
-  parser.add_argument(
-    '--allow-noninteger',
-    '--allow_noninteger',
-    action='store_true',
-    help='take corrected counts as they are',
-  )
-
-
 def _embed(parser: argparse.ArgumentParser) -> Runner:
   parser.add_argument('cells', metavar='CELLS.h5ad')
   parser.add_argument('-o', '--output', required=True, metavar='OUT.h5ad')
@@ -129,14 +102,14 @@ def _embed(parser: argparse.ArgumentParser) -> Runner:
   parser.add_argument(
     '--overwrite', action='store_true', help='replace OUT.h5ad if it is there'
   )
-  add_cell_arguments(parser)
+  flags.add_cell_flags(parser)
 
   def run(args: argparse.Namespace) -> None:
     from genecompass_jax import pretrained
     from genecompass_jax.analysis import embeddings
-    from genecompass_jax.prepare import annotate
+    from genecompass_jax.prepare import h5ad_copy
 
-    annotate.check_output(args.output, args.overwrite)
+    h5ad_copy.check_output(args.output, args.overwrite)
     model = pretrained.load(args.checkpoint)
     result = embeddings.embed_cells(
       args.cells,
@@ -148,7 +121,7 @@ def _embed(parser: argparse.ArgumentParser) -> Runner:
       batch_size=args.batch_size,
       allow_noninteger=args.allow_noninteger,
     )
-    annotate.write(
+    h5ad_copy.write(
       args.cells,
       args.output,
       obsm={embeddings.KEY: result.embeddings_CD},
@@ -271,7 +244,7 @@ def _demo(parser: argparse.ArgumentParser) -> Runner:
   )
   parser.add_argument('--steps', type=int, default=0, help='training steps')
   parser.add_argument('--seed', type=int, default=0)
-  add_cell_arguments(parser)
+  flags.add_cell_flags(parser)
 
   def run(args: argparse.Namespace) -> None:
     from genecompass_jax import demo

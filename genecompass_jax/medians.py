@@ -7,6 +7,7 @@ corpus is counted in one pass, in any order, by any number of workers.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -42,18 +43,22 @@ class Medians:
       scaled to 10,000 a cell).
     median_SV: float64; NaN where no training cell expresses the token.
     support_SV: int64 training cells that express it.
+    is_shared_V: bool; the token stands for genes of several species.
   """
 
   mode: str
   median_SV: np.ndarray
   support_SV: np.ndarray
+  is_shared_V: np.ndarray
 
   def __post_init__(self):
     if self.mode not in encoding.MODES:
       raise ValueError(f'{self.mode=} must be one of {encoding.MODES}')
-    if self.support_SV.shape != self.median_SV.shape:
+    shapes = self.median_SV.shape, self.support_SV.shape
+    if shapes[0] != shapes[1] or shapes[0][1:] != self.is_shared_V.shape:
       raise ValueError(
-        f'{self.median_SV.shape=} and {self.support_SV.shape=} must be equal'
+        f'medians, supports and shared tokens are of {shapes[0]}, {shapes[1]} '
+        f'and {self.is_shared_V.shape}'
       )
 
   @classmethod
@@ -76,25 +81,37 @@ class Medians:
     for species, histogram in histograms.items():
       median_SV[species] = histogram.median_V()
       support_SV[species] = histogram.support_V()
-    return cls(modes.pop(), median_SV, support_SV)
+    return cls(modes.pop(), median_SV, support_SV, vocab.is_shared_V())
 
   def is_supported_SV(self) -> np.ndarray:
     """bool [S, V]: at least `MIN_SUPPORT` cells stand behind the median."""
     return self.support_SV >= MIN_SUPPORT
 
+  @functools.cached_property
+  def sha256(self) -> str:
+    """Digest of what an encoding depends on: mode, medians and supports."""
+    parts = (
+      self.mode.encode(),
+      self.median_SV.astype('<f8').tobytes(),
+      self.support_SV.astype('<i8').tobytes(),
+    )
+    return paths.sha256_bytes(b''.join(parts))
+
   def divisor_V(self, species: int) -> np.ndarray:
     """float64 [V] that the counts of a species' cells are divided by.
 
-    `released`: the human median, whatever the species of the cell (measured
-    on the published mouse corpus); the species' own where no human cells
-    support one, as in a mouse corpus; else 1.
+    `released`: the human median of a shared token, whatever the species of
+    the cell (measured on the published mouse corpus), the species' own of
+    another; 1 where that is missing or not supported. Where no human cell was
+    counted there is no human table: then shared tokens have the species' own.
     `library`: the species' own, else the median of its medians, so that an
     unsupported gene ranks like an average one; 1 only if nothing was counted.
     """
     known_SV = np.where(self.is_supported_SV(), self.median_SV, np.nan)
     known_V = known_SV[species]
     if self.mode == encoding.RELEASED:
-      known_V = np.where(np.isnan(known_SV[_HUMAN]), known_V, known_SV[_HUMAN])
+      if self.support_SV[_HUMAN].any():
+        known_V = np.where(self.is_shared_V, known_SV[_HUMAN], known_V)
       return np.where(np.isnan(known_V), 1.0, known_V)
     for medians_V in (known_V, self.median_SV[species]):
       if not np.isnan(medians_V).all():
@@ -144,7 +161,12 @@ class Medians:
         )
       median_SV.append(median[row_V])
       support_SV.append(support[row_V])
-    return cls(header['mode'], np.stack(median_SV), np.stack(support_SV))
+    return cls(
+      header['mode'],
+      np.stack(median_SV),
+      np.stack(support_SV),
+      vocab.is_shared_V(),
+    )
 
 
 @kernels.compiled

@@ -121,3 +121,8 @@ def _duration(seconds: float | None) -> str:
   if hours:
     return f'{hours} h {minutes:02d} min'
   return f'{minutes} min {rest:02d} s' if minutes else f'{rest} s'
+
+
+def is_due(step: int, period: int) -> bool:
+  """Whether something done every `period` steps is due; 0 is never."""
+  return period > 0 and step % period == 0

@@ -9,10 +9,6 @@ import dataclasses
 import functools
 import json
 import logging
-import math
-import signal
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,6 +24,7 @@ from genecompass_jax import (
   encoding as encoding_lib,
   errors,
   evaluate,
+  interruption,
   knowledge as knowledge_lib,
   losses,
   metrics,
@@ -38,6 +35,7 @@ from genecompass_jax import (
   progress,
   schemas,
   sharding,
+  training_log,
   vocabulary as vocabulary_lib,
   workdir,
 )
@@ -59,8 +57,9 @@ class TrainConfig:
     priors: (name, parquet table) of each knowledge prior, in order.
     seed: of initial parameters and dropout; `data.seed` is that of the cells.
     id_bias: what the bias of the id head starts from: 'zeros', as in the
-      release, or 'frequency', the log share of training cells that express
-      each token: a short run need not spend itself on learning it.
+      release, or 'frequency': the log of how often each token is expressed in
+      the cells that the medians were taken from (of each species, one kind of
+      assay). A short run need not spend itself on learning it.
     prior_warmup_steps: steps over which priors fade in; 0 for none (the
       release's warm-up has no effect).
     log_every: steps between training lines.
@@ -310,12 +309,14 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
       metrics.cut_after(folder, -1 if latest is None else first_step)
 
     # The loop.
-    log = _Log(folder, config, first_step)
+    log = training_log.TrainingLog(
+      folder, first_step, config.optimizer.total_steps, config.log_every
+    )
     log.event('start' if latest is None else 'resume', step=first_step)
     total = config.optimizer.total_steps
     if evaluator is not None and latest is None:
       log.evaluation(0, evaluator(state.params, knowledge, mesh))
-    with _Signals() as signals, log.progress(total):
+    with interruption.StopSignals() as signals, log.progress():
       batches = log.batches(loader.iterate(first_batch))
       for step in range(first_step + 1, total + 1):
         host_batch = next(batches)
@@ -323,13 +324,17 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
         state, values = step_fn(state, batch, knowledge)
         log.step(step, host_batch, values)
         if evaluator is not None and (
-          step == total or _every(step, config.eval_every)
+          step == total or progress.is_due(step, config.eval_every)
         ):
           log.catch_up()
           line = evaluator(state.params, knowledge, mesh)
           log.evaluation(step, line)
         stops = signals.asked_to_stop  # read once: what stops is saved
-        if step == total or stops or _every(step, config.checkpoint_every):
+        if (
+          step == total
+          or stops
+          or progress.is_due(step, config.checkpoint_every)
+        ):
           # What a checkpoint claims is in the metrics, and is finite.
           log.catch_up()
           _save(checkpoints, state, step, facts)
@@ -446,159 +451,6 @@ def _restore(checkpoints, step: int, shapes, places, facts) -> TrainState:
       'medians or priors) than this run has; remove it, or use another workdir'
     )
   return TrainState(params=params, **training)
-
-
-class _Log:
-  """Metrics of the loop, fetched one step late so that devices never wait."""
-
-  def __init__(self, folder, config: TrainConfig, first_step: int):
-    self._config = config
-    self._file = None
-    if jax.process_index() == 0:
-      self._file = metrics.MetricsFile(folder)
-    self._pending: tuple[int, dict[str, jax.Array]] | None = None
-    self._bar: progress.Progress | None = None
-    self._done = first_step
-    self._reset()
-
-  def _reset(self) -> None:
-    self._started = time.perf_counter()
-    self._cells = self._real_slots = self._slots = 0
-    self._waited = 0.0
-
-  def progress(self, total: int):
-    """The progress bar of the loop; use as a context."""
-    self._bar = progress.Progress(total - self._done, 'steps', 'training')
-    return self._bar
-
-  def event(self, name: str, **values: Any) -> None:
-    """A line that is no measurement."""
-    if self._file is not None:
-      self._file.write(event=name, **values)
-      self._file.flush()
-
-  def batches(
-    self, batches: Iterator[schemas.HostBatch]
-  ) -> Iterator[schemas.HostBatch]:
-    """The batches, the wait for each remembered."""
-    while True:
-      self._asked = time.perf_counter()
-      batch = next(batches)
-      self._wait = time.perf_counter() - self._asked
-      self._waited += self._wait
-      yield batch
-
-  def step(
-    self,
-    step: int,
-    host_batch: schemas.HostBatch,
-    values: dict[str, jax.Array],
-  ) -> None:
-    """Takes the numbers of a step; writes those of the step before."""
-    self._write()
-    segments_BL = host_batch.batch.cells.segments_BL
-    self._cells += int((host_batch.cell_index_BS >= 0).sum())
-    self._real_slots += int((segments_BL > 0).sum())
-    self._slots += segments_BL.size
-    self._pending = step, values
-
-  def catch_up(self) -> None:
-    """Waits for the last step and writes it, if it is due.
-
-    Raises:
-      FloatingPointError: loss or gradient are not finite.
-    """
-    if self._pending is not None:
-      # The line before was written while this step ran: its time began there.
-      self._started = min(self._started, self._asked)
-      self._waited = max(self._waited, self._wait)
-      self._write(check=True)
-
-  def _write(self, check: bool = False) -> None:
-    if self._pending is None:
-      return
-    step, values = self._pending
-    self._pending = None
-    is_due = (
-      _every(step, self._config.log_every)
-      or step == self._config.optimizer.total_steps
-    )
-    line = {}
-    if is_due or check:
-      line = {k: float(v) for k, v in jax.device_get(values).items()}
-    for name in ('loss', 'grad_norm'):
-      if not math.isfinite(line.get(name, 0.0)):
-        self.event('not_finite', step=step)
-        raise FloatingPointError(
-          f'{name} is {line[name]} at step {step}; lower '
-          'optimizer.learning_rate or start from an earlier checkpoint'
-        )
-    if not is_due:
-      self._bar.update(1)
-      return
-    elapsed = max(time.perf_counter() - self._started, 1e-9)
-    line |= {
-      'cells_per_s': self._cells / elapsed,
-      'real_token_share': self._real_slots / max(self._slots, 1),
-      'data_wait_share': self._waited / elapsed,
-    }
-    if self._file is not None:
-      self._file.write(step=step, **line)
-      self._file.flush()
-    self._bar.update(1, note=f'loss {line["loss"]:.4f}')
-    self._reset()
-
-  def evaluation(self, step: int, line: dict[str, Any]) -> None:
-    """An evaluation line."""
-    logging.info(
-      'step %d: held-out id loss %.4f (rank bracket %.4f), value loss %.4f '
-      '(interpolation %.4f)',
-      step,
-      line['eval_id_loss'],
-      line.get('null_id_rank_bracket', math.nan),
-      line.get('eval_value_loss', math.nan),
-      line.get('null_value_interpolation', math.nan),
-    )
-    if self._file is not None:
-      self._file.write(step=step, **line)
-      self._file.flush()
-    self._reset()  # the time of an evaluation is not that of training
-
-  def close(self) -> None:
-    """Writes what is held back and closes the file."""
-    self.catch_up()
-    if self._file is not None:
-      self._file.close()
-
-
-class _Signals:
-  """Turns SIGTERM and SIGINT into a wish to stop after the step."""
-
-  def __init__(self):
-    self.asked_to_stop = False
-    self._before: dict[int, Any] = {}
-
-  def __enter__(self) -> '_Signals':
-    for number in (signal.SIGTERM, signal.SIGINT):
-      try:
-        self._before[number] = signal.signal(number, self._stop)
-      except ValueError:  # not the main thread (a notebook's, say)
-        break
-    return self
-
-  def __exit__(self, *exc: object) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _stop(self, number: int, frame: object) -> None:
-    del frame
-    if self.asked_to_stop and number == signal.SIGINT:
-      raise KeyboardInterrupt  # asked twice: now
-    self.asked_to_stop = True
-
-
-def _every(step: int, period: int) -> bool:
-  return period > 0 and step % period == 0
 
 
 def _log_start(config: TrainConfig, devices: int) -> None:

@@ -188,6 +188,13 @@ class Vocabulary:
     """int32 sorted distinct tokens that a cell of a species can hold."""
     return np.unique(self.token_G[self.genes.species_G == species])
 
+  def is_shared_V(self) -> np.ndarray:
+    """bool [V]: the token stands for genes of several species."""
+    species_V = np.zeros(self.size, np.int8)
+    for species in range(len(SPECIES)):
+      species_V[self.species_tokens(species)] += 1
+    return species_V > 1
+
   def token_gene_ids(self) -> tuple[str, ...]:
     """[V] Ensembl id of every token; the human id of a shared one."""
     return self._named(self.genes.gene_ids)

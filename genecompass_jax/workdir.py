@@ -19,9 +19,10 @@ CHECKPOINTS = 'checkpoints'
 NULLS = 'nulls.npz'
 FORMAT = 1
 
-# Fields of a configuration that may differ when a run is resumed: they change
-# neither the parameters nor the stream of cells. Of corpus and priors, these
-# are places; their content is compared by hash.
+# Fields of a configuration that may differ when a run is resumed: the stream of
+# cells stays as it is, and so do the parameters; another mesh changes only the
+# order of sums, and so the last bits. Of corpus and priors, these are places;
+# their content is compared by hash.
 MAY_CHANGE = (
   'corpus',
   'priors',

@@ -81,6 +81,7 @@ def write_corpus(path, sizes=(1300, 700), orthologues='one2one'):
           mode,
           rng.choice([1.0, 2.0], (2, vocab.size)),
           np.full((2, vocab.size), 1000, np.int64),
+          vocab.is_shared_V(),
         )
       )
     writer.commit({'seed': 0})
@@ -404,6 +405,7 @@ def test_lengths_are_counted_once_where_tokens_are_shared(
     'released',
     np.ones((2, drop.size)),
     np.full((2, drop.size), 1000, np.int64),
+    drop.is_shared_V(),
   )
   config = dataclasses.replace(BUCKETS, rows_per_batch=8)
   with caplog.at_level(logging.INFO):

@@ -232,6 +232,7 @@ def test_columns_and_provenance(cells, model, expected, trained):
   assert uns['checkpoint'] == model.sha256
   assert uns['checkpoint_step'] == 40
   assert uns['vocabulary'] == model.vocabulary.sha256
+  assert uns['medians'] == model.assets.medians.sha256
   assert uns['encoding']['mode'] == 'released'
   assert (uns['pooling'], uns['layer']) == ('cls', 'X')
   assert uns['genecompass_jax'] == gc.__version__

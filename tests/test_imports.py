@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'genecompass_jax'
 # tasks, analysis, scaling) counts as one module. The number of a line is the
 # level of the architecture.
 LEVELS = (
-  (0, 'errors paths schemas progress kernels'),
+  (0, 'errors paths schemas progress kernels interruption'),
   (0, 'gene_table metrics sharding workdir ranking'),
   (0, 'vocabulary encoding'),
   (1, 'gene_ids medians masking knowledge losses optimizer simulate'),
@@ -23,7 +23,7 @@ LEVELS = (
   (1, 'shards staging assets'),
   (1, 'corpus'),
   (1, 'corpus_writer'),
-  (2, 'reading model checkpoint prepare'),
+  (2, 'reading model checkpoint prepare training_log'),
   (2, 'data'),
   (3, 'null_counts'),
   (3, 'nulls convert pretrained'),

@@ -159,37 +159,43 @@ def test_bad_counts_are_one_line():
 
 
 def table(mode):
-  """Tokens: human supported, human thin, human absent, none anywhere."""
+  """Shared: human supported, human thin, mouse alone; mouse's own: supported,
+  thin."""
   return medians.Medians(
     mode,
     np.array(
-      [[np.nan, np.nan, 2, 7, np.nan, np.nan], [np.nan, np.nan, 3, 4, 5, 9]]
+      [
+        [np.nan, np.nan, 2, 7, np.nan, np.nan, np.nan],
+        [np.nan, np.nan, 3, 4, 6, 5, 9],
+      ]
     ),
-    np.array([[0, 0, 100, 99, 0, 0], [0, 0, 500, 500, 100, 99]]),
+    np.array([[0, 0, 100, 99, 0, 0, 0], [0, 0, 500, 500, 500, 100, 99]]),
+    np.array([False, False, True, True, True, False, False]),
   )
 
 
 def test_divisors_of_released_mode():
   np.testing.assert_array_equal(
-    table('released').divisor_V(0), [1, 1, 2, 1, 1, 1]
+    table('released').divisor_V(0), [1, 1, 2, 1, 1, 1, 1]
   )
   np.testing.assert_array_equal(
-    table('released').divisor_V(1), [1, 1, 2, 4, 5, 1]
+    table('released').divisor_V(1), [1, 1, 2, 1, 1, 5, 1]
   )
+  mouse_alone = table('released')
+  mouse_alone.median_SV[0], mouse_alone.support_SV[0] = np.nan, 0
+  np.testing.assert_array_equal(mouse_alone.divisor_V(1), [1, 1, 3, 4, 6, 5, 1])
 
 
 def test_divisors_of_library_mode():
+  np.testing.assert_array_equal(table('library').divisor_V(0), [2] * 7)
   np.testing.assert_array_equal(
-    table('library').divisor_V(0), [2, 2, 2, 2, 2, 2]
-  )
-  np.testing.assert_array_equal(
-    table('library').divisor_V(1), [4, 4, 3, 4, 5, 4]
+    table('library').divisor_V(1), [4.5, 4.5, 3, 4, 6, 5, 4.5]
   )
   small = table('library')
   small.support_SV[:] = np.minimum(small.support_SV, 5)
-  np.testing.assert_array_equal(small.divisor_V(1), np.full(6, 4.5))
+  np.testing.assert_array_equal(small.divisor_V(1), np.full(7, 5))
   small.median_SV[:] = np.nan
-  np.testing.assert_array_equal(small.divisor_V(1), np.ones(6))
+  np.testing.assert_array_equal(small.divisor_V(1), np.ones(7))
 
 
 @pytest.fixture(scope='module')

@@ -92,7 +92,10 @@ def measure(table, mode, ties, seed):
   histogram = medians.MedianHistogram(mode, tokens, size)
   histogram.add(train)
   known = medians.Medians(
-    mode, histogram.median_V()[None], histogram.support_V()[None]
+    mode,
+    histogram.median_V()[None],
+    histogram.support_V()[None],
+    np.zeros(size, bool),
   )
   divisor_V = known.divisor_V(0)
   encoder = encoding.CellEncoder(config, tokens, divisor_V)

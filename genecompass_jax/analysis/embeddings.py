@@ -157,6 +157,7 @@ def embed_cells(
     'checkpoint': model.sha256,
     'checkpoint_step': model.step,
     'vocabulary': model.vocabulary.sha256,
+    'medians': model.assets.medians.sha256,
     'encoding': dataclasses.asdict(model.assets.encoding),
     'pooling': pooling,
     'layer': stream.source.layer,

@@ -7,7 +7,7 @@ import numpy as np
 
 from genecompass_jax import errors, simulate, vocabulary
 from genecompass_jax.prepare import (
-  annotated,
+  anndatas,
   pbmc68k,
   pipeline,
   simulated,
@@ -64,7 +64,7 @@ class Probe:
 
   source: str
   dataset: str
-  cells: annotated.Cells
+  cells: anndatas.Cells
   config: sources.SourceConfig
   label: str
   unit: str
@@ -110,9 +110,9 @@ def default(args: argparse.Namespace) -> Plan:
     )
   }
   atlas = simulate.Atlas(ATLAS)
-  for name, adata in simulated.to_anndatas(atlas, SIMULATED_CELLS).items():
+  for name, sampled in simulated.to_anndatas(atlas, SIMULATED_CELLS).items():
     cells[f'simulated {name}'] = (
-      adata,
+      sampled,
       sources.SourceConfig(
         name=f'simulated {name}',
         species=name,
@@ -124,13 +124,13 @@ def default(args: argparse.Namespace) -> Plan:
       ),
     )
   probes = []
-  for name, (adata, source) in cells.items():
+  for name, (each, source) in cells.items():
     is_real = name == BLOOD
     probes.append(
       Probe(
         source=name,
         dataset=BLOOD_DATASET if is_real else name,
-        cells=adata,
+        cells=each,
         config=source,
         label='cell_type',
         unit='' if is_real else 'donor',

@@ -15,7 +15,7 @@ from genecompass_jax import (
   vocabulary,
 )
 
-STEPS = 2000
+STEPS = 5000
 EVALUATIONS = 10  # during training, on so many held-out cells
 EVALUATION_CELLS = 384
 LONGEST = 512  # slots: longer cells keep their highest ranks

@@ -9,7 +9,7 @@ import numpy as np
 from genecompass_jax import corpus as corpus_lib, model as model_lib, pretrained
 from genecompass_jax.analysis import embeddings
 from genecompass_jax.demo import plans
-from genecompass_jax.prepare import annotated
+from genecompass_jax.prepare import anndatas
 from genecompass_jax.tasks import cell_types
 
 PCA = 'PCA of log counts'
@@ -42,7 +42,7 @@ def embed(
   model: pretrained.PretrainedModel,
 ) -> Embedded:
   """Features of a probe's held-out cells: baseline, model, random weights."""
-  cells = annotated.held_out_cells(
+  cells = anndatas.held_out_cells(
     corpus, probe.cells, source=probe.source, max_cells=probe.max_cells
   )
   labels = _text(cells, probe.label) if probe.label else None
@@ -59,7 +59,7 @@ def embed(
       allow_noninteger=probe.config.allow_noninteger,
     )
 
-  counts_CV = annotated.token_counts(cells, model.vocabulary, probe.config)
+  counts_CV = anndatas.token_counts(cells, model.vocabulary, probe.config)
   features = {PCA: cell_types.Features(cell_types.pca(counts_CV))}
   if labels is not None:
     draws = [

@@ -104,7 +104,13 @@ class Buckets:
     self._waiting: dict[int, list[Cells]] = {}
 
   def add(self, source: int, chunk: sources.Chunk, names: np.ndarray) -> None:
-    """Takes the cells of a chunk that have any known gene."""
+    """Takes the cells of a chunk.
+
+    Args:
+      source: number of the source.
+      chunk: its cells; the caller has left out those without a known gene.
+      names: of the cells.
+    """
     records_C = np.zeros(len(chunk.index_C), self._record)
     base = kernels.fold(self._seed, source)
     records_C['key'] = kernels.mix64_all(

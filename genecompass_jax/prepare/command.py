@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import quality
+from genecompass_jax.prepare import flags, quality
 
 KIND = 'h5ad'  # of files; others will follow
 
@@ -33,29 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
   cells = parser.add_argument_group('cells')
-  cells.add_argument(
-    '--species',
-    default='auto',
-    metavar='human|mouse|auto|obs:COLUMN',
-    help='species of the cells',
-  )
-  cells.add_argument(
-    '--ids-of',
-    '--ids_of',
-    default='',
-    choices=('human', 'mouse'),
-    help='species of the gene identifiers, where it is not that of the cells',
-  )
-  cells.add_argument(
-    '--layer', default='', help='X, raw or layers/NAME; by default what looks '
-    'like counts',
-  )  # fmt: skip
-  cells.add_argument(
-    '--allow-noninteger',
-    '--allow_noninteger',
-    action='store_true',
-    help='take corrected counts as they are',
-  )
+  flags.add_cell_flags(cells)
   cells.add_argument(
     '--assay',
     default='auto',

@@ -122,6 +122,7 @@ def corpus(
   facts = f'{atlas.config.sha256} {num_cells}\n'
   if paths.exists(paths.join(output, 'manifest.json')):
     return _same(output, facts)
+  paths.write_text(_facts_path(output), facts)
   opened = [
     sources.from_anndata(adata, _source_config(name))
     for name, adata in to_anndatas(atlas, -(-num_cells // 2)).items()
@@ -129,7 +130,6 @@ def corpus(
   pipeline.prepare(
     opened, output, pipeline.PrepareConfig(vocabulary='measured')
   )
-  paths.write_text(_facts_path(output), facts)
   return output
 
 
@@ -150,6 +150,7 @@ def independent_corpus(workdir: paths.PathLike, num_cells: int) -> str:
   facts = f'independent {num_cells}\n'
   if paths.exists(paths.join(output, 'manifest.json')):
     return _same(output, facts)
+  paths.write_text(_facts_path(output), facts)
   source = sources.from_anndata(
     to_anndata(simulate.independent(num_cells)),
     sources.SourceConfig(
@@ -163,11 +164,11 @@ def independent_corpus(workdir: paths.PathLike, num_cells: int) -> str:
       vocabulary='measured', filters=quality.QualityConfig.off()
     ),
   )
-  paths.write_text(_facts_path(output), facts)
   return output
 
 
 def _facts_path(output: str) -> str:
+  """Where it stands what a corpus is made of; written before the corpus."""
   return output + '.txt'
 
 

@@ -32,7 +32,8 @@ class SourceConfig:
   """What to read from one file, and what its columns mean.
 
   Attributes:
-    path: an h5ad file; '' for an AnnData in memory.
+    path: an h5ad file; of an AnnData in memory the file it came from, for the
+      manifest, or ''.
     name: of the source, in the manifest; the file's stem where ''.
     species: `human`, `mouse`, `auto` or `obs:COLUMN`.
     ids_of: `human` or `mouse` where cells of the other species carry its
@@ -167,7 +168,7 @@ class Source:
 
   @functools.cached_property
   def sha256(self) -> str:
-    """Digest of the file; '' in memory."""
+    """Digest of the file; '' for cells that came from none."""
     return paths.sha256_file(self.config.path) if self.config.path else ''
 
   def gene_ids(self) -> set[str]:
