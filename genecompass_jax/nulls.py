@@ -233,6 +233,13 @@ class NullModels:
         add(s, part)
     return dataclasses.replace(draft, choices=tuple(choices))
 
+  def cells_V(self) -> np.ndarray:
+    """int64 [V] training cells that keep each token, of all species."""
+    cells_V = np.zeros(self.divisor_SV.shape[1], np.int64)
+    for counts in self.counts:
+      cells_V[counts.tokens_T] += counts.ranks_TQ.sum(1).astype(np.int64)
+    return cells_V
+
   def _choose(
     self, species: int, held: list[encoding.EncodedCells], seed: int
   ) -> Choices:

@@ -57,9 +57,9 @@ class TrainConfig:
     priors: (name, parquet table) of each knowledge prior, in order.
     seed: of initial parameters and dropout; `data.seed` is that of the cells.
     id_bias: what the bias of the id head starts from: 'zeros', as in the
-      release, or 'frequency': the log of how often each token is expressed in
-      the cells that the medians were taken from (of each species, one kind of
-      assay). A short run need not spend itself on learning it.
+      release, or 'frequency': the log of how often each token is among the
+      ranks that training cells keep, counted with the null models. A short
+      run need not spend itself on learning it.
     prior_warmup_steps: steps over which priors fade in; 0 for none (the
       release's warm-up has no effect).
     log_every: steps between training lines.
@@ -169,13 +169,15 @@ def train_step(
   return state, values
 
 
-def init_state(config: TrainConfig, assets: assets_lib.Assets) -> TrainState:
-  """The state before the first update."""
+def init_state(
+  config: TrainConfig, null_models: nulls.NullModels | None = None
+) -> TrainState:
+  """The state before the first update; `id_bias` 'frequency' needs counts."""
   params = model_lib.init(config.model, config.seed)
   if config.id_bias == 'frequency':
-    cells_V = assets.medians.support_SV.sum(0)
+    cells_V = null_models.cells_V() + 1.0  # one is added: no log of zero
     params['id_head']['bias'] = jnp.asarray(
-      np.log((cells_V + 1.0) / (cells_V + 1.0).sum()), jnp.float32
+      np.log(cells_V / cells_V.sum()), jnp.float32
     )
   transform = optimizer_lib.make_optimizer(config.optimizer)
   zero = jnp.zeros((), jnp.int32)
@@ -280,20 +282,23 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
     host=jax.process_index(),
     num_hosts=jax.process_count(),
   )
-  evaluator = _make_evaluator(config, corpus, folder)
+  null_models = _null_models(config, corpus, folder)
+  evaluator = _make_evaluator(config, corpus, null_models)
   if jax.process_index() == 0:
     _log_start(config, devices)
 
   with jax.set_mesh(mesh):
     # The state, restored where there is a good checkpoint.
-    shapes = jax.eval_shape(lambda: init_state(config, assets))
+    shapes = jax.eval_shape(lambda: init_state(config, null_models))
     places = state_sharding(config, shapes, mesh)
     checkpoints = checkpoint.Checkpoints(
       paths.join(folder, workdir.CHECKPOINTS), keep=config.keep_checkpoints
     )
     latest = checkpoints.latest()
     if latest is None:
-      init = jax.jit(lambda: init_state(config, assets), out_shardings=places)
+      init = jax.jit(
+        lambda: init_state(config, null_models), out_shardings=places
+      )
       state, first_step, first_batch = init(), 0, 0
     else:
       state = _restore(checkpoints, latest, shapes, places, facts)
@@ -390,22 +395,31 @@ def _manifest_sha256(corpus: corpus_lib.Corpus) -> str:
   return paths.sha256_bytes(text.encode())
 
 
-def _make_evaluator(config, corpus, folder) -> evaluate.Evaluator | None:
-  """The evaluator with null models, fitted once and kept in the workdir."""
-  if config.eval_every <= 0:
-    return None
-  if 'validation' not in corpus.splits:
-    logging.warning(
-      '%s holds no validation cells: nothing is evaluated', config.corpus
-    )
+def _evaluates(config: TrainConfig, corpus: corpus_lib.Corpus) -> bool:
+  return config.eval_every > 0 and 'validation' in corpus.splits
+
+
+def _null_models(config, corpus, folder) -> nulls.NullModels | None:
+  """Null models, fitted once and kept in the workdir; None if not needed."""
+  if not _evaluates(config, corpus) and config.id_bias != 'frequency':
     return None
   path = paths.join(folder, workdir.NULLS)
   if paths.exists(path):
-    null_models = nulls.NullModels.load(path)
-  else:
-    null_models = evaluate.fit_nulls(corpus, config.encoding, config.data)
-    if jax.process_index() == 0:
-      null_models.save(path)
+    return nulls.NullModels.load(path)
+  null_models = evaluate.fit_nulls(corpus, config.encoding, config.data)
+  if jax.process_index() == 0:
+    null_models.save(path)
+  return null_models
+
+
+def _make_evaluator(config, corpus, null_models) -> evaluate.Evaluator | None:
+  """The evaluator; None where nothing is to be evaluated."""
+  if not _evaluates(config, corpus):
+    if config.eval_every > 0:
+      logging.warning(
+        '%s holds no validation cells: nothing is evaluated', config.corpus
+      )
+    return None
   return evaluate.Evaluator(
     corpus,
     config.model,

@@ -1,5 +1,7 @@
 """Simulated cells leave as AnnData, h5ad files and a corpus."""
 
+import shutil
+
 import anndata
 import numpy as np
 import pytest
@@ -39,6 +41,8 @@ def test_a_corpus_is_made_once(tmp_path):
   assert 700 < number <= 800
   assert len(found.gene_ids(0)) == len(found.gene_ids(1)) == 2000
   assert not found.verify()
+  assert simulated.corpus(tmp_path, num_cells=800) == path
+  shutil.rmtree(path)  # killed before the corpus was there: built again
   assert simulated.corpus(tmp_path, num_cells=800) == path
   with pytest.raises(errors.UserError, match='another workdir'):
     simulated.corpus(tmp_path, num_cells=801)

@@ -49,7 +49,13 @@ def run(args: argparse.Namespace) -> None:
     f'3/6  Pretraining: {steps:,} steps of a tiny model, from random weights'
   )
   workdir = paths.join(args.output, files.RUN)
-  model = pretraining.pretrain(corpus, workdir, steps=steps, seed=args.seed)
+  model = pretraining.pretrain(
+    corpus,
+    workdir,
+    steps=steps,
+    seed=args.seed,
+    source_weights=plan.source_weights,
+  )
   lines = metrics.read(workdir)
   _say_losses(lines, plan.curves)
 

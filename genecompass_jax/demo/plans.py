@@ -31,6 +31,7 @@ HELD_OUT_DONORS = tuple(
   for species in vocabulary.SPECIES
   for study in range(len(ATLAS.assays))
 )
+BLOOD_WEIGHT = 6.0  # a third of what is seen, and not a twelfth: cells are few
 OWN_PROBE_CELLS = 2000  # at most, of one's own file
 PROBE_CELLS = 500  # of each of the default ones
 MIN_CELLS = 100
@@ -82,6 +83,7 @@ class Plan:
     probes: held-out cells; the first is drawn.
     curves: group of held-out cells -> title of its learning curves.
     facts: what decides the result; a demo of other facts starts anew.
+    source_weights: (source, times its cells are seen in an epoch).
   """
 
   opened: tuple[sources.Source, ...]
@@ -89,6 +91,7 @@ class Plan:
   probes: tuple[Probe, ...]
   curves: dict[str, str]
   facts: dict[str, object]
+  source_weights: tuple[tuple[str, float], ...] = ()
 
 
 def default(args: argparse.Namespace) -> Plan:
@@ -156,6 +159,7 @@ def default(args: argparse.Namespace) -> Plan:
       'atlas': ATLAS.sha256,
       'seed': args.seed,
     },
+    source_weights=((BLOOD, BLOOD_WEIGHT),),
   )
 
 

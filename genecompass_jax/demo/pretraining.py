@@ -1,5 +1,7 @@
 """A small model in minutes: what the demo and the notebooks train."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from genecompass_jax import (
@@ -22,7 +24,11 @@ LONGEST = 512  # slots: longer cells keep their highest ranks
 
 
 def config(
-  corpus: corpus_lib.Corpus, *, steps: int = STEPS, seed: int = 0
+  corpus: corpus_lib.Corpus,
+  *,
+  steps: int = STEPS,
+  seed: int = 0,
+  source_weights: Sequence[tuple[str, float]] = (),
 ) -> train.TrainConfig:
   """A run of minutes on two CPU cores, fitted to the cells of a corpus.
 
@@ -30,6 +36,7 @@ def config(
     corpus: an open corpus.
     steps: updates of four cells each.
     seed: of initial parameters, order of cells and masks.
+    source_weights: (source, times its cells are seen in an epoch).
   """
   stores = [corpus.store('train', s) for s in range(len(vocabulary.SPECIES))]
   lengths_C = np.concatenate([s.length_N for s in stores if s is not None])
@@ -42,7 +49,7 @@ def config(
     model=model_lib.ModelConfig(
       **{**model_lib.SIZES['tiny'], 'num_heads': 2},
       max_genes=max_genes,
-      hidden_dropout=0.0,
+      hidden_dropout=0.1,
       attention_dropout=0.0,
     ),
     # Few cells and little time: small batches, a high rate, and gene
@@ -59,6 +66,7 @@ def config(
       layout=packing.BUCKETS,
       buckets=packing.choose_buckets(lengths_C, max_genes, 2),
       seed=seed,
+      source_weights=tuple(source_weights),
     ),
     encoding=encoding.EncodingConfig(max_genes=max_genes),
     seed=seed,
@@ -77,6 +85,7 @@ def pretrain(
   *,
   steps: int = STEPS,
   seed: int = 0,
+  source_weights: Sequence[tuple[str, float]] = (),
 ) -> pretrained.PretrainedModel:
   """Trains a tiny model on a corpus, or goes on with the run in `workdir`.
 
@@ -87,6 +96,7 @@ def pretrain(
     workdir: folder of the run: metrics.jsonl, checkpoints, assets.
     steps: updates of four cells each.
     seed: of initial parameters, order of cells and masks.
+    source_weights: (source, times its cells are seen in an epoch).
 
   Returns:
     The model, restored from the last checkpoint.
@@ -97,5 +107,6 @@ def pretrain(
   """
   if not isinstance(corpus, corpus_lib.Corpus):
     corpus = corpus_lib.Corpus.open(corpus)
-  train.train_and_evaluate(config(corpus, steps=steps, seed=seed), workdir)
+  run = config(corpus, steps=steps, seed=seed, source_weights=source_weights)
+  train.train_and_evaluate(run, workdir)
   return pretrained.load(workdir)
