@@ -56,6 +56,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.data = {
     'layout': 'buckets',
     'buckets': (MAX_GENES + 1,),
+    'mask': {},  # rates and policy: the default
     'rows_per_batch': 32,
     'seed': 0,
   }

@@ -33,10 +33,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     'warmup_steps': 50,
     'total_steps': 600,
   }
+  config.loss = {}  # weights of the two terms: those of the release
   config.encoding = {'mode': 'released', 'max_genes': 2048}
   config.data = {
     'layout': 'buckets',
     'buckets': (),  # those that pad the cells of the corpus least
+    'mask': {},  # rates and policy: the default
     'rows_per_batch': 32,
     'seed': 0,
   }

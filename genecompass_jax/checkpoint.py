@@ -81,10 +81,8 @@ class Checkpoints:
     """The newest step whose seal holds, None where there is none."""
     return latest_step(self.folder)
 
-  def restore(
-    self, step: int, params: Any, training: Any
-  ) -> tuple[Any, Any, dict[str, Any]]:
-    """Reads a step back.
+  def restore(self, step: int, params: Any, training: Any) -> tuple[Any, Any]:
+    """Reads a step back; `read_metadata` says first what it is of.
 
     Args:
       step: one that `latest` names.
@@ -92,7 +90,7 @@ class Checkpoints:
       training: likewise.
 
     Returns:
-      (params, training, metadata).
+      (params, training).
     """
     restored = self._manager.restore(
       step,
@@ -100,11 +98,10 @@ class Checkpoints:
         **{
           PARAMS: ocp.args.StandardRestore(params),
           TRAINING: ocp.args.StandardRestore(training),
-          METADATA: ocp.args.JsonRestore(),
         }
       ),
     )
-    return restored[PARAMS], restored[TRAINING], restored[METADATA]
+    return restored[PARAMS], restored[TRAINING]
 
   def _seal(self, step: int) -> None:
     self._manager.wait_until_finished()
@@ -128,12 +125,30 @@ def all_steps(folder: paths.PathLike) -> list[int]:
 
 
 def latest_step(folder: paths.PathLike) -> int | None:
-  """The newest step whose seal holds; says which ones it passes over."""
+  """The newest step whose seal holds; says which ones it passes over.
+
+  Returns:
+    None where no step was ever completed.
+
+  Raises:
+    UserError: steps were completed, and none of them is whole.
+  """
+  problems = {}
   for step in reversed(all_steps(folder)):
-    problem = check_seal(paths.join(folder, str(step)))
+    place = paths.join(folder, str(step))
+    problem = check_seal(place)
     if problem is None:
       return step
     logging.warning('checkpoint %d is passed over: %s', step, problem)
+    problems[step] = problem
+  # A run that was killed at its first checkpoint leaves one without a seal.
+  sealed = [s for s in problems if paths.exists(f'{folder}/{s}{_SEAL}')]
+  if sealed or len(problems) > 1:
+    step = max(sealed or problems)
+    raise errors.UserError(
+      f'{folder}: no checkpoint is whole, of step {step} {problems[step]}; copy '
+      'the folder again with its .sha256.json files, or remove it to start anew'
+    )
   return None
 
 
@@ -147,9 +162,13 @@ def seal(folder: paths.PathLike) -> None:
 def check_seal(folder: paths.PathLike) -> str | None:
   """What is wrong with a sealed folder, None when it is whole."""
   try:
-    hashes = json.loads(paths.read_text(f'{folder}{_SEAL}'))
-  except (OSError, ValueError):
+    text = paths.read_text(f'{folder}{_SEAL}')
+  except OSError:
     return 'it was never completed (its seal is missing)'
+  try:
+    hashes = dict(json.loads(text))
+  except (ValueError, TypeError):
+    return 'its seal is damaged'
   for name, sha256 in hashes.items():
     file = paths.join(folder, name)
     if not paths.exists(file):

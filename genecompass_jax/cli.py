@@ -157,6 +157,19 @@ def _convert(parser: argparse.ArgumentParser) -> Runner:
     metavar='PREFIX',
     help='read names that begin so, and take it off',
   )
+  pytorch.add_argument(
+    '--vocabulary',
+    default='',
+    metavar='FILE',
+    help='vocabulary.tsv.gz of a corpus or a model, for the tokens of the '
+    'weights; without it and --medians the model takes tokens, not counts',
+  )
+  pytorch.add_argument(
+    '--medians',
+    default='',
+    metavar='FILE',
+    help='medians.tsv of a model or medians_released.tsv.gz of a corpus',
+  )
 
   def run(args: argparse.Namespace) -> None:
     from genecompass_jax import convert, model, paths, pretrained
@@ -168,6 +181,7 @@ def _convert(parser: argparse.ArgumentParser) -> Runner:
     config, params, assets, unused = convert.read_original(
       args.source, args.config, args.key_prefix
     )
+    assets = convert.with_genes(assets, config, args.vocabulary, args.medians)
     restored = pretrained.PretrainedModel(config, params, assets)
     pretrained.export(restored, args.output)
     counts = model.count_parameters(config)

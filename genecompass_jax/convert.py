@@ -11,16 +11,19 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from genecompass_jax import (
   assets as assets_lib,
+  encoding as encoding_lib,
   errors,
   knowledge as knowledge_lib,
+  medians as medians_lib,
   model as model_lib,
   paths,
+  vocabulary as vocabulary_lib,
 )
 
 # Our name, the original's name of its parts, and the switch in its config, in
@@ -45,6 +48,22 @@ _IGNORED = {
   'cls.predictions.decoder.weight': 'tied to the word embedding',
   'cls.predictions.decoder.bias': 'tied to cls.predictions.bias',
   'cls4value.predictions.decoder.bias': 'tied to cls4value.predictions.bias',
+}
+
+
+_SAFETENSORS = {
+  'F64': '<f8',
+  'F32': '<f4',
+  'F16': '<f2',
+  'I64': '<i8',
+  'I32': '<i4',
+  'I16': '<i2',
+  'I8': 'i1',
+  'U8': 'u1',
+  'U16': '<u2',
+  'U32': '<u4',
+  'U64': '<u8',
+  'BOOL': '?',
 }
 
 
@@ -182,7 +201,7 @@ def read_tensors(
     raise errors.UserError(f'{name}: no such file')
   try:
     if name.endswith('.safetensors'):
-      tensors = safetensors.numpy.load(paths.read_bytes(name))
+      tensors = _read_safetensors(name)
     elif name.endswith('.npz'):
       with paths.path(name).open('rb') as file:
         with np.load(file, allow_pickle=False) as archive:
@@ -212,6 +231,18 @@ def read_tensors(
     raise errors.UserError(
       f'{name}: no tensor begins with {key_prefix!r}; check --key-prefix'
     )
+  return tensors
+
+
+def _read_safetensors(name: str) -> dict[str, np.ndarray]:
+  """The tensors of a file; numpy knows bfloat16 by way of ml_dtypes."""
+  tensors = {}
+  for key, facts in safetensors.deserialize(paths.read_bytes(name)):
+    kind = facts['dtype']
+    dtype = {'BF16': ml_dtypes.bfloat16}.get(kind)
+    dtype = np.dtype(dtype or _SAFETENSORS[kind])
+    array = np.frombuffer(facts['data'], dtype).reshape(facts['shape'])
+    tensors[key] = array.astype(np.float32) if kind == 'BF16' else array
   return tensors
 
 
@@ -268,26 +299,25 @@ def config_from_original(
   )
   cls = tensor('bert.cls_embedding.weight') if use_cls else None
   config = model_lib.ModelConfig(
-    vocabulary_size=int(original.get('vocab_size', word.shape[0])),
-    width=int(original.get('hidden_size', word.shape[1])),
-    num_layers=int(original.get('num_hidden_layers', len(layers))),
-    num_heads=int(original['num_attention_heads']),
-    feed_forward=int(
-      original.get(
-        'intermediate_size',
-        tensor('bert.encoder.layer.0.intermediate.dense.bias').shape[0],
-      )
+    vocabulary_size=_number(original, 'vocab_size', word.shape[0]),
+    width=_number(original, 'hidden_size', word.shape[1]),
+    num_layers=_number(original, 'num_hidden_layers', len(layers)),
+    num_heads=_number(original, 'num_attention_heads'),
+    feed_forward=_number(
+      original,
+      'intermediate_size',
+      tensor('bert.encoder.layer.0.intermediate.dense.bias').shape[0],
     ),
-    max_genes=int(original.get('max_position_embeddings', position.shape[0])),
+    max_genes=_number(original, 'max_position_embeddings', position.shape[0]),
     num_species=2 if cls is None else int(cls.shape[0]),
     priors=tuple(priors),
     missing_prior='released',
     use_values=bool(use_values),
     use_cls=bool(use_cls),
-    hidden_dropout=float(original.get('hidden_dropout_prob', 0.02)),
-    attention_dropout=float(original.get('attention_probs_dropout_prob', 0.02)),
+    hidden_dropout=_number(original, 'hidden_dropout_prob', 0.02),
+    attention_dropout=_number(original, 'attention_probs_dropout_prob', 0.02),
     prior_scale=_prior_scale(tensors, original, head),
-    norm_epsilon=float(original.get('layer_norm_eps', 1e-12)),
+    norm_epsilon=_number(original, 'layer_norm_eps', 1e-12),
     head=head,
     num_labels=num_labels,
   )
@@ -338,6 +368,8 @@ def params_from_original(
     wrong.append(
       f'{_FUSION_WEIGHT} is {fusion.shape}, not {(config.width, columns)}'
     )
+  elif not np.isfinite(np.asarray(fusion, np.float32)).all():
+    wrong.append(f'{_FUSION_WEIGHT} is not finite')
   if missing or wrong:
     raise errors.UserError(
       'the weights do not fit the config: '
@@ -443,6 +475,46 @@ def read_original(
   return config, params, assets, sorted(set(tensors) - used)
 
 
+def with_genes(
+  assets: assets_lib.Assets,
+  config: model_lib.ModelConfig,
+  vocabulary_path: paths.PathLike = '',
+  medians_path: paths.PathLike = '',
+) -> assets_lib.Assets:
+  """Assets that can encode counts: with the genes behind the tokens.
+
+  Args:
+    assets: of converted weights, which know tokens only.
+    config: of the model.
+    vocabulary_path: file of `Vocabulary.save`; '' for none.
+    medians_path: file of `Medians.save`, with the vocabulary; '' for none.
+
+  Raises:
+    UserError: one without the other, or a vocabulary of another size.
+  """
+  if bool(vocabulary_path) != bool(medians_path):
+    raise errors.UserError(
+      'give --vocabulary and --medians together: counts need both'
+    )
+  if not vocabulary_path:
+    return assets
+  vocabulary = vocabulary_lib.Vocabulary.load(vocabulary_path)
+  if vocabulary.size != config.vocabulary_size:
+    raise errors.UserError(
+      f'{vocabulary_path}: {vocabulary.size} tokens, the weights have '
+      f'{config.vocabulary_size}'
+    )
+  medians = medians_lib.Medians.load(medians_path, vocabulary)
+  return dataclasses.replace(
+    assets,
+    vocabulary=vocabulary,
+    medians=medians,
+    encoding=encoding_lib.EncodingConfig(
+      mode=medians.mode, max_genes=min(config.max_genes, 2048)
+    ),
+  )
+
+
 def _fusion_columns(config: model_lib.ModelConfig):
   """Our parameters that make up the fusion matrix: (path, columns), total."""
   parts, start = [], 0
@@ -467,7 +539,7 @@ def _prior_scale(tensors, original, head: str) -> float:
   evaluation too; classification heads never pass alpha on.
   """
   alpha = np.float32(np.ravel(tensors.get('emb_warmup.alpha', 1.0))[0])
-  steps = original.get('emb_warmup_steps', 0)
+  steps = _number(original, 'emb_warmup_steps', 0)
   if head != 'pretraining':
     return 1.0
   if steps > 0 and alpha < 1:
@@ -487,6 +559,20 @@ def _check_tied(tensors: Mapping[str, np.ndarray]) -> None:
         f'{copy} differs from {owner}, to which the original ties it; the '
         'file does not come from this architecture'
       )
+
+
+def _number(
+  original: Mapping[str, Any], key: str, default: int | float = 0
+) -> int | float:
+  """A number of the original's config, of the kind of its default."""
+  value = original.get(key, default)
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not is_number or value < 0 or value != type(default)(value):
+    kind = 'whole number' if isinstance(default, int) else 'number'
+    raise errors.UserError(
+      f'--config: {key}={value!r} must be a {kind}, not negative'
+    )
+  return type(default)(value)
 
 
 def _refuse_unlike(original: Mapping[str, Any], key: str, wanted: str) -> None:

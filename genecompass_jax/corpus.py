@@ -142,9 +142,14 @@ class Store:
 
   @functools.cached_property
   def _categories(self) -> dict[str, list[str]]:
-    return json.loads(
-      paths.read_text(paths.join(self._path, 'obs', 'categories.json'))
-    )
+    path = paths.join(self._path, 'obs', 'categories.json')
+    try:
+      found = json.loads(paths.read_text(path))
+      return {name: [str(n) for n in names] for name, names in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+      raise errors.UserError(
+        f'{path} is damaged ({error}), {shards.HINT}'
+      ) from None
 
   def categories(self, name: str) -> tuple[str, ...]:
     """The names that the codes of a column stand for."""
@@ -277,9 +282,12 @@ class Corpus:
   def open(cls, path: paths.PathLike) -> 'Corpus':
     """Opens a corpus and checks that every file is there at full length.
 
+    Chunks of arrays have checksums of their own; JSON files, which have none,
+    are hashed.
+
     Raises:
       UserError: there is no finished corpus, its format is another one, or a
-        file is missing or has another size than the manifest says.
+        file is missing or is not the one that the manifest names.
     """
     path = os.fspath(path)
     try:
@@ -300,7 +308,7 @@ class Corpus:
         f'{path}: corpus format {manifest.get("format_version")}, this '
         f'version reads {FORMAT_VERSION}: build the corpus again'
       )
-    _check_sizes(path, manifest['files'])
+    _check_files(path, manifest['files'])
     context = shards.new_context()
     vocab = vocabulary.Vocabulary.load(paths.join(path, VOCABULARY))
     if vocab.sha256 != manifest['vocabulary']['sha256']:
@@ -371,19 +379,25 @@ class Corpus:
       ]
     for split in self.splits:
       for species in range(len(vocabulary.SPECIES)):
-        store = self.store(split, species)
-        if store is not None:
-          found += store.problems()
+        try:
+          store = self.store(split, species)
+          if store is not None:
+            found += store.problems()
+        except errors.UserError as error:
+          found.append(f'{split}/{vocabulary.SPECIES[species]}: {error}')
     return found
 
 
-def _check_sizes(path: str, files: Mapping[str, Mapping]) -> None:
+def _check_files(path: str, files: Mapping[str, Mapping]) -> None:
   """Existence and length of every file: a lost shard is found at open."""
 
   def problem(item: tuple[str, Mapping]) -> str:
     name, facts = item
+    place = paths.join(path, name)
     try:
-      size = paths.path(paths.join(path, name)).stat().length
+      size = paths.path(place).stat().length
+      if name.endswith('.json') and paths.sha256_file(place) != facts['sha256']:
+        return f'{place}: content differs from the manifest, {shards.HINT}'
     except FileNotFoundError:
       return f'{path}/{name} is missing, {shards.HINT}'
     if size != facts['size']:

@@ -102,6 +102,7 @@ class Evaluator:
       max_cells=max_cells,
     )
     self._groups = _cell_groups(corpus, split)
+    self._leaky = _leaky_groups(corpus)
     self._null_sums: dict[str, dict[str, float]] | None = None
 
   def __call__(
@@ -115,7 +116,8 @@ class Evaluator:
     Returns:
       `eval_loss`, `eval_id_loss`, `eval_value_loss`, `null_*`, `eval_cells`,
       `eval_masked`, and the same by group under `by`: {'species=human': ...,
-      'dataset=...': ..., 'unit=...': ...}.
+      'dataset=...': ..., 'unit=...': ...}. `leaky` is true where cells were
+      held out one by one, so that others of their donor were trained on.
     """
     sums: dict[str, dict[str, float]] = collections.defaultdict(
       lambda: collections.defaultdict(float)
@@ -140,6 +142,8 @@ class Evaluator:
       for group, values in self._null_sums.items():
         merged[group] |= values
     results = {g: self._means(values) for g, values in merged.items()}
+    for group in self._leaky & results.keys():
+      results[group]['leaky'] = True
     return {**results.pop('all'), 'by': results}
 
   def _add(self, sums, host_batch, slots: dict[str, np.ndarray]) -> None:
@@ -283,6 +287,15 @@ def _cell_groups(
     if kind == 'dataset' or len(np.unique(codes_C)) <= MAX_UNITS:
       groups[kind] = codes_C, list(names)
   return groups
+
+
+def _leaky_groups(corpus: corpus_lib.Corpus) -> set[str]:
+  """Groups with cells that were held out one by one."""
+  sources = corpus.manifest['sources']
+  leaky = [source for source in sources if source.get('unit') == 'cell']
+  groups = {f'dataset={source["dataset"]}' for source in leaky}
+  groups |= {f'species={name}' for s in leaky for name in s['species']}
+  return groups | {'all'} if leaky else groups
 
 
 def _local_rows(array: jax.Array) -> np.ndarray:

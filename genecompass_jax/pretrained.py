@@ -79,7 +79,11 @@ class PretrainedModel:
 
     Returns:
       Genes follow in the order given. A model without CLS gives genes only.
+
+    Raises:
+      UserError: tokens, positions or species that this model does not have.
     """
+    _check_inside(batch, self.config)
     hidden = _hidden(
       self.params, batch, self.assets.knowledge, self.config, every_layer
     )
@@ -93,7 +97,11 @@ class PretrainedModel:
     Returns:
       'pretraining': (id logits [B, S, V], values [B, S] or None) at the S gene
       slots; 'sequence': [B, labels]; 'token': [B, L, labels], CLS slot first.
+
+    Raises:
+      UserError: tokens, positions or species that this model does not have.
     """
+    _check_inside(batch, self.config)
     return _logits(self.params, batch, self.assets.knowledge, self.config)
 
 
@@ -192,10 +200,10 @@ def export(model: PretrainedModel, folder: paths.PathLike) -> None:
 
 def _model_config(values: dict[str, Any], name: str) -> model_lib.ModelConfig:
   """A model configuration read back from JSON."""
-  priors = tuple((prior, width) for prior, width in values['priors'])
   try:
+    priors = tuple((prior, width) for prior, width in values['priors'])
     return model_lib.ModelConfig(**{**values, 'priors': priors})
-  except TypeError as error:
+  except (TypeError, KeyError, ValueError) as error:
     raise errors.UserError(
       f'{name}/config.json is of another version of the model ({error})'
     ) from error
@@ -213,7 +221,7 @@ def cell_batch(
   Args:
     gene_ids: int [B, S] tokens by falling rank, 0 after the cell's end.
     values: float [B, S] log2 values, -1 where hidden.
-    species: species code or name, one for all or one a cell ([B] or [B, 1]);
+    species: species codes or names, one for all or one a cell ([B] or [B, 1]);
       None is human.
     lengths: int [B] genes of each cell; by default up to the last token that
       is not 0. Give it where a gene's token may itself be 0.
@@ -222,9 +230,14 @@ def cell_batch(
     A batch of S + 1 slots a row, CLS first.
 
   Raises:
-    UserError: shapes disagree, or a species is not known.
+    UserError: shapes disagree, tokens are no whole numbers, or a species is
+      not known.
   """
   gene_ids_BS = np.asarray(gene_ids)
+  if gene_ids_BS.size and gene_ids_BS.dtype.kind not in 'iu':
+    raise errors.UserError(
+      f'gene_ids are tokens, whole numbers, not {gene_ids_BS.dtype}'
+    )
   values_BS = np.asarray(values, np.float32)
   if gene_ids_BS.ndim != 2 or gene_ids_BS.shape != values_BS.shape:
     raise errors.UserError(
@@ -232,6 +245,8 @@ def cell_batch(
       'arrays of one shape [cells, genes]'
     )
   B, S = gene_ids_BS.shape
+  if not S:
+    raise errors.UserError('cells of no gene slots; give at least one')
   if lengths is None:
     used_BS = gene_ids_BS != vocabulary_lib.PAD
     lengths = np.where(used_BS.any(1), S - used_BS[:, ::-1].argmax(1), 0)
@@ -287,6 +302,7 @@ def pretraining_loss(
       f'this model has a {model.config.head!r} head; the pretraining loss '
       'needs a model with the pretraining head'
     )
+  _check_inside(batch, model.config)
   params = model.params if params is None else params
   logits_BSV, values_BS = _logits(
     params, batch, model.assets.knowledge, model.config
@@ -297,7 +313,9 @@ def pretraining_loss(
   id_BS = losses.id_losses(logits_BSV, jnp.where(labelled_BS, id_labels_BS, 0))
   value_BS = None
   if values_BS is not None:
-    value_BS = losses.value_losses(values_BS, jnp.asarray(value_labels))
+    # What is not labelled may be anything, NaN included.
+    labels_BS = jnp.where(labelled_BS, jnp.asarray(value_labels), 0.0)
+    value_BS = losses.value_losses(values_BS, labels_BS)
   sums = losses.loss_sums(id_BS, weights_BS, value_BS, weights_BS)
   total, id_loss, value_loss = sums.means(config)
   return (id_loss if values_BS is None else total), id_loss, value_loss
@@ -322,18 +340,40 @@ def _logits(params, batch, knowledge, config):
 
 
 def _species_codes(species, num_cells: int) -> np.ndarray:
-  if species is None:
-    species = 0
-  if isinstance(species, str):
-    if species not in vocabulary_lib.SPECIES:
-      raise errors.UserError(
-        f'species {species!r} is not known; choose one of '
-        f'{", ".join(vocabulary_lib.SPECIES)}'
-      )
-    species = vocabulary_lib.SPECIES.index(species)
-  codes = np.asarray(species).reshape(-1).astype(np.int32)
+  names = vocabulary_lib.SPECIES
+  given = np.asarray(0 if species is None else species).reshape(-1)
+  if given.dtype.kind in 'UO':
+    codes = np.array([names.index(n) if n in names else -1 for n in given])
+  else:
+    codes = given.astype(np.int32)
+    codes = np.where((codes == given) & (codes < len(names)), codes, -1)
+  if (codes < 0).any():
+    raise errors.UserError(
+      f'species {given[np.argmin(codes)]!s} is not known; choose one of '
+      f'{", ".join(names)}, or their codes 0 and 1'
+    )
   if len(codes) not in (1, num_cells):
     raise errors.UserError(
       f'{len(codes)} species codes for {num_cells} cells; give one a cell'
     )
-  return np.broadcast_to(codes, (num_cells,))
+  return np.broadcast_to(codes.astype(np.int32), (num_cells,))
+
+
+def _check_inside(
+  batch: schemas.CellBatch, config: model_lib.ModelConfig
+) -> None:
+  """Refuses what a look-up would turn into NaN or another gene's row."""
+  for name, values, size in (
+    ('token', batch.gene_ids_BL, config.vocabulary_size),
+    ('position', batch.positions_BL, config.max_genes),
+    ('species code', batch.species_BL, config.num_species),
+  ):
+    if isinstance(values, jax.core.Tracer) or not values.size:
+      continue
+    values = np.asarray(values)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= size:
+      raise errors.UserError(
+        f'{name} {low if low < 0 else high} is outside of [0, {size}), what '
+        'this model knows'
+      )

@@ -15,6 +15,7 @@ from genecompass_jax import errors, paths
 
 INNER_CHUNK = 65_536  # elements: about 55 cells; the unit of reading
 CACHE_BYTES = 64 << 20
+_TRANSIENT = ('UNAVAILABLE', 'DEADLINE', 'ABORTED', 'RESOURCE_EXHAUSTED')
 HINT = 'build the corpus again or copy it again'
 
 Array = ts.TensorStore
@@ -81,20 +82,20 @@ def result(future: Future) -> np.ndarray | Array:
   """Waits for an array or a read of it.
 
   Raises:
-    UserError: a shard is damaged, cut short or missing.
+    UserError: a file is damaged, cut short, missing or not to be read.
     RetryableError: the storage does not answer.
   """
   try:
     return future.result()
   except (ValueError, OSError) as error:
     text = ' '.join(str(error).split())
-    if any(k in text for k in ('DATA_LOSS', 'NOT_FOUND', 'OUT_OF_RANGE')):
-      raise errors.UserError(
-        f'a shard of the corpus is damaged or missing, {HINT}: {text}'
-      ) from None
-    if any(k in text for k in ('UNAVAILABLE', 'DEADLINE', 'ABORTED')):
+    if any(k in text for k in _TRANSIENT):
       raise errors.RetryableError(f'reading the corpus: {text}') from None
-    raise
+    # A flipped bit shows as DATA_LOSS, or as FAILED_PRECONDITION where blosc or
+    # the JSON of an array stumbles over it first.
+    raise errors.UserError(
+      f'a shard of the corpus is damaged or missing, {HINT}: {text}'
+    ) from None
 
 
 class ArrayWriter:

@@ -446,6 +446,12 @@ def _save(
 
 
 def _restore(checkpoints, step: int, shapes, places, facts) -> TrainState:
+  place = paths.join(checkpoints.folder, str(step))
+  if checkpoint.read_metadata(place)['assets'] != facts['assets']:
+    raise errors.UserError(
+      f'{place} was written with other assets (vocabulary, medians or priors) '
+      'than this run has; remove it, or use another workdir'
+    )
   target = jax.tree.map(
     lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p),
     shapes,
@@ -456,14 +462,7 @@ def _restore(checkpoints, step: int, shapes, places, facts) -> TrainState:
     'next_batch': target.next_batch,
     'opt_state': target.opt_state,
   }
-  params, training, metadata = checkpoints.restore(
-    step, target.params, training
-  )
-  if metadata['assets'] != facts['assets']:
-    raise errors.UserError(
-      f'{checkpoints.folder}/{step} was written with other assets (vocabulary, '
-      'medians or priors) than this run has; remove it, or use another workdir'
-    )
+  params, training = checkpoints.restore(step, target.params, training)
   return TrainState(params=params, **training)
 
 

@@ -48,10 +48,16 @@ def read_config(workdir: paths.PathLike) -> dict[str, Any] | None:
     config = json.loads(paths.read_text(path))
   except ValueError as error:
     raise errors.UserError(f'{path} is damaged ({error})') from error
+  if not isinstance(config, dict):
+    raise errors.UserError(f'{path} is damaged (it holds no JSON object)')
   if config.get('format') != FORMAT:
     raise errors.UserError(
       f'{path}: format {config.get("format")}, this version reads {FORMAT}'
     )
+  needed = ('corpus_sha256',) if 'run' in config else ('model', 'step')
+  missing = [key for key in (*needed, 'assets') if key not in config]
+  if missing:
+    raise errors.UserError(f'{path} is damaged ({", ".join(missing)} missing)')
   return config
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -43,9 +44,9 @@ def test_what_is_saved_comes_back(tmp_path):
   opened = checkpoint.Checkpoints(tmp_path)
   assert opened.latest() == 4
   for step in (2, 4):
-    params, training, metadata = opened.restore(step, *shapes())
-    jax.tree.map(np.testing.assert_array_equal, (params, training), state(step))
-    assert metadata == {'step': step}
+    restored = opened.restore(step, *shapes())
+    jax.tree.map(np.testing.assert_array_equal, restored, state(step))
+    assert checkpoint.read_metadata(tmp_path / str(step)) == {'step': step}
   opened.close()
   assert checkpoint.latest_step(tmp_path / 'none') is None
 
@@ -65,8 +66,24 @@ def test_a_flipped_bit_a_lost_file_and_a_lost_seal_are_seen(tmp_path, caplog):
   assert 'was changed after it was written' in caplog.text
   assert 'is missing' in caplog.text
   (tmp_path / '2.sha256.json').unlink()
-  assert checkpoint.latest_step(tmp_path) is None
   assert 'never completed' in checkpoint.check_seal(tmp_path / '2')
+  # Steps were completed and none is whole: never as if nothing had been.
+  with pytest.raises(errors.UserError, match='of step 4 .* was changed'):
+    checkpoint.latest_step(tmp_path)
+  for name in ('3.sha256.json', '4.sha256.json'):
+    (tmp_path / name).write_text('[1]')
+  with pytest.raises(errors.UserError, match='its seal is damaged'):
+    checkpoint.latest_step(tmp_path)
+
+
+def test_lost_seals_are_no_new_run_but_a_kill_at_the_first_step_is(tmp_path):
+  save(tmp_path, [1, 2])
+  for step in (1, 2):
+    (tmp_path / f'{step}.sha256.json').unlink()
+  with pytest.raises(errors.UserError, match='with its .sha256.json files'):
+    checkpoint.latest_step(tmp_path)
+  shutil.rmtree(tmp_path / '2')
+  assert checkpoint.latest_step(tmp_path) is None
 
 
 def test_every_file_of_a_step_is_under_its_seal(tmp_path):

@@ -284,6 +284,48 @@ def test_a_flipped_bit_is_an_error(tmp_path, vocab):
   assert any('counts/c/0/0' in line for line in built.verify())
 
 
+@pytest.mark.parametrize(
+  'name',
+  [
+    'counts/c/0/0',
+    'counts/zarr.json',
+    'length/c/0',
+    'block_start/zarr.json',
+    'obs/categories.json',
+  ],
+)
+def test_every_flipped_bit_is_one_line_or_harmless(tmp_path, vocab, name):
+  write(tmp_path / 'c', vocab, random_counts(200))
+  path = tmp_path / 'c' / 'train' / 'human' / name
+  whole = path.read_bytes()
+
+  def content():
+    built = corpus.Corpus.open(tmp_path / 'c')
+    store = built.store('train', 0)
+    (cells,) = store.read_blocks([0])
+    return (
+      *(cells.gene_rows_N.tobytes(), cells.counts_N.tobytes()),
+      *(cells.starts_C1.tobytes(), store.categories('unit')),
+    )
+
+  expected = content()
+  rng = np.random.default_rng(0)
+  found = 0
+  for bit in rng.choice(8 * len(whole), min(120, 8 * len(whole)), False):
+    data = bytearray(whole)
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+    try:
+      same = content() == expected
+    except errors.UserError as error:
+      found += 1
+      assert '\n' not in str(error)
+    else:
+      assert same
+      assert corpus.Corpus.open(tmp_path / 'c').verify()
+  assert found > 100
+
+
 @pytest.mark.parametrize('how', ['cut', 'gone'])
 def test_a_lost_shard_is_found_at_open(tmp_path, vocab, how):
   built = write(tmp_path / 'c', vocab, random_counts(900))
@@ -303,7 +345,7 @@ def test_a_lost_shard_is_found_at_open(tmp_path, vocab, how):
   'name',
   [
     'vocabulary.tsv.gz',
-    'train/human/obs/categories.json',
+    'train/human/cells.tsv.gz',
     'train/human/length/c/0',
   ],
 )

@@ -1,13 +1,15 @@
 """Every config says what it is for, and its smoke variant trains."""
 
+import dataclasses
 import pathlib
 import runpy
 import subprocess
 import sys
+import typing
 
 import pytest
 
-from genecompass_jax import metrics
+from genecompass_jax import metrics, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / 'experiments').glob('*.py'))
@@ -20,6 +22,20 @@ def test_the_docstring_says_what_a_user_needs(path):
     assert word in text, word
   with pytest.raises(ValueError, match='variant'):
     runpy.run_path(str(path))['get_config']('no such variant')
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_every_field_of_a_run_can_be_set_on_the_command_line(path):
+  """A group that a file does not name takes no --config.GROUP.FIELD."""
+  config = runpy.run_path(str(path))['get_config']('')
+
+  def check(cls, values, where):
+    for name, hint in typing.get_type_hints(cls).items():
+      if dataclasses.is_dataclass(hint):
+        assert name in values, f'config{where}.{name} = {{}} is missing'
+        check(hint, values[name], f'{where}.{name}')
+
+  check(train.TrainConfig, config, '')
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)

@@ -216,6 +216,59 @@ def test_library_size_from_obs(vocab):
       list(sources.cells_of(adata, vocab, config).chunks())
 
 
+@pytest.mark.parametrize('base', [np.e, 2, 10])
+@pytest.mark.parametrize(
+  'to', [scipy.sparse.csr_matrix, scipy.sparse.csc_matrix, np.asarray]
+)
+@pytest.mark.parametrize('how', ['of counts', 'normalised', 'rounded', 'few'])
+def test_logarithms_are_known_by_what_they_are_of(base, to, how):
+  values = counts().toarray().astype(np.float64)
+  if how != 'of counts':
+    values *= 1e4 / values.sum(1, keepdims=True)
+  if how == 'few':
+    values = values[:, ::2]
+  values = np.log1p(values) / np.log(base)
+  if how == 'rounded':
+    values = values.round(3)
+  assert matrices.kind_of(matrices.wrapped(to(values))) == matrices.LOG
+  for factor in (0.73, 0.31):
+    small = matrices.wrapped(to(np.minimum(counts().toarray() * factor, 15)))
+    assert matrices.kind_of(small) == matrices.SMALL
+
+
+def test_a_gene_stored_twice_in_a_cell_is_one_gene(vocab):
+  adata = adata_of(counts())
+  once = list(sources.cells_of(adata, vocab).chunks())
+  matrix = adata.X.tocoo()
+  more = matrix.data > 1
+  adata.X = scipy.sparse.csr_matrix(matrix.shape)
+  adata.X.data = np.concatenate([matrix.data - more, np.ones(more.sum())])
+  rows = np.concatenate([matrix.row, matrix.row[more]])
+  order = np.argsort(rows, kind='stable')
+  adata.X.data = adata.X.data[order]
+  columns = np.concatenate([matrix.col, matrix.col[more]])[order]
+  adata.X.indices = columns.astype(np.int32)
+  adata.X.indptr = np.searchsorted(
+    rows[order], np.arange(matrix.shape[0] + 1)
+  ).astype(np.int32)
+  before = adata.X.data.copy()
+  for a, b in zip(once, sources.cells_of(adata, vocab).chunks(), strict=True):
+    for name in ('genes_C', 'coding_C', 'mito_C', 'total_C'):
+      np.testing.assert_array_equal(
+        getattr(a.statistics, name), getattr(b.statistics, name)
+      )
+    np.testing.assert_array_equal(a.cells.counts_N, b.cells.counts_N)
+  np.testing.assert_array_equal(adata.X.data, before)
+
+
+def test_a_cell_of_too_many_counts_is_one_line(vocab):
+  matrix = counts().astype(np.float64)
+  matrix.data[matrix.indptr[77] : matrix.indptr[77] + 2] = 3e9
+  stream = sources.cells_of(adata_of(matrix), vocab)
+  with pytest.raises(errors.UserError, match='more than 4,294,967,295.*cell77'):
+    list(stream.chunks())
+
+
 def scaled(adata):
   adata.X = adata.X.toarray() - 0.5
 
@@ -309,6 +362,10 @@ def test_corrected_counts_are_taken_as_they_are(tmp_path, vocab):
   assert stream.source.is_float
   found, _ = gather(stream)
   np.testing.assert_array_equal(found[human_ids()], matrix.toarray())
+  few = matrix.copy()  # corrected, and all below what logarithms reach
+  few.data = np.minimum(few.data / 10.3 * 0.73, 15).astype(np.float32)
+  stream = sources.cells_of(adata_of(few), vocab, config)
+  assert stream.source.is_float
   whole = sources.cells_of(adata_of(counts()), vocab, config)
   assert not whole.source.is_float  # nothing broken in it
 

@@ -18,6 +18,19 @@ def test_table_has_a_row_a_step_and_a_group(tmp_path):
   ]
 
 
+def test_leaky_groups_are_marked(tmp_path):
+  log = metrics.MetricsFile(tmp_path)
+  group = {'eval_cells': 3, 'eval_loss': 2.0, 'leaky': True}
+  other = {'eval_cells': 1, 'eval_loss': 2.0}
+  log.write(step=5, **group, by={'dataset=a': group, 'dataset=b': other})
+  log.close()
+  table = report.table(tmp_path)
+  assert '| all, step 5 (leaky) | 3 |' in table
+  assert '| dataset=a (leaky) | 3 |' in table
+  assert '| dataset=b | 1 |' in table
+  assert table.splitlines()[-1].startswith('leaky: cells were held out')
+
+
 def test_a_folder_without_evaluation_is_refused_in_one_line(tmp_path):
   with pytest.raises(errors.UserError, match='no metrics.jsonl'):
     report.table(tmp_path)

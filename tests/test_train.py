@@ -510,6 +510,45 @@ def test_damaged_workdirs_are_one_line(trained, tmp_path, tiny_run):
     tiny_run(workdir)
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(
+  trained, tmp_path, tiny_run
+):
+  workdir = tmp_path / 'run'
+  shutil.copytree(trained, workdir)
+  for step in checkpoint.all_steps(workdir / 'checkpoints'):
+    flip_a_bit(largest(workdir / 'checkpoints' / str(step)))
+  before = snapshot(workdir)
+  for use in (tiny_run, pretrained.load):
+    with pytest.raises(errors.UserError, match='no checkpoint is whole'):
+      use(workdir)
+  assert snapshot(workdir) == before
+
+
+def test_checkpoints_of_another_vocabulary_are_one_line(
+  trained, tmp_path, tiny_run
+):
+  workdir = tmp_path / 'run'
+  shutil.copytree(trained, workdir)
+  for step in checkpoint.all_steps(workdir / 'checkpoints'):
+    place = workdir / 'checkpoints' / str(step)
+    path = place / 'metadata' / 'metadata'
+    metadata = json.loads(path.read_text())
+    metadata['assets']['vocabulary.tsv.gz'] = 'of another corpus'
+    path.write_text(json.dumps(metadata))
+    checkpoint.seal(place)
+  with pytest.raises(errors.UserError, match='written with other assets'):
+    tiny_run(workdir)
+
+
+def test_malformed_configs_are_one_line(trained, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(trained, workdir)
+  for text in ('[]', '{"format": 1}', '{"format": 1, "run": {}}'):
+    (workdir / workdir_lib.CONFIG).write_text(text)
+    with pytest.raises(errors.UserError, match='config.json is damaged'):
+      pretrained.load(workdir)
+
+
 def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(
   tmp_path, tiny_run
 ):

@@ -124,7 +124,7 @@ def embed_cells(
   if model.vocabulary is None or model.assets.medians is None:
     raise errors.UserError(
       f'{model.source}: this model came without vocabulary and medians, so '
-      'counts cannot be encoded; convert it again with them'
+      'counts cannot be encoded; convert it with --vocabulary and --medians'
     )
   if pooling not in POOLINGS:
     raise errors.UserError(f'pooling {pooling!r}: give cls or mean')

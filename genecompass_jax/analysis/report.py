@@ -53,7 +53,13 @@ def table(workdir: paths.PathLike) -> str:
   ]
   for name, line in rows:
     cells = [_cell(line.get(COLUMNS[title])) for title in titles]
-    text.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+    leaky = ' (leaky)' if line.get('leaky') else ''
+    text.append(f'| {name}{leaky} | ' + ' | '.join(cells) + ' |')
+  if any(line.get('leaky') for _, line in rows):
+    text.append(
+      '\nleaky: cells were held out one by one; others of their donor were '
+      'trained on'
+    )
   return '\n'.join(text)
 
 

@@ -9,13 +9,14 @@ import numpy as np
 from genecompass_jax import kernels
 
 CODING, MITO = 1, 2  # flags of a column
-FINE, _NEGATIVE, _NOT_FINITE, _NOT_INTEGER, _TOO_LARGE = range(5)
+FINE, _NEGATIVE, _NOT_FINITE, _NOT_INTEGER, _TOO_LARGE, _TOO_MANY = range(6)
 WRONG = {
   _NEGATIVE: 'a negative value',
   _NOT_FINITE: 'a value that is not finite',
   _NOT_INTEGER: 'a value that is not an integer (corrected counts are taken '
   'with --allow_noninteger, never rounded)',
   _TOO_LARGE: 'a count above 4,294,967,295',
+  _TOO_MANY: 'more than 4,294,967,295 counts',
 }
 
 
@@ -47,6 +48,8 @@ def measure(
         mito_C[c] += value
       total_C[c] += value
       column_sums[column] += value
+    if integers and total_C[c] > 4294967295.0:
+      return _TOO_MANY, c
   return FINE, 0
 
 

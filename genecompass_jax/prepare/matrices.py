@@ -23,6 +23,8 @@ CHUNK_CELLS = 1024  # read at a time: buffers below 32 MiB are reused
 CHUNK_BYTES = 128 << 20  # of a dense chunk
 CSC_IN_MEMORY = 300_000_000  # entries: 3.6 GB, twice that while turning
 LOG_MAX = 20.0  # log1p and log2 of counts and TPM stay below
+_SAMPLED_ROWS = 256
+_BASES = (np.e, 2.0, 10.0)  # of logarithms in use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,9 @@ def _sample(matrix: object) -> np.ndarray:
 
 COUNTS = 'counts'
 NON_INTEGER = 'non-integer values'
+LOG = 'log-transformed values'
+# Taken for logarithms, unless the user says that they are corrected counts.
+SMALL = 'small non-integer values, log-transformed or corrected counts'
 
 
 def kind_of(matrix: object) -> str:
@@ -86,9 +91,57 @@ def kind_of(matrix: object) -> str:
     return 'negative values (scaled data?)'
   if (values % 1 == 0).all():
     return COUNTS
-  if values.max(initial=0) < LOG_MAX:
-    return 'log-transformed values'
-  return NON_INTEGER
+  if values.max(initial=0) >= LOG_MAX:
+    return NON_INTEGER
+  return LOG if _looks_log(matrix) else SMALL
+
+
+def _looks_log(matrix: object) -> bool:
+  """Whether values below `LOG_MAX` are logarithms, by a sample of rows.
+
+  Logarithms of UMI counts show once they are undone: the values of a cell are whole
+  multiples of its smallest one (also where genes were selected, and where they
+  were rounded), or all cells have one sum. Corrected counts do neither.
+  """
+  rows = _sample_rows(matrix)
+  for base in _BASES:
+    undone = [np.power(base, row) - 1 for row in rows]
+    sums = np.array([row.sum() for row in undone])
+    if len(sums) > 9 and sums.std() < 0.02 * sums.mean():
+      return True
+    if rows and _whole_share(undone) > max(0.8, _whole_share(rows)):
+      return True
+  return False
+
+
+def _whole_share(rows: list[np.ndarray]) -> float:
+  """Share of values that are a whole multiple, from 2 to 20, of the least."""
+  ratios = np.concatenate([row / row.min() for row in rows])
+  ratios = ratios[(ratios > 1.5) & (ratios < 20.5)]
+  if not len(ratios):
+    return 0.0
+  return float((np.abs(ratios - np.rint(ratios)) < 0.05).mean())
+
+
+def _sample_rows(matrix: object) -> list[np.ndarray]:
+  """Non-zero values of some rows, whole rows, from several places."""
+  if isinstance(matrix, _Backed) and matrix.format == 'csc':
+    data, indices, indptr = parts(matrix)
+    if data.shape[0] > CSC_IN_MEMORY // 16:
+      return []
+    matrix = scipy.sparse.csc_matrix(
+      (data[:], indices[:], indptr[:]), shape=matrix.shape
+    ).tocsr()
+  num = min(_SAMPLED_ROWS, matrix.shape[0])
+  chosen = np.unique(np.linspace(0, matrix.shape[0] - 1, num).astype(int))
+  if is_sparse(matrix):
+    data, _, indptr = parts(matrix)
+    indptr = np.asarray(indptr[:], np.int64)
+    rows = [np.asarray(data[indptr[r] : indptr[r + 1]]) for r in chosen]
+  else:
+    rows = [np.asarray(matrix[r]) for r in chosen]
+  rows = [row[row > 0].astype(np.float64) for row in rows]
+  return [row for row in rows if len(row)]
 
 
 def choose_layer(
@@ -105,7 +158,7 @@ def choose_layer(
         f'{name}: no layer {asked!r}; there are: {", ".join(matrices)}'
       )
     asked = f'layers/{asked}'
-  accepted = [COUNTS] + [NON_INTEGER] * allow_noninteger
+  accepted = [COUNTS] + [NON_INTEGER, SMALL] * allow_noninteger
   if asked:
     if kinds[asked] in accepted:
       reason = f'{asked}, as asked: {kinds[asked]}'
@@ -117,7 +170,7 @@ def choose_layer(
   if not usable:
     described = ', '.join(f'{key} holds {kind}' for key, kind in kinds.items())
     only = next(iter(kinds.values())) if len(kinds) == 1 else ''
-    worth = NON_INTEGER if NON_INTEGER in kinds.values() else only
+    worth = next((k for k in (NON_INTEGER, SMALL) if k in kinds.values()), only)
     raise errors.UserError(
       f'{name}: no counts here: {described}; {_advice(worth, good)}'
     )
@@ -135,6 +188,11 @@ def _advice(kind: str, good: list[str]) -> str:
     return f'{" and ".join(good)} looks like counts: pass --layer {good[0]}'
   if kind == NON_INTEGER:
     return 'pass --allow_noninteger if they are corrected counts'
+  if kind == SMALL:
+    return (
+      'a file with the raw counts is needed, or --allow_noninteger if they are '
+      'corrected counts'
+    )
   return 'a file with the raw counts is needed'
 
 
@@ -178,6 +236,11 @@ def _csr(data, indices, indptr, num_columns) -> scipy.sparse.csr_matrix:
   matrix = scipy.sparse.csr_matrix((len(indptr) - 1, num_columns))
   matrix.data, matrix.indices = np.asarray(data), indices
   matrix.indptr = np.asarray(indptr)
+  if not matrix.has_canonical_format:  # genes out of order, or one twice
+    matrix.data = matrix.data.copy()  # the caller's are not touched
+    matrix.indices = matrix.indices.astype(np.int64)
+    matrix.indptr = matrix.indptr.astype(np.int64)
+    matrix.sum_duplicates()
   return matrix
 
 
