@@ -67,7 +67,13 @@ def save(folder: paths.PathLike, assets: Assets) -> dict[str, str]:
     'sha256': hashes,
   }
   paths.write_json(paths.join(folder, MANIFEST), manifest)
-  return hashes
+  return file_hashes(folder)
+
+
+def file_hashes(folder: paths.PathLike) -> dict[str, str]:
+  """Hashes of the files of a folder, by its manifest, and of the manifest."""
+  hashes = read_manifest(folder)['sha256']
+  return {**hashes, MANIFEST: paths.sha256_file(paths.join(folder, MANIFEST))}
 
 
 def load(folder: paths.PathLike) -> Assets:
@@ -100,15 +106,22 @@ def load(folder: paths.PathLike) -> Assets:
 
 
 def read_manifest(folder: paths.PathLike) -> dict:
-  """The manifest of an assets folder: encoding, priors and hashes."""
+  """The manifest of an assets folder: encoding, priors and hashes.
+
+  Raises:
+    UserError: there is none, or it is damaged.
+  """
   path = paths.join(folder, MANIFEST)
   try:
-    return json.loads(paths.read_text(path))
-  except (OSError, ValueError) as error:
-    raise errors.UserError(
-      f'{path} cannot be read; a model folder holds assets/, config.json and '
-      'checkpoints/ or params/: check the path'
-    ) from error
+    manifest = json.loads(paths.read_text(path))
+    if manifest.keys() >= {'encoding', 'priors', 'sha256'}:
+      return manifest
+  except (OSError, ValueError, AttributeError):
+    pass
+  raise errors.UserError(
+    f'{path} cannot be read; a model folder holds assets/, config.json and '
+    'checkpoints/ or params/: check the path'
+  )
 
 
 def _knowledge_bytes(tables: knowledge_lib.Knowledge) -> bytes:

@@ -9,9 +9,11 @@ taken.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import logging
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -53,23 +55,25 @@ class Checkpoints:
     for later in self._manager.all_steps():
       if later >= step:  # its seal did not hold; Orbax saves none before it
         self._manager.delete(later)
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        **{
-          PARAMS: ocp.args.StandardSave(params),
-          TRAINING: ocp.args.StandardSave(training),
-          METADATA: ocp.args.JsonSave(metadata),
-        }
-      ),
-    )
+    with _storage_faults(self.folder):
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          **{
+            PARAMS: ocp.args.StandardSave(params),
+            TRAINING: ocp.args.StandardSave(training),
+            METADATA: ocp.args.JsonSave(metadata),
+          }
+        ),
+      )
     self._pending = self._sealer.submit(self._seal, step)
 
   def wait(self) -> None:
     """Returns when everything saved so far is complete and sealed."""
     if self._pending is not None:
-      self._pending.result()
-      self._pending = None
+      pending, self._pending = self._pending, None
+      with _storage_faults(self.folder):
+        pending.result()
 
   def close(self) -> None:
     """Completes what is under way."""
@@ -115,6 +119,19 @@ class Checkpoints:
     for name in paths.listdir(self.folder):
       if name.endswith(_SEAL) and name.removesuffix(_SEAL) not in kept:
         paths.path(paths.join(self.folder, name)).unlink()
+
+
+@contextlib.contextmanager
+def _storage_faults(folder: str) -> Iterator[None]:
+  """A full disk or a store out of reach passes: the run can be started again."""
+  try:
+    yield
+  except (OSError, ValueError) as error:  # TensorStore raises ValueError
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    raise errors.RetryableError(
+      f'{folder}: a checkpoint cannot be written ({line[:200]}); make room and '
+      'start the same command again: it goes on from the checkpoint before'
+    ) from error
 
 
 def all_steps(folder: paths.PathLike) -> list[int]:

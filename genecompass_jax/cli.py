@@ -8,7 +8,9 @@ usage (one line says what to do), 42 stopped and to be started again.
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -30,10 +32,19 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = _parser(next((a for a in argv if not a.startswith('-')), ''))
   args = parser.parse_args(argv)
   logging.basicConfig(level=logging.WARNING, format='%(message)s')
+  if sys.stdout is None:  # closed by the caller
+    sys.stdout = open(os.devnull, 'w', encoding='utf-8')  # noqa: SIM115
+  _clean_up_when_ended()
   try:
     code = args.run(args) or errors.EXIT_OK
     sys.stdout.flush()  # here, where a reader that left is known
     return code
+  except KeyboardInterrupt:
+    print(f'{parser.prog}: interrupted', file=sys.stderr)
+    return errors.EXIT_INTERRUPTED
+  except ImportError as error:  # a package for some kind of URL
+    print(f'{parser.prog}: {error}', file=sys.stderr)
+    return errors.EXIT_USAGE
   except errors.UserError as error:
     print(error, file=sys.stderr)
     return errors.EXIT_USAGE
@@ -45,7 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return errors.EXIT_OK
   except OSError as error:  # no permission, a full disk, a file for a folder
     print(f'{parser.prog}: {error}', file=sys.stderr)
-    return errors.EXIT_FAILED
+    is_user = errors.is_mistake(error)
+    return errors.EXIT_USAGE if is_user else errors.EXIT_FAILED
+
+
+def _clean_up_when_ended() -> None:
+  """SIGTERM unwinds like an exit, so that staging folders go."""
+
+  def end(number: int, frame: object) -> NoReturn:
+    del frame
+    sys.exit(128 + number)
+
+  if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, end)
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
@@ -212,7 +235,11 @@ def _report(parser: argparse.ArgumentParser) -> Runner:
       figure = figures.learning_curves(
         metrics.read(args.workdir), title=f'Pretraining losses, {args.workdir}'
       )
-      figure.savefig(args.output, dpi=150)
+      try:
+        figure.savefig(args.output, dpi=150)
+      except ValueError as error:  # an ending that is no format of pictures
+        line = str(error).splitlines()[0]
+        raise errors.UserError(f'{args.output}: {line}') from error
 
   return run
 

@@ -281,21 +281,23 @@ def config_from_original(
   _refuse_unlike(original, 'position_embedding_type', 'absolute')
   names = [name.split('.') for name in tensors]
   layers = {int(n[3]) for n in names if n[:3] == ['bert', 'encoder', 'layer']}
-  use_values = original.get(
-    'use_values', tensor(_FUSION_WEIGHT).shape[1] % word.shape[1] == 1
+  use_values = _switch(
+    original,
+    'use_values',
+    tensor(_FUSION_WEIGHT).shape[1] % word.shape[1] == 1,
   )
   priors = []
   for ours, name, switch in PRIORS:
     table = f'{_EMBEDDINGS}.{name}_knowledge'
-    if original.get(switch, table in tensors):
+    if _switch(original, switch, table in tensors):
       priors.append((ours, int(tensor(table).shape[1])))
   head, num_labels = 'pretraining', 0
   if 'classifier.weight' in tensors:
     pooled = 'bert.pooler.dense.weight' in tensors
     head = 'sequence' if pooled else 'token'
     num_labels = int(tensor('classifier.weight').shape[0])
-  use_cls = original.get(
-    'use_cls_token', 'bert.cls_embedding.weight' in tensors
+  use_cls = _switch(
+    original, 'use_cls_token', 'bert.cls_embedding.weight' in tensors
   )
   cls = tensor('bert.cls_embedding.weight') if use_cls else None
   config = model_lib.ModelConfig(
@@ -312,8 +314,8 @@ def config_from_original(
     num_species=2 if cls is None else int(cls.shape[0]),
     priors=tuple(priors),
     missing_prior='released',
-    use_values=bool(use_values),
-    use_cls=bool(use_cls),
+    use_values=use_values,
+    use_cls=use_cls,
     hidden_dropout=_number(original, 'hidden_dropout_prob', 0.02),
     attention_dropout=_number(original, 'attention_probs_dropout_prob', 0.02),
     prior_scale=_prior_scale(tensors, original, head),
@@ -462,9 +464,20 @@ def read_original(
       ) from error
     if not isinstance(original, dict):
       raise errors.UserError(f'{config_path}: must hold one JSON object')
-  config = config_from_original(tensors, original)
-  params = params_from_original(tensors, config)
-  assets = assets_lib.Assets(knowledge_from_original(tensors, config))
+  for key, tensor in tensors.items():
+    if tensor.dtype.kind not in 'fiub' and tensor.dtype != ml_dtypes.bfloat16:
+      raise errors.UserError(f'{key} holds {tensor.dtype}, not real numbers')
+  try:
+    config = config_from_original(tensors, original)
+    params = params_from_original(tensors, config)
+    assets = assets_lib.Assets(knowledge_from_original(tensors, config))
+  except errors.UserError:
+    raise
+  except (ValueError, TypeError, IndexError, KeyError) as error:
+    raise errors.UserError(
+      f'{os.fspath(source)}: the tensors do not have the shapes and names of '
+      f'GeneCompass ({_first_line(error)})'
+    ) from error
   used = {entry.name for entry in _entries(config)} | set(_IGNORED)
   used |= {_FUSION_WEIGHT, _HOMOLOGS}
   used |= {
@@ -573,6 +586,13 @@ def _number(
       f'--config: {key}={value!r} must be a {kind}, not negative'
     )
   return type(default)(value)
+
+
+def _switch(original: Mapping[str, Any], key: str, default: bool) -> bool:
+  value = original.get(key, default)
+  if value not in (True, False):  # 0 and 1 too
+    raise errors.UserError(f'--config: {key}={value!r} must be true or false')
+  return bool(value)
 
 
 def _refuse_unlike(original: Mapping[str, Any], key: str, wanted: str) -> None:

@@ -301,7 +301,7 @@ class Corpus:
       raise errors.UserError(
         f'{path}/manifest.json is damaged, {shards.HINT}'
       ) from None
-    if manifest.get('format') != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
       raise errors.UserError(f'{path}: manifest.json is not that of a corpus')
     if manifest.get('format_version') != FORMAT_VERSION:
       raise errors.UserError(

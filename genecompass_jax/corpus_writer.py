@@ -293,7 +293,7 @@ class CorpusWriter:
       raise ValueError(f'{value_dtype=} must be one of {VALUE_DTYPES}')
     if not {'source', 'unit'} <= set(categories):
       raise ValueError('categories must name the columns source and unit')
-    self.path = os.fspath(path)
+    self.path = staging.real(os.fspath(path))
     check_output(self.path, overwrite)
     self._vocab = vocab
     self._sources = [dict(s) for s in sources]
@@ -321,11 +321,15 @@ class CorpusWriter:
 
   def __exit__(self, *exc: object) -> None:
     """Leaves nothing of a corpus that was not committed."""
-    for store in self._stores.values():
-      store.abort()
-    self._stores = {}
-    if self._place != self.path and os.path.isdir(self._place):
-      shutil.rmtree(self._place)
+    stores, self._stores = self._stores, {}
+    try:
+      for store in stores.values():
+        store.abort()
+    except OSError:  # a full disk: what is left to write goes anyway
+      pass
+    finally:
+      if self._place != self.path and os.path.isdir(self._place):
+        shutil.rmtree(self._place)
 
   def store(self, split: str, species: int) -> StoreWriter:
     """The writer of one store, made on first use."""
@@ -421,6 +425,8 @@ def check_output(path: str, overwrite: bool) -> None:
     staging.is_local(path) and os.path.exists(path) and not os.path.isdir(path)
   ):
     raise errors.UserError(f'{path} is a file; name a folder for the corpus')
+  if not path:
+    raise errors.UserError('an empty name for the corpus; name a folder')
   held = paths.listdir(path)
   if not held:
     return

@@ -77,17 +77,24 @@ class DataConfig:
         f'data layout {self.layout!r}: give one of {packing.LAYOUTS}'
       )
     if self.layout == packing.PACKED and (self.slots < 1 or self.slots % 128):
-      raise errors.UserError(f'data {self.slots=} must be a multiple of 128')
-    ascends = all(a < b for a, b in zip(self.buckets, self.buckets[1:]))
+      raise errors.UserError(
+        f'data.slots={self.slots} must be a multiple of 128'
+      )
+    ascends = all(type(size) is int and size > 0 for size in self.buckets)
+    ascends = ascends and all(
+      a < b for a, b in zip(self.buckets, self.buckets[1:])
+    )
     if not ascends or len(self.buckets) > _MAX_BUCKETS:
       raise errors.UserError(
-        f'data {self.buckets=} must be up to {_MAX_BUCKETS} ascending numbers'
+        f'data.buckets={self.buckets} must be up to {_MAX_BUCKETS} ascending '
+        'whole numbers'
       )
     if self.streams < 1 or self.window_blocks < 1:
       raise errors.UserError('data streams and window_blocks must be positive')
     if self.rows_per_batch < 1 or self.rows_per_batch % self.streams:
       raise errors.UserError(
-        f'data {self.rows_per_batch=} must be a multiple of {self.streams=}'
+        f'data.rows_per_batch={self.rows_per_batch} must be a multiple of '
+        f'data.streams={self.streams}'
       )
     for name, weight in (*self.source_weights, *self.species_weights):
       if not 0 <= weight < 1000:

@@ -54,9 +54,13 @@ class EncodingConfig:
     if self.ties not in TIES:
       raise errors.UserError(f'encoding ties {self.ties!r}: give one of {TIES}')
     if self.max_genes < 1:
-      raise errors.UserError(f'encoding {self.max_genes=} must be at least 1')
+      raise errors.UserError(
+        f'encoding.max_genes={self.max_genes} must be at least 1'
+      )
     if not 0 < self.target_sum < np.inf:
-      raise errors.UserError(f'encoding {self.target_sum=} must be positive')
+      raise errors.UserError(
+        f'encoding.target_sum={self.target_sum} must be positive'
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,11 @@
 """Errors that a user can cause, and the exit codes of the commands."""
 
+import errno
+
 EXIT_OK = 0
 EXIT_FAILED = 1  # permanent: do not restart
 EXIT_USAGE = 2  # the user can mend it: one line says how
+EXIT_INTERRUPTED = 130  # by Ctrl-C
 EXIT_RETRY = 42  # preempted or transient: a launcher starts the job again
 
 
@@ -16,3 +19,28 @@ class UserError(ValueError):
 
 class RetryableError(RuntimeError):
   """A passing fault (preemption, transient I/O): exit with `EXIT_RETRY`."""
+
+
+def check_at_least(where: str, config: object, **lows: float) -> None:
+  """Refuses fields of a configuration that are too small.
+
+  Args:
+    where: the group that the message names, such as 'optimizer'.
+    config: what has the fields.
+    **lows: the least value of each field.
+
+  Raises:
+    UserError: one is smaller, or no number.
+  """
+  for name, low in lows.items():
+    value = getattr(config, name)
+    if not value >= low:  # NaN included
+      raise UserError(f'{where}.{name}={value} must be at least {low:g}')
+
+
+def is_mistake(error: OSError) -> bool:
+  """Whether a fault of the system is one of a path that the user gave."""
+  return error.errno in (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR),
+    *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+  )

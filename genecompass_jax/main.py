@@ -112,10 +112,14 @@ def main(argv: list[str]) -> None:
   logging.getLogger().setLevel(logging.INFO)
   logging.getLogger('absl').setLevel(logging.WARNING)  # Orbax tells each write
   logging.getLogger('jax').setLevel(logging.WARNING)
+  if not _WORKDIR.value:
+    _exit(errors.EXIT_USAGE, '--workdir is empty; name a folder')
   try:
     config = dict(_CONFIG.value.items())
   except OSError as error:  # the parser defers it to the first use
     _exit(errors.EXIT_USAGE, ' '.join(str(error).split()))
+  except AttributeError:
+    _exit(errors.EXIT_USAGE, '--config: get_config must return a ConfigDict')
   try:
     run(config, os.path.expanduser(_WORKDIR.value))
   except errors.UserError as error:
@@ -124,10 +128,13 @@ def main(argv: list[str]) -> None:
     _exit(errors.EXIT_RETRY, str(error))
   except FloatingPointError as error:
     _exit(errors.EXIT_FAILED, str(error))
-  except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+  except KeyboardInterrupt:
+    _exit(errors.EXIT_INTERRUPTED, 'stopped before training; nothing is lost')
+  except ImportError as error:  # a package for some kind of URL
     _exit(errors.EXIT_USAGE, str(error))
   except OSError as error:  # a full disk or a store out of reach may pass
-    _exit(errors.EXIT_RETRY, str(error))
+    is_user = errors.is_mistake(error)
+    _exit(errors.EXIT_USAGE if is_user else errors.EXIT_RETRY, str(error))
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -144,6 +151,12 @@ def _parse(argv: list[str]) -> list[str]:
       errors.EXIT_USAGE,
       f'--config.KEY=value: the config file has no group {error.args[0]}; name '
       'it there, be it empty: config.GROUP = {}',
+    )
+  except Exception as error:  # whatever the config file itself raises
+    lines = str(error).strip().splitlines() or ['']
+    _exit(
+      errors.EXIT_USAGE,
+      f'--config: the file cannot be used, {type(error).__name__}: {lines[-1]}',
     )
 
 

@@ -57,8 +57,8 @@ class MaskConfig:
     shares = self.rate, self.mask_share, self.random_share
     if not all(0 <= s <= 1 for s in shares) or sum(shares[1:]) > 1 + 1e-12:
       raise errors.UserError(
-        f'mask {self.rate=}, {self.mask_share=}, {self.random_share=} must be'
-        ' shares, and the last two at most 1 together'
+        f'mask.rate={self.rate}, mask_share={self.mask_share} and random_share='
+        f'{self.random_share} must be shares, the last two at most 1 together'
       )
 
 

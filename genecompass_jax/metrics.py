@@ -53,24 +53,23 @@ def cut_after(workdir: paths.PathLike, step: int) -> None:
   path = paths.join(workdir, FILE)
   if not paths.exists(path):
     return
-  kept = []
-  for line in paths.read_text(path).splitlines():
-    try:
-      values = json.loads(line)
-    except ValueError:
-      continue
-    if 'event' in values or values.get('step', 0) <= step:
-      kept.append(line + '\n')
+  kept = [
+    json.dumps(values) + '\n'
+    for values in read(workdir)
+    if 'event' in values or values.get('step', 0) <= step
+  ]
   paths.write_text(path, ''.join(kept))
 
 
 def read(workdir: paths.PathLike) -> list[dict[str, Any]]:
   """All finished lines of a workdir's metrics, in order."""
-  lines = paths.read_text(paths.join(workdir, FILE)).splitlines()
-  values = []
-  for line in lines:
+  text = paths.read_bytes(paths.join(workdir, FILE)).decode('utf-8', 'replace')
+  found = []
+  for line in text.splitlines():
     try:
-      values.append(json.loads(line))
+      values = json.loads(line)
     except ValueError:
-      continue  # the line that a running or killed process is writing
-  return values
+      continue  # damaged, or what a running or killed process is writing
+    if isinstance(values, dict):
+      found.append(values)
+  return found

@@ -89,6 +89,17 @@ class ModelConfig:
 
   def __post_init__(self):
     """Refuses sizes and names that cannot work."""
+    errors.check_at_least(
+      'model',
+      self,
+      width=1,
+      num_layers=1,
+      feed_forward=1,
+      max_genes=1,
+      num_species=1,
+      vocabulary_size=0,
+      norm_epsilon=0,
+    )
     if self.num_heads < 1 or self.width % self.num_heads:
       raise errors.UserError(
         f'width={self.width} must be divisible by num_heads={self.num_heads}'

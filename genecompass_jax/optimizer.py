@@ -59,6 +59,19 @@ class OptimizerConfig:
         f'optimizer.total_steps={self.total_steps} must be positive and '
         f'warmup_steps={self.warmup_steps} not negative'
       )
+    errors.check_at_least(
+      'optimizer',
+      self,
+      learning_rate=0,
+      weight_decay=0,
+      clip_norm=0,
+      epsilon=0,
+    )
+    for name in ('b1', 'b2'):
+      if not 0 <= getattr(self, name) < 1:
+        raise errors.UserError(
+          f'optimizer.{name}={getattr(self, name)} is not in [0, 1)'
+        )
     if not 0 < self.decay_share <= 1:
       raise errors.UserError(
         f'optimizer.decay_share={self.decay_share} is not in (0, 1]'

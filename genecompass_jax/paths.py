@@ -11,27 +11,40 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from genecompass_jax import errors
+
 PathLike = str | os.PathLike
+SCHEMES = ('gs', 's3')
 
 
 def path(name: PathLike) -> epath.Path:
-  """The path object of a local name or a URL."""
+  """The path object of a local name or a URL.
+
+  Raises:
+    UserError: a URL of a kind that nothing here reads.
+  """
+  scheme, found, _ = os.fspath(name).partition('://')
+  if found and scheme not in SCHEMES:
+    raise errors.UserError(
+      f'{os.fspath(name)}: URLs may begin with {", ".join(SCHEMES)}; give '
+      'local files by their plain names'
+    )
   return epath.Path(name)
 
 
 def join(first: PathLike, *rest: str) -> str:
   """Joins path parts; URLs stay URLs."""
-  return os.fspath(epath.Path(first).joinpath(*rest))
+  return os.fspath(path(first).joinpath(*rest))
 
 
 def exists(name: PathLike) -> bool:
   """Whether a file or folder is there."""
-  return epath.Path(name).exists()
+  return path(name).exists()
 
 
 def listdir(name: PathLike) -> list[str]:
   """Names in a folder, sorted; empty where there is no folder."""
-  folder = epath.Path(name)
+  folder = path(name)
   return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
 
 
@@ -46,17 +59,17 @@ def files_below(folder: PathLike) -> list[str]:
       else:
         yield name
 
-  return sorted(walk(epath.Path(folder), ''))
+  return sorted(walk(path(folder), ''))
 
 
 def read_bytes(name: PathLike) -> bytes:
   """The whole content of a file."""
-  return epath.Path(name).read_bytes()
+  return path(name).read_bytes()
 
 
 def read_text(name: PathLike) -> str:
   """The whole content of a UTF-8 file."""
-  return epath.Path(name).read_bytes().decode('utf-8')
+  return path(name).read_bytes().decode('utf-8')
 
 
 def write_bytes(name: PathLike, data: bytes) -> None:
@@ -66,7 +79,7 @@ def write_bytes(name: PathLike, data: bytes) -> None:
   killed process leaves the old content or the new one. Object stores commit
   whole objects by themselves.
   """
-  target = epath.Path(name)
+  target = path(name)
   target.parent.mkdir(parents=True, exist_ok=True)
   local = os.fspath(target)
   if '://' in local:
@@ -99,7 +112,7 @@ def sha256_bytes(data: bytes) -> str:
 def sha256_file(name: PathLike) -> str:
   """Hex digest of a file, read in pieces of 4 MiB."""
   digest = hashlib.sha256()
-  with epath.Path(name).open('rb') as file:
+  with path(name).open('rb') as file:
     while chunk := file.read(1 << 22):
       digest.update(chunk)
   return digest.hexdigest()

@@ -151,18 +151,27 @@ def load(folder: paths.PathLike) -> PretrainedModel:
     raise errors.UserError(
       f'{seal} cannot be used: {problem}; copy it again, or load another step'
     )
-  assets = assets_lib.load(paths.join(name, workdir.ASSETS))
-  hashes = assets_lib.read_manifest(paths.join(name, workdir.ASSETS))['sha256']
+  folder_assets = paths.join(name, workdir.ASSETS)
+  hashes = assets_lib.file_hashes(folder_assets)
   if hashes != config['assets']:
     raise errors.UserError(
       f'{name}: assets/ belongs to another model than config.json (vocabulary, '
       'medians or priors differ); copy the folder again as a whole'
     )
-  if 'run' in config and checkpoint.read_metadata(place)['assets'] != hashes:
-    raise errors.UserError(
-      f'{place} was written with other assets than {name}/assets (vocabulary, '
-      'medians or priors differ); copy the workdir again as a whole'
-    )
+  if 'run' in config:
+    written = checkpoint.read_metadata(place)
+    if written['assets'] != hashes:
+      raise errors.UserError(
+        f'{place} was written with other assets than {name}/assets '
+        '(vocabulary, medians or priors differ); copy the workdir again as a '
+        'whole'
+      )
+    if written['run']['model'] != config['run']['model']:
+      raise errors.UserError(
+        f'{place} holds another model than {name}/config.json says; copy the '
+        'workdir again as a whole'
+      )
+  assets = assets_lib.load(folder_assets)
   one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   shapes = jax.tree.map(
     lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one_device),

@@ -10,6 +10,11 @@ def is_local(path: str) -> bool:
   return '://' not in path
 
 
+def real(path: str) -> str:
+  """A local path without links and dots: what is beside it has its disk."""
+  return os.path.realpath(path) if path and is_local(path) else path
+
+
 def folder(path: str) -> str:
   """Makes a folder beside a local output, and clears those of dead runs."""
   path = os.path.abspath(path)

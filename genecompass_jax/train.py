@@ -5,6 +5,7 @@ of corpus, seed and n, and so are its masks and its dropout. A run that is
 killed goes on from its last sealed checkpoint and ends in the same bits.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -88,6 +89,16 @@ class TrainConfig:
 
   def __post_init__(self):
     """Refuses an unknown choice."""
+    errors.check_at_least(
+      'config',
+      self,
+      prior_warmup_steps=0,
+      log_every=1,
+      eval_every=0,
+      eval_cells=0,
+      checkpoint_every=0,
+      keep_checkpoints=1,
+    )
     if self.id_bias not in ('zeros', 'frequency'):
       raise errors.UserError(
         f'id_bias={self.id_bias!r}: choose zeros or frequency'
@@ -225,6 +236,15 @@ def resolve_config(
     vocabulary_size=corpus.vocabulary.size,
     priors=knowledge.widths,
   )
+  found = {
+    name for stores in corpus.manifest['stores'].values() for name in stores
+  }
+  codes = [s for s, n in enumerate(vocabulary_lib.SPECIES) if n in found]
+  if max(codes) >= model_config.num_species:
+    raise errors.UserError(
+      f'model.num_species={model_config.num_species}, but the corpus holds '
+      f'{" and ".join(sorted(found))} cells; set it to {max(codes) + 1}'
+    )
   if config.encoding.max_genes > model_config.max_genes:
     raise errors.UserError(
       f'encoding.max_genes={config.encoding.max_genes} is more than the '
@@ -274,7 +294,6 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
     raise errors.UserError(
       f'data.rows_per_batch={rows} must be divisible by {devices} devices'
     )
-  facts = _open_workdir(folder, config, corpus, assets)
   loader = data_lib.Loader(
     corpus,
     config.encoding,
@@ -282,12 +301,17 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
     host=jax.process_index(),
     num_hosts=jax.process_count(),
   )
-  null_models = _null_models(config, corpus, folder)
-  evaluator = _make_evaluator(config, corpus, null_models)
-  if jax.process_index() == 0:
-    _log_start(config, devices)
+  is_first = jax.process_index() == 0
+  lock = workdir.locked(folder) if is_first else contextlib.nullcontext()
 
-  with jax.set_mesh(mesh):
+  with lock, jax.set_mesh(mesh):
+    # The workdir, which is of this run or becomes its own.
+    facts = _open_workdir(folder, config, corpus, assets)
+    null_models = _null_models(config, corpus, folder)
+    evaluator = _make_evaluator(config, corpus, null_models)
+    if is_first:
+      _log_start(config, devices)
+
     # The state, restored where there is a good checkpoint.
     shapes = jax.eval_shape(lambda: init_state(config, null_models))
     places = state_sharding(config, shapes, mesh)
@@ -309,7 +333,7 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
       donate_argnums=0,
       out_shardings=(places, sharding.replicated(mesh)),
     )
-    if jax.process_index() == 0:
+    if is_first:
       # A run without a checkpoint starts again, with its evaluation at step 0.
       metrics.cut_after(folder, -1 if latest is None else first_step)
 
@@ -369,12 +393,13 @@ def _open_workdir(folder, config, corpus, assets) -> dict[str, Any]:
     'run': json.loads(json.dumps(dataclasses.asdict(config))),
     'corpus_sha256': _manifest_sha256(corpus),
   }
-  if old is None and paths.exists(paths.join(folder, workdir.CHECKPOINTS)):
+  checkpoints = paths.join(folder, workdir.CHECKPOINTS)
+  if old is None and checkpoint.all_steps(checkpoints):
     raise errors.UserError(
       f'{folder} holds checkpoints but no config.json: it is not known what '
       'run they are of; use another --workdir'
     )
-  if old is not None:
+  if old is not None and checkpoint.all_steps(checkpoints):
     # Hash the assets as they would be written, without touching the old ones.
     staging = paths.join(folder, f'{workdir.ASSETS}.check')
     try:
@@ -384,7 +409,12 @@ def _open_workdir(folder, config, corpus, assets) -> dict[str, Any]:
     workdir.check_same_run(folder, old, new)
     assets_lib.load(folder_assets)  # whole, and as they were written
     return new
+  if old is not None and 'run' not in old:
+    workdir.check_same_run(folder, old, new)  # raises: it is no run
   if jax.process_index() == 0:
+    # Nothing was trained here yet: a run that was refused or failed at once
+    # leaves its place to the next one, whatever its config.
+    paths.path(paths.join(folder, workdir.NULLS)).unlink(missing_ok=True)
     new['assets'] = assets_lib.save(folder_assets, assets)
     workdir.write_config(folder, new)
   return new

@@ -109,7 +109,7 @@ class TrainingLog:
         self.event('not_finite', step=step)
         raise FloatingPointError(
           f'{name} is {line[name]} at step {step}; lower '
-          'optimizer.learning_rate or start from an earlier checkpoint'
+          'optimizer.learning_rate and use a new --workdir'
         )
     if not is_due:
       self._bar.update(1)

@@ -5,10 +5,14 @@ assets/         vocabulary, medians, encoding, prior tables
 metrics.jsonl   one JSON object a line
 checkpoints/    Orbax, with seals
 nulls.npz       null models fitted on the training cells
+.lock           held by the process that trains here (local folders)
 """
 
+import contextlib
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from genecompass_jax import errors, paths
@@ -17,6 +21,7 @@ CONFIG = 'config.json'
 ASSETS = 'assets'
 CHECKPOINTS = 'checkpoints'
 NULLS = 'nulls.npz'
+LOCK = '.lock'
 FORMAT = 1
 
 # Fields of a configuration that may differ when a run is resumed: the stream of
@@ -33,6 +38,36 @@ MAY_CHANGE = (
   'checkpoint_every',
   'keep_checkpoints',
 )
+
+
+@contextlib.contextmanager
+def locked(workdir: paths.PathLike) -> Iterator[None]:
+  """Keeps other processes of this machine from training in a local workdir.
+
+  Raises:
+    UserError: one does already, or the folder is no place for a run.
+  """
+  folder = os.fspath(workdir)
+  if paths.exists(paths.join(folder, 'manifest.json')):
+    raise errors.UserError(
+      f'{folder} holds a corpus; name another folder with --workdir'
+    )
+  if '://' in folder:
+    yield
+    return
+  os.makedirs(folder, exist_ok=True)
+  with open(os.path.join(folder, LOCK), 'w', encoding='utf-8') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise errors.UserError(
+        f'{folder}: another process is training here; wait for it, or use '
+        'another --workdir'
+      ) from None
+    try:
+      yield
+    finally:
+      os.unlink(file.name)
 
 
 def read_config(workdir: paths.PathLike) -> dict[str, Any] | None:
@@ -55,15 +90,27 @@ def read_config(workdir: paths.PathLike) -> dict[str, Any] | None:
       f'{path}: format {config.get("format")}, this version reads {FORMAT}'
     )
   needed = ('corpus_sha256',) if 'run' in config else ('model', 'step')
-  missing = [key for key in (*needed, 'assets') if key not in config]
+  missing = [k for k in (*needed, 'assets', 'sha256') if k not in config]
   if missing:
     raise errors.UserError(f'{path} is damaged ({", ".join(missing)} missing)')
+  if config.pop('sha256') != _sha256(config):
+    raise errors.UserError(
+      f'{path} was changed after it was written; copy it again from where the '
+      'model was trained'
+    )
   return config
 
 
+def _sha256(config: Mapping[str, Any]) -> str:
+  text = json.dumps({**config, 'format': FORMAT}, sort_keys=True)
+  return paths.sha256_bytes(text.encode())
+
+
 def write_config(workdir: paths.PathLike, config: Mapping[str, Any]) -> None:
-  """Writes WORKDIR/config.json whole."""
-  text = json.dumps({'format': FORMAT, **config}, indent=2) + '\n'
+  """Writes WORKDIR/config.json whole, with a hash of its content."""
+  config = json.loads(json.dumps(config))
+  whole = {'format': FORMAT, **config, 'sha256': _sha256(config)}
+  text = json.dumps(whole, indent=2) + '\n'
   paths.write_text(paths.join(workdir, CONFIG), text)
 
 

@@ -137,6 +137,7 @@ def test_with_its_genes_a_converted_model_embeds_counts(
 
   smaller = vocab.restrict(vocab.genes.gene_ids[:40])
   smaller.save(tmp_path / 'vocabulary.tsv.gz')
+  (tmp_path / 'model').rename(tmp_path / 'whole')
   code, (*_, line) = command(tensors, None, *genes)
   assert code == errors.EXIT_USAGE
   assert f'{smaller.size} tokens, the weights have {vocab.size}' in line

@@ -456,6 +456,81 @@ def test_files_that_are_no_h5ad(trained, tmp_path, capsys):
   assert set(os.listdir(tmp_path)) == names
 
 
+def test_damaged_parts_of_a_file_are_one_line(cells, trained, tmp_path, capsys):
+  def unknown_encoding(file):
+    file['obs/cell_type'].attrs['encoding-type'] = 'of tomorrow'
+
+  def no_offsets(file):
+    del file['X/indptr']
+
+  def no_shape(file):
+    del file['X'].attrs['shape']
+
+  def turned_beyond(file):
+    turned = scipy.sparse.csc_matrix(cells.X)
+    turned.indices[5] = 2_000_000_000
+    del file['X']
+    anndata.io.write_elem(file, 'X', turned)
+
+  def text(file):
+    del file['X']
+    file['X'] = np.full(cells.shape, b'text')
+
+  names = ['in.h5ad']
+  for spoil in (unknown_encoding, no_offsets, no_shape, turned_beyond, text):
+    cells.write_h5ad(tmp_path / 'in.h5ad')
+    with h5py.File(tmp_path / 'in.h5ad', 'a') as file:
+      spoil(file)
+    code, said, lines = run(
+      [
+        *(tmp_path / 'in.h5ad', '-o', tmp_path / 'out.h5ad'),
+        *('--checkpoint', trained, '--layer', 'X'),
+      ],
+      capsys,
+    )
+    assert code == errors.EXIT_USAGE, spoil
+    assert 'in.h5ad' in lines[-1] or lines[-1].startswith('in: X holds')
+    assert os.listdir(tmp_path) == names
+  # A layer that nobody asked for may be anything.
+  cells.write_h5ad(tmp_path / 'in.h5ad')
+  with h5py.File(tmp_path / 'in.h5ad', 'a') as file:
+    file.create_group('layers/odd')
+  gc.embed(tmp_path / 'in.h5ad', gc.load(trained))
+
+
+def test_cells_of_none_of_the_genes_are_refused(model, cells, caplog):
+  table = gc.GeneTable.default()
+  known = set(model.vocabulary.genes.gene_ids)
+  others = [
+    gene
+    for gene, species in zip(table.gene_ids, table.species_G)
+    if not species and gene not in known
+  ]
+  strange = cells[:, :90].copy()
+  strange.var_names = others[:90]
+  with pytest.raises(errors.UserError, match='none of its 90 genes'):
+    gc.embed(strange, model)
+  strange.var_names = [*cells.var_names[:9], *others[:81]]
+  gc.embed(strange, model)
+  assert 'knows the genes of only' in caplog.text
+
+
+def test_a_link_to_the_output_stays_a_link(cells, trained, tmp_path, capsys):
+  cells.write_h5ad(tmp_path / 'in.h5ad')
+  (tmp_path / 'link.h5ad').symlink_to(tmp_path / 'real.h5ad')
+  code, _, _ = run(
+    [
+      *(tmp_path / 'in.h5ad', '-o', tmp_path / 'link.h5ad'),
+      *('--checkpoint', trained),
+    ],
+    capsys,
+  )
+  assert code == 0
+  assert (tmp_path / 'link.h5ad').is_symlink()
+  found = anndata.read_h5ad(tmp_path / 'real.h5ad')
+  assert 'X_genecompass' in found.obsm
+
+
 def test_outputs_that_cannot_be_are_refused_first(trained, tmp_path, capsys):
   cells = tmp_path / 'in.h5ad'
   tiny_cells(5).write_h5ad(cells)
@@ -507,6 +582,17 @@ def test_checkpoints_that_cannot_be_trusted(trained, tmp_path, capsys):
   shutil.rmtree(run_dir / 'assets')
   assets.save(run_dir / 'assets', assets.Assets(**swapped))
   assert 'belongs to another model' in refused(run_dir)
+  shutil.rmtree(run_dir / 'assets')
+  shutil.copytree(trained / 'assets', run_dir / 'assets')
+  for name, old, new in (
+    ('assets/assets.json', '"max_genes": 63', '"max_genes": 13'),
+    ('config.json', '"norm_epsilon": 1e-12', '"norm_epsilon": 0.1'),
+  ):
+    text = (run_dir / name).read_text()
+    assert old in text
+    (run_dir / name).write_text(text.replace(old, new))
+    refused(run_dir)
+    (run_dir / name).write_text(text)
   shutil.rmtree(run_dir / 'assets')
   assert 'cannot be read' in refused(run_dir)
   shutil.copytree(trained / 'assets', run_dir / 'assets')

@@ -15,7 +15,8 @@ PACKAGE = ROOT / 'genecompass_jax'
 # tasks, analysis, scaling) counts as one module. The number of a line is the
 # level of the architecture.
 LEVELS = (
-  (0, 'errors paths schemas progress kernels interruption'),
+  (0, 'errors schemas progress kernels interruption'),
+  (0, 'paths'),
   (0, 'gene_table metrics sharding workdir ranking'),
   (0, 'vocabulary encoding'),
   (1, 'gene_ids medians masking knowledge losses optimizer simulate'),

@@ -1,6 +1,7 @@
 import argparse
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from genecompass_jax import corpus, errors, gene_table
+from genecompass_jax import cli, corpus, errors, gene_table
 from genecompass_jax.prepare import (
   buckets,
   command,
@@ -319,6 +320,49 @@ def test_cells_without_a_known_gene_are_left_out(tmp_path):
   report = reports.read(tmp_path / 'c')
   assert report['sources'][0]['cells_without_known_genes'] == 7
   assert '7 cells without a known gene' in reports.describe(report)
+
+
+def test_cells_of_no_counts_are_told_so(tmp_path):
+  adata = make(300)
+  adata.X = adata.X * 0
+  with pytest.raises(errors.UserError, match='none of 300 cells expresses'):
+    prepare([source(adata)], tmp_path / 'c', quality.QualityConfig.off())
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_file_given_twice_is_refused(tmp_path, capsys):
+  make(300).write_h5ad(tmp_path / 'a.h5ad')
+  shutil.copy(tmp_path / 'a.h5ad', tmp_path / 'b.h5ad')
+  files = [str(tmp_path / name) for name in ('a.h5ad', 'b.h5ad')]
+  assert cli.main(['prep', 'h5ad', *files, '-o', str(tmp_path / 'c')]) == 2
+  assert 'is the same file as' in capsys.readouterr().err
+
+
+def test_units_that_cannot_be_held_out(tmp_path):
+  opened = source(make(300), unit='donor')
+  units = ('d0', 'd1')
+  for kwargs, match in (
+    ({'validation_units': units, 'test_units': units[:1]}, 'give one'),
+    ({'test_units': ('donor',)}, 'no unit'),
+  ):
+    config = pipeline.PrepareConfig(vocabulary='measured', **kwargs)
+    with pytest.raises(errors.UserError, match=match):
+      pipeline.prepare([opened], tmp_path / 'c', config)
+  by_cell = source(make(300), unit='cell')
+  config = pipeline.PrepareConfig(
+    vocabulary='measured', validation_units=('d0',)
+  )
+  with pytest.raises(errors.UserError, match='no units to name'):
+    pipeline.prepare([by_cell], tmp_path / 'c', config)
+
+
+def test_a_link_to_the_output_stays_a_link(tmp_path):
+  (tmp_path / 'disk').mkdir()
+  (tmp_path / 'link').symlink_to(tmp_path / 'disk' / 'corpus')
+  prepare([source(make(300))], tmp_path / 'link')
+  assert (tmp_path / 'link').is_symlink()
+  assert corpus.Corpus.open(tmp_path / 'disk' / 'corpus').splits
+  assert os.listdir(tmp_path / 'disk') == ['corpus']
 
 
 def test_corrected_counts_have_their_own_corpus(tmp_path):

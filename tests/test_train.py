@@ -366,6 +366,56 @@ def test_another_config_in_a_workdir_is_refused(
   assert snapshot(trained) == before
 
 
+def test_a_run_that_trained_nothing_leaves_its_place(tiny_run, tmp_path):
+  for wrong in (
+    {'data.buckets': (32,)},
+    {'optimizer.learning_rate': 1e30, 'optimizer.clip_norm': 0.0},
+  ):
+    with pytest.raises((errors.UserError, FloatingPointError)):
+      tiny_run(tmp_path / 'run', wrong)
+  tiny_run(tmp_path / 'run')
+  assert metrics.read(tmp_path / 'run')[-1]['event'] == 'done'
+
+
+def test_two_processes_in_a_workdir_are_refused(
+  train_command, tiny_run, tmp_path
+):
+  with workdir_lib.locked(tmp_path / 'run'):
+    message = one_line(run(train_command(tmp_path / 'run')))
+  assert 'another process is training here' in message
+  tiny_run(tmp_path / 'run')
+
+
+def test_a_corpus_is_no_workdir(tiny_corpus, tiny_run):
+  before = sorted(os.listdir(tiny_corpus))
+  with pytest.raises(errors.UserError, match='holds a corpus'):
+    tiny_run(tiny_corpus)
+  assert sorted(os.listdir(tiny_corpus)) == before
+
+
+def test_damaged_metrics_are_read_around(trained, tmp_path, tiny_run):
+  workdir = tmp_path / 'run'
+  shutil.copytree(trained, workdir)
+  path = workdir / metrics.FILE
+  whole = metrics.read(workdir)
+  path.write_bytes(path.read_bytes() + b'5\n[1]\n{"step": \xff}\n\xff')
+  assert metrics.read(workdir) == whole
+  tiny_run(workdir)  # finished: nothing is left to do
+
+
+def test_a_full_disk_at_a_checkpoint_is_to_be_tried_again(
+  tiny_run, tmp_path, monkeypatch
+):
+  def full(folder):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(checkpoint, 'seal', full)
+  with pytest.raises(errors.RetryableError, match='make room'):
+    tiny_run(tmp_path / 'run')
+  monkeypatch.undo()
+  tiny_run(tmp_path / 'run')
+
+
 def test_what_may_change_does(trained, tmp_path, tiny_corpus, tiny_run):
   workdir = tmp_path / 'run'
   shutil.copytree(trained, workdir)
@@ -419,16 +469,33 @@ def test_wrong_commands_are_one_line(train_command, tmp_path):
     (['--config=experiments/none.py', where], 'No such file'),
     (['--config=experiments/tiny.py:large', where], 'give none or smoke'),
     (['--config=experiments/tiny.py', where], 'no corpus: give'),
+    ([f'--config={tmp_path}/syntax.py', where], 'SyntaxError'),
+    ([f'--config={tmp_path}/none.py', where], 'get_config'),
+    ([f'--config={tmp_path}/raises.py', where], 'RuntimeError: because'),
+    ([f'--config={tmp_path}/number.py', where], 'must return a ConfigDict'),
+    ([*good, '--workdir='], '--workdir is empty'),
+    ([*good, '--workdir=file:///x'], 'URLs may begin with gs, s3'),
+    ([*good, '--config.model.width=0'], 'model.width=0 must be at least 1'),
+    ([*good, '--config.optimizer.b1=2.0'], 'optimizer.b1=2.0 is not in'),
+    ([*good, '--config.eval_cells=-1'], 'eval_cells=-1 must be at least 0'),
+    ([*good, '--config.model.num_species=1'], 'set it to 2'),
     ([*good, f'--config.corpus={tmp_path}'], 'no corpus here'),
   ]
+  for name, text in (
+    ('syntax', 'def get_config(:'),
+    ('none', ''),
+    ('raises', 'def get_config():\n  raise RuntimeError("because")'),
+    ('number', 'def get_config():\n  return 3'),
+  ):
+    (tmp_path / f'{name}.py').write_text(text)
   commands = [arguments for arguments, _ in wrong]
   result = run([sys.executable, '-c', COMMANDS, json.dumps(commands)])
   answers = [json.loads(line) for line in result.stdout.splitlines()]
   assert len(answers) == len(wrong), result.stderr
   for (code, output), (_, message) in zip(answers, wrong):
     assert code == errors.EXIT_USAGE, output
-    (line,) = output.strip().splitlines()
-    assert message in line
+    lines = output.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0], output
   assert not workdir.exists()
 
 

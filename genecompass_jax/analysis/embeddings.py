@@ -8,6 +8,7 @@ the file, so its embedding does not depend on order, chunk or batch.
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -140,6 +141,14 @@ def embed_cells(
       allow_noninteger=allow_noninteger,
     ),
   )
+  if batch_size < 1:
+    raise errors.UserError(f'batch size {batch_size} must be positive')
+  if not any(stream.measured(species).any() for species in stream.species):
+    raise errors.UserError(
+      f'{stream.source.name}: none of its {stream.source.num_columns:,} genes '
+      f'is among the {model.vocabulary.size - vocabulary_lib.NUM_SPECIAL:,} '
+      'that this model knows; use a model trained on such genes'
+    )
   num_cells = stream.source.num_cells
   obs = {
     'gc_n_genes_used': np.zeros(num_cells, np.int32),
@@ -153,6 +162,14 @@ def embed_cells(
     for index_B, embeddings_BD in runner.run(_encoded(stream, model, obs)):
       embeddings_CD[index_B] = embeddings_BD
       bar.update(len(index_B))
+  mapped = float(np.mean(obs['gc_share_umi_mapped']))
+  if mapped < 0.5:
+    logging.warning(
+      '%s: the model knows the genes of only %.0f %% of the counts of a cell, '
+      'see gc_share_umi_mapped',
+      stream.source.name,
+      100 * mapped,
+    )
   uns = {
     'checkpoint': model.sha256,
     'checkpoint_step': model.step,

@@ -47,7 +47,7 @@ def open_folder(folder: str, facts: dict[str, object]) -> tuple[bool, str]:
   marker = os.path.join(folder, MARKER)
   what = f'{folder} is new'
   if os.path.exists(marker):
-    if json.loads(paths.read_text(marker)) == facts:
+    if _read(marker) == facts:
       return False, f'{folder} is there: this goes on from what is done'
     what = f'{folder} was of other cells, steps or seed: started anew'
     remove(folder)
@@ -59,6 +59,13 @@ def open_folder(folder: str, facts: dict[str, object]) -> tuple[bool, str]:
     )
   paths.write_text(marker, json.dumps(facts, indent=1) + '\n')
   return True, what
+
+
+def _read(marker: str) -> object:
+  try:
+    return json.loads(paths.read_text(marker))
+  except ValueError:  # damaged: as a demo of other facts
+    return None
 
 
 def remove(folder: str) -> None:

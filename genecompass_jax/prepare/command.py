@@ -206,9 +206,18 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _check_units(opened: Sequence[Any]) -> None:
-  """Refuses units of one name in several sources: one donor, or two?"""
+  """Refuses a file given twice, and units of one name: one donor, or two?"""
   from genecompass_jax.prepare import sources
 
+  files: dict[str, str] = {}
+  for source in opened if len(opened) > 1 else ():
+    path = source.config.path
+    if source.sha256 in files:
+      raise errors.UserError(
+        f'{path} is the same file as {files[source.sha256]}; give it once, or '
+        'its cells would be held out from themselves'
+      )
+    files[source.sha256] = path
   seen: dict[str, str] = {}
   for source in opened:
     config = source.config

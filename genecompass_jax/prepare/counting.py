@@ -40,6 +40,8 @@ def measure(
           return _NOT_INTEGER, c
         if value > 4294967295.0:
           return _TOO_LARGE, c
+      elif value > 3.4e38:  # more than a float32 holds
+        return _NOT_FINITE, c
       column = columns_N[i]
       flag = flags[column]
       genes_C[c] += 1

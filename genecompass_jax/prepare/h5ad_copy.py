@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 
 import anndata
@@ -18,6 +19,8 @@ def check_output(path: str, overwrite: bool) -> None:
   Raises:
     UserError: it exists, or its folder does not.
   """
+  if os.path.isdir(path) or not path:
+    raise errors.UserError(f'{path!r}: name a file to write with -o')
   if os.path.exists(path) and not overwrite:
     raise errors.UserError(
       f'{path} exists; give --overwrite, or another name with -o'
@@ -25,6 +28,11 @@ def check_output(path: str, overwrite: bool) -> None:
   folder = os.path.dirname(os.path.abspath(path))
   if not os.path.isdir(folder):
     raise errors.UserError(f'{folder}: no such folder; make it first')
+  try:
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise errors.UserError(f'{folder}: cannot be written ({error})') from None
 
 
 def write(
@@ -44,6 +52,7 @@ def write(
     obs: columns [cells] to add or replace.
     uns: entries to add or replace.
   """
+  target = os.path.realpath(target)  # a link stays, and leads to the result
   staging = f'{target}.tmp-{os.getpid()}'
   try:
     shutil.copyfile(source, staging)

@@ -99,6 +99,16 @@ def choose_splits(
       np.add.at(cells_SU, (source.species_C, codes[1]), 1)
   split_U = np.zeros(len(names), np.int8)
   notes = []
+  both = sorted(set(validation_units) & set(test_units))
+  if both:
+    raise errors.UserError(
+      f'{both[0]!r} is in --validation_units and in --test_units; give one'
+    )
+  if (validation_units or test_units) and all(labels.split_by_cell):
+    raise errors.UserError(
+      '--unit cell has no units to name: take a column of donors or studies, '
+      'or leave --validation_units and --test_units out'
+    )
   for split, asked in ((1, validation_units), (2, test_units)):
     for name in asked:
       units = [
@@ -112,6 +122,8 @@ def choose_splits(
     if not (split_U == 0).any() and not any(labels.split_by_cell):
       raise errors.UserError('every unit is held out; none is left to train on')
     return split_U, notes
+  if not (split_U == 0).any():
+    raise errors.UserError('every unit is held out; none is left to train on')
   cells_SU = cells_SU * (split_U == 0)
   for species, cells_U in enumerate(cells_SU):
     if not cells_U.any():

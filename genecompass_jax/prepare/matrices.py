@@ -45,7 +45,11 @@ def wrapped(matrix: object) -> object:
   if hasattr(matrix, 'group') and hasattr(matrix, 'format'):
     return _Backed(matrix.group, matrix.format, tuple(matrix.shape))
   if scipy.sparse.issparse(matrix):
-    return matrix if matrix.format == 'csr' else matrix.tocsr()
+    if matrix.format == 'csr':
+      return matrix
+    if matrix.format == 'csc':  # turning trusts its indices
+      _check_sparse(matrix.indices, matrix.indptr, matrix.shape[0])
+    return matrix.tocsr()
   return np.asarray(matrix)
 
 
@@ -84,6 +88,12 @@ SMALL = 'small non-integer values, log-transformed or corrected counts'
 
 def kind_of(matrix: object) -> str:
   """What a sample of the values looks like: counts, or what is wrong."""
+  if is_sparse(matrix):
+    dtype = parts(matrix)[0].dtype
+  else:
+    dtype = matrix.dtype
+  if dtype.kind not in 'biuf' or len(matrix.shape) != 2:
+    return f'values of type {dtype} in {len(matrix.shape)} dimensions'
   values = _sample(matrix)
   if not np.isfinite(values).all():
     return 'values that are not finite'
@@ -126,12 +136,10 @@ def _whole_share(rows: list[np.ndarray]) -> float:
 def _sample_rows(matrix: object) -> list[np.ndarray]:
   """Non-zero values of some rows, whole rows, from several places."""
   if isinstance(matrix, _Backed) and matrix.format == 'csc':
-    data, indices, indptr = parts(matrix)
-    if data.shape[0] > CSC_IN_MEMORY // 16:
+    if parts(matrix)[0].shape[0] > CSC_IN_MEMORY // 16:
       return []
-    matrix = scipy.sparse.csc_matrix(
-      (data[:], indices[:], indptr[:]), shape=matrix.shape
-    ).tocsr()
+    chunks = _csc_chunks(matrix, matrix.shape[0], None)
+    matrix = scipy.sparse.vstack([chunk for _, chunk in chunks], format='csr')
   num = min(_SAMPLED_ROWS, matrix.shape[0])
   chosen = np.unique(np.linspace(0, matrix.shape[0] - 1, num).astype(int))
   if is_sparse(matrix):
@@ -229,10 +237,7 @@ def row_chunks(
 def _csr(data, indices, indptr, num_columns) -> scipy.sparse.csr_matrix:
   # without scipy's checks, which look at every entry; bounds matter below
   indices = np.asarray(indices)
-  if len(indices) and not (indices.min() >= 0 and indices.max() < num_columns):
-    raise errors.UserError('a sparse matrix names columns that do not exist')
-  if (np.diff(indptr) < 0).any() or indptr[-1] != len(indices):
-    raise errors.UserError('a sparse matrix has broken row offsets')
+  _check_sparse(indices, indptr, num_columns)
   matrix = scipy.sparse.csr_matrix((len(indptr) - 1, num_columns))
   matrix.data, matrix.indices = np.asarray(data), indices
   matrix.indptr = np.asarray(indptr)
@@ -242,6 +247,21 @@ def _csr(data, indices, indptr, num_columns) -> scipy.sparse.csr_matrix:
     matrix.indptr = matrix.indptr.astype(np.int64)
     matrix.sum_duplicates()
   return matrix
+
+
+def _check_sparse(
+  indices: np.ndarray, indptr: np.ndarray, size: int, num_entries: int = -1
+) -> None:
+  """Refuses what would read or write beyond the end of an array."""
+  if len(indices) and not (indices.min() >= 0 and indices.max() < size):
+    raise errors.UserError(
+      'a sparse matrix has indices outside of its shape: the file is damaged'
+    )
+  num_entries = len(indices) if num_entries < 0 else num_entries
+  if indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != num_entries:
+    raise errors.UserError(
+      'a sparse matrix has broken offsets: the file is damaged'
+    )
 
 
 _ENTRY = np.dtype([('row', '<i4'), ('column', '<i4'), ('value', '<f8')])
@@ -254,9 +274,12 @@ def _csc_chunks(
   data, indices, indptr = parts(matrix)
   indptr = np.asarray(indptr[:], np.int64)
   num_rows, num_columns = matrix.shape
+  _check_sparse(np.zeros(0), indptr, num_rows, data.shape[0])
   if data.shape[0] <= CSC_IN_MEMORY:
+    held = indices[:]
+    _check_sparse(held, indptr, num_rows)
     turned = scipy.sparse.csc_matrix(
-      (data[:], indices[:], indptr), shape=matrix.shape
+      (data[:], held, indptr), shape=matrix.shape
     ).tocsr()
     yield from row_chunks(turned, cells, scratch)
     return
@@ -272,6 +295,7 @@ def _csc_chunks(
       b = min(a + slab, data.shape[0])
       entries = np.empty(b - a, _ENTRY)
       entries['row'], entries['value'] = indices[a:b], data[a:b]
+      _check_sparse(entries['row'], np.array([0, b - a]), num_rows)
       columns = np.searchsorted(indptr, np.arange(a, b), side='right') - 1
       entries['column'] = columns
       part = entries['row'] // rows_each

@@ -96,7 +96,7 @@ def prepare(
     UserError: anything about the inputs that the user can mend; then nothing
       is left at `output` that looks like a corpus.
   """
-  output = os.fspath(output)
+  output = staging.real(os.fspath(output))
   corpus_writer.check_output(output, config.overwrite)
   if not configs:
     raise errors.UserError('no sources were given')

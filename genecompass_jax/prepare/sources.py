@@ -4,6 +4,7 @@ A source is opened (which matrix holds counts, which species, which genes its
 columns are) and then streamed in chunks of cells, never loaded whole.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -310,7 +311,7 @@ class CellStream:
     source = self.source
     self._column_sums[:] = 0
     totals_all = source.totals()
-    for first, matrix in matrices.row_chunks(source._matrix, cells, scratch):
+    for first, matrix in self._rows(cells, scratch):
       starts_C1 = matrix.indptr.astype(np.int64)
       columns_N = matrix.indices.astype(np.int32, copy=False)
       values_N = matrix.data.astype(np.float64, copy=False)
@@ -321,6 +322,22 @@ class CellStream:
           yield self._chunk(
             species, first, index_C, columns_N, values_N, starts_C1, totals_all
           )
+
+  def _rows(self, cells: int, scratch: str | None) -> Iterator[tuple]:
+    chunks = matrices.row_chunks(self.source._matrix, cells, scratch)
+    place = self.source.config.path or self.source.name
+    while True:
+      try:
+        chunk = next(chunks)
+      except StopIteration:
+        return
+      except errors.UserError as error:
+        raise errors.UserError(f'{place}: {error}') from None
+      except OSError as error:
+        if error.errno:  # of the system, not a chunk that HDF5 cannot decode
+          raise
+        raise _damaged(place, self.source.layer, error) from error
+      yield chunk
 
   def _chunk(
     self, species, first, index_C, columns_N, values_N, starts_C1, totals_all
@@ -417,24 +434,46 @@ def open_h5ad(
       f'{path}: written by anndata before 0.7; read it with anndata and write '
       'it again'
     )
-  obs = anndata.io.read_elem(file['obs'])
-  var = anndata.io.read_elem(file['var'])
+  with _damage(path, 'obs'):
+    obs = anndata.io.read_elem(file['obs'])
+  with _damage(path, 'var'):
+    var = anndata.io.read_elem(file['var'])
   layers = {}
   if 'X' in file:
-    layers['X'] = file['X'], var
+    with _damage(path, 'X'):
+      layers['X'] = matrices.wrapped(file['X']), var
   if 'raw' in file and 'X' in file['raw']:
-    raw_var = file['raw/var'] if 'var' in file['raw'] else None
-    layers['raw'] = (
-      file['raw/X'],
-      var if raw_var is None else anndata.io.read_elem(raw_var),
-    )
+    with _damage(path, 'raw'):
+      raw_var = var
+      if 'var' in file['raw']:
+        raw_var = anndata.io.read_elem(file['raw/var'])
+      layers['raw'] = matrices.wrapped(file['raw/X']), raw_var
   for name in file.get('layers', ()):
-    layers[f'layers/{name}'] = file['layers'][name], var
-  layers = {
-    name: (matrices.wrapped(matrix), names)
-    for name, (matrix, names) in layers.items()
-  }
+    try:
+      layers[f'layers/{name}'] = matrices.wrapped(file['layers'][name]), var
+    except Exception as error:  # one that is not asked for does no harm
+      if config.layer in (name, f'layers/{name}'):
+        raise _damaged(path, f'layers/{name}', error) from error
   return _source(config, obs, layers, table)
+
+
+@contextlib.contextmanager
+def _damage(path: str, part: str) -> Iterator[None]:
+  """What h5py and anndata meet in a damaged file, in one line."""
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except Exception as error:  # they raise whatever they stumble over
+    raise _damaged(path, part, error) from error
+
+
+def _damaged(path: str, part: str, error: Exception) -> errors.UserError:
+  line = (str(error).strip().splitlines() or [''])[0]
+  return errors.UserError(
+    f'{path}: {part} cannot be read ({type(error).__name__}: {line}); copy the '
+    'file again, or write it anew with anndata'
+  )
 
 
 def from_anndata(
@@ -511,9 +550,10 @@ def _source(
   name = config.label
   if not len(obs):
     raise errors.UserError(f'{name}: no cells')
-  layer, reason, is_float = matrices.choose_layer(
-    name, layers, config.layer, config.allow_noninteger
-  )
+  with _damage(config.path or name, 'a matrix'):
+    layer, reason, is_float = matrices.choose_layer(
+      name, layers, config.layer, config.allow_noninteger
+    )
   matrix, var = layers[layer]
   if not len(var):
     raise errors.UserError(f'{name}: no genes')

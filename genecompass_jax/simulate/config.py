@@ -134,19 +134,21 @@ class AtlasConfig:
     if not 1 < self.num_masters < self.num_tfs < self.num_genes // 4:
       raise errors.UserError(
         'num_masters, num_tfs: masters are some of the TFs, and TFs are less '
-        f'than a quarter of {self.num_genes=}'
+        f'than a quarter of num_genes={self.num_genes}'
       )
     if self.num_types < len(self.rare_shares) + 2:
       raise errors.UserError(
-        f'{self.num_types=} leaves no common types; raise it'
+        f'num_types={self.num_types} leaves no common types; raise it'
       )
     if self.num_types > 2 ** (self.num_masters - 2):
       raise errors.UserError(
-        f'{self.num_masters=} masters have too few states for '
-        f'{self.num_types=}; raise num_masters'
+        f'num_masters={self.num_masters} masters have too few states for '
+        f'num_types={self.num_types}; raise num_masters'
       )
     if not 0 < self.panel_genes <= self.num_genes:
-      raise errors.UserError(f'{self.panel_genes=} is not in 1..num_genes')
+      raise errors.UserError(
+        f'panel_genes={self.panel_genes} is not in 1..num_genes'
+      )
 
   @property
   def sha256(self) -> str:
