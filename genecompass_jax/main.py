@@ -15,7 +15,7 @@ from typing import Any
 from absl import app, flags, logging as absl_logging
 from ml_collections import config_flags
 
-from genecompass_jax import errors
+from genecompass_jax import errors, paths
 
 # Any field of TrainConfig can be set, whether or not the file names it.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -82,6 +82,7 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
   # Imported late: wrong flags must be reported in a moment, not after JAX.
   from genecompass_jax import train
 
+  paths.path(workdir)  # refuses URLs of other kinds
   values = dict(config)
   atlas = values.pop('simulated_cells', 0)
   name = values.get('corpus')
