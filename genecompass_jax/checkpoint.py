@@ -127,9 +127,9 @@ def _storage_faults(folder: str) -> Iterator[None]:
   try:
     yield
   except (OSError, ValueError) as error:  # TensorStore raises ValueError
-    line = (str(error).splitlines() or [type(error).__name__])[0]
+    line = errors.first_line(error)[:200]
     raise errors.RetryableError(
-      f'{folder}: a checkpoint cannot be written ({line[:200]}); make room and '
+      f'{folder}: a checkpoint cannot be written ({line}); make room and '
       'start the same command again: it goes on from the checkpoint before'
     ) from error
 
@@ -228,7 +228,7 @@ def restore_params(folder: paths.PathLike, params: Any) -> Any:
     with ocp.StandardCheckpointer() as checkpointer:
       return checkpointer.restore(source, params)
   except (ValueError, KeyError, OSError) as error:
-    line = (str(error).splitlines() or [type(error).__name__])[0]
+    line = errors.first_line(error)
     raise errors.UserError(
       f'{source}: parameters do not fit the model of config.json ({line}); '
       'the folder mixes files of two models'

@@ -238,8 +238,9 @@ def _report(parser: argparse.ArgumentParser) -> Runner:
       try:
         figure.savefig(args.output, dpi=150)
       except ValueError as error:  # an ending that is no format of pictures
-        line = str(error).splitlines()[0]
-        raise errors.UserError(f'{args.output}: {line}') from error
+        raise errors.UserError(
+          f'{args.output}: {errors.first_line(error)}'
+        ) from error
 
   return run
 

@@ -11,9 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import safetensors
 
 from genecompass_jax import (
   assets as assets_lib,
@@ -23,6 +21,7 @@ from genecompass_jax import (
   medians as medians_lib,
   model as model_lib,
   paths,
+  tensor_files,
   vocabulary as vocabulary_lib,
 )
 
@@ -48,22 +47,6 @@ _IGNORED = {
   'cls.predictions.decoder.weight': 'tied to the word embedding',
   'cls.predictions.decoder.bias': 'tied to cls.predictions.bias',
   'cls4value.predictions.decoder.bias': 'tied to cls4value.predictions.bias',
-}
-
-
-_SAFETENSORS = {
-  'F64': '<f8',
-  'F32': '<f4',
-  'F16': '<f2',
-  'I64': '<i8',
-  'I32': '<i4',
-  'I16': '<i2',
-  'I8': 'i1',
-  'U8': 'u1',
-  'U16': '<u2',
-  'U32': '<u4',
-  'U64': '<u8',
-  'BOOL': '?',
 }
 
 
@@ -181,69 +164,6 @@ def _entries(config: model_lib.ModelConfig) -> Iterator[_Entry]:
     if config.head == 'sequence':
       yield from _linear('bert.pooler.dense', 'pooler')
     yield from _linear('classifier', 'classifier')
-
-
-def read_tensors(
-  source: paths.PathLike, key_prefix: str = ''
-) -> dict[str, np.ndarray]:
-  """Reads a state dict from an npz or safetensors file.
-
-  Args:
-    source: file of tensors under the original's names.
-    key_prefix: only names that begin so are read, and it is taken off.
-
-  Raises:
-    UserError: no such file, another format, damaged, or nothing under the
-      prefix.
-  """
-  name = os.fspath(source)
-  if not paths.exists(name):
-    raise errors.UserError(f'{name}: no such file')
-  try:
-    if name.endswith('.safetensors'):
-      tensors = _read_safetensors(name)
-    elif name.endswith('.npz'):
-      with paths.path(name).open('rb') as file:
-        with np.load(file, allow_pickle=False) as archive:
-          tensors = {
-            key: archive[key]
-            for key in archive.files
-            if key.startswith(key_prefix)
-          }
-    else:
-      raise errors.UserError(
-        f'{name}: give weights as .npz or .safetensors under the names of the '
-        'original state dict'
-      )
-  except errors.UserError:
-    raise
-  except Exception as error:  # damaged files raise whatever their parser meets
-    raise errors.UserError(
-      f'{name}: cannot be read as tensors ({_first_line(error)}); the file is '
-      'damaged or of another format, fetch it again'
-    ) from error
-  tensors = {
-    key[len(key_prefix) :]: value
-    for key, value in tensors.items()
-    if key.startswith(key_prefix)
-  }
-  if not tensors:
-    raise errors.UserError(
-      f'{name}: no tensor begins with {key_prefix!r}; check --key-prefix'
-    )
-  return tensors
-
-
-def _read_safetensors(name: str) -> dict[str, np.ndarray]:
-  """The tensors of a file; numpy knows bfloat16 by way of ml_dtypes."""
-  tensors = {}
-  for key, facts in safetensors.deserialize(paths.read_bytes(name)):
-    kind = facts['dtype']
-    dtype = {'BF16': ml_dtypes.bfloat16}.get(kind)
-    dtype = np.dtype(dtype or _SAFETENSORS[kind])
-    array = np.frombuffer(facts['data'], dtype).reshape(facts['shape'])
-    tensors[key] = array.astype(np.float32) if kind == 'BF16' else array
-  return tensors
 
 
 def config_from_original(
@@ -450,22 +370,22 @@ def read_original(
   """Reads original weights: (config, params, assets, names not used).
 
   Raises:
-    UserError: as `read_tensors`, `config_from_original` and
+    UserError: as `tensor_files.read`, `config_from_original` and
       `params_from_original`.
   """
-  tensors = read_tensors(source, key_prefix)
+  tensors = tensor_files.read(source, key_prefix)
   original = None
   if config_path is not None:
     try:
       original = json.loads(paths.read_text(config_path))
     except (OSError, ValueError) as error:
       raise errors.UserError(
-        f'{config_path}: not a JSON config ({_first_line(error)})'
+        f'{config_path}: not a JSON config ({errors.first_line(error)})'
       ) from error
     if not isinstance(original, dict):
       raise errors.UserError(f'{config_path}: must hold one JSON object')
   for key, tensor in tensors.items():
-    if tensor.dtype.kind not in 'fiub' and tensor.dtype != ml_dtypes.bfloat16:
+    if tensor.dtype.kind not in 'fiub':
       raise errors.UserError(f'{key} holds {tensor.dtype}, not real numbers')
   try:
     config = config_from_original(tensors, original)
@@ -476,7 +396,7 @@ def read_original(
   except (ValueError, TypeError, IndexError, KeyError) as error:
     raise errors.UserError(
       f'{os.fspath(source)}: the tensors do not have the shapes and names of '
-      f'GeneCompass ({_first_line(error)})'
+      f'GeneCompass ({errors.first_line(error)})'
     ) from error
   used = {entry.name for entry in _entries(config)} | set(_IGNORED)
   used |= {_FUSION_WEIGHT, _HOMOLOGS}
@@ -613,7 +533,3 @@ def _set(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
   for part in path[:-1]:
     tree = tree.setdefault(part, {})
   tree[path[-1]] = value
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).splitlines() or [type(error).__name__])[0]

@@ -21,6 +21,12 @@ class RetryableError(RuntimeError):
   """A passing fault (preemption, transient I/O): exit with `EXIT_RETRY`."""
 
 
+def first_line(error: BaseException) -> str:
+  """What an error of a library says, in one line."""
+  lines = str(error).strip().splitlines()
+  return lines[0] if lines else type(error).__name__
+
+
 def check_at_least(where: str, config: object, **lows: float) -> None:
   """Refuses fields of a configuration that are too small.
 

@@ -24,7 +24,7 @@ LEVELS = (
   (1, 'shards staging assets'),
   (1, 'corpus'),
   (1, 'corpus_writer'),
-  (2, 'reading model checkpoint prepare training_log'),
+  (2, 'reading model checkpoint prepare training_log tensor_files'),
   (2, 'data'),
   (3, 'null_counts'),
   (3, 'nulls convert pretrained'),

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from genecompass_jax import convert, errors, model, optimizer
+from genecompass_jax import convert, errors, model, optimizer, tensor_files
 
 STEPS = 7
 CONFIG = optimizer.OptimizerConfig(
@@ -159,7 +159,7 @@ def test_what_decays_is_what_decayed_in_the_recorded_run(oracle):
 
 def tiny_full(oracle):
   meta = json.loads((oracle / 'meta.json').read_text())['files']
-  tensors = convert.read_tensors(oracle / 'tiny_full.npz', 'sd/')
+  tensors = tensor_files.read(oracle / 'tiny_full.npz', 'sd/')
   return convert.config_from_original(tensors, meta['tiny_full.npz']['config'])
 
 

@@ -250,22 +250,16 @@ def _check_some_left(
 ) -> None:
   if any(keep_C.any() for keep_C in keeps):
     return
-  unknown = sum(report['cells_without_known_genes'] for report in reports)
-  cells = sum(report['cells'] for report in reports)
-  if unknown == cells or not any(
-    f['removed']
-    for r in reports
-    for q in r['quality'].values()
-    for f in q['filters']
-  ):
+  filters = [
+    f for r in reports for q in r['quality'].values() for f in q['filters']
+  ]
+  worst = max(filters, key=lambda f: f['removed'], default={'removed': 0})
+  if not worst['removed']:
+    cells = sum(report['cells'] for report in reports)
     raise errors.UserError(
       f'none of {cells} cells expresses a gene that is known here; check that '
       'the matrix holds counts, and --species and --ids-of'
     )
-  worst = max(
-    (f for r in reports for q in r['quality'].values() for f in q['filters']),
-    key=lambda f: f['removed'],
-  )
   raise errors.UserError(
     f'no cell passed the filters; {worst["name"]} (threshold '
     f'{worst["threshold"]}) removed {worst["removed"]}: lower it with '

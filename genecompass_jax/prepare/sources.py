@@ -469,7 +469,7 @@ def _damage(path: str, part: str) -> Iterator[None]:
 
 
 def _damaged(path: str, part: str, error: Exception) -> errors.UserError:
-  line = (str(error).strip().splitlines() or [''])[0]
+  line = errors.first_line(error)
   return errors.UserError(
     f'{path}: {part} cannot be read ({type(error).__name__}: {line}); copy the '
     'file again, or write it anew with anndata'
