@@ -66,7 +66,7 @@ def _devices() -> Iterator[str]:
       ', '.join(kinds)
     )
   except (ImportError, RuntimeError) as error:
-    line = (str(error).splitlines() or ['?'])[0]
+    line = errors.first_line(error)
     yield f'FAULT  JAX finds no device: {line}'
 
 

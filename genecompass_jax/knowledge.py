@@ -115,7 +115,7 @@ def read_table(path: paths.PathLike) -> tuple[tuple[str, ...], np.ndarray]:
     gene_ids = tuple(table['gene_id'].to_pylist())
     vectors = np.array(table['vector'].to_pylist(), np.float32)
   except (OSError, pyarrow.ArrowException, KeyError, ValueError) as error:
-    line = (str(error).splitlines() or [type(error).__name__])[0]
+    line = errors.first_line(error)
     raise errors.UserError(
       f'{path}: not a prior table ({line}); it must be a parquet file with '
       'the columns gene_id (text) and vector (list of float, one width)'
