@@ -1,13 +1,13 @@
 """`small` on all handed human and mouse count sets: what a real run gives.
 
-Reproduces: nothing published; it asks what half an hour of pretraining on
+Reproduces: nothing published; it asks what 48 CPU-minutes of pretraining on
 about 10,000 real cells of both species are worth against counting predictors.
 
   python data_prep/real_cells.py --data FOLDER -o CORPUS
   python -m genecompass_jax.main --config=experiments/real_cells.py \
       --workdir=DIR --config.corpus=CORPUS
 
-Hardware: two CPU cores, 6 GB. Time: 28 CPU-minutes (measured).
+Hardware: two CPU cores, 3 GB. Time: 48 CPU-minutes (measured).
 Expected score: experiments/README.md has the run, by study and species.
 Cells keep their 255 highest ranks (256 slots with CLS), and the bias of the id
 head starts at the log frequencies: with 512 ranks and zeros, 160 updates took
