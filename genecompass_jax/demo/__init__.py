@@ -27,9 +27,8 @@ def run(args: argparse.Namespace) -> None:
       then nothing is left behind.
     RetryableError: it was stopped; the same command goes on.
   """
-  steps = args.steps or pretraining.STEPS
-  if steps < 1:
-    raise errors.UserError(f'--steps {steps} must be positive')
+  if args.steps < 0:
+    raise errors.UserError(f'--steps {args.steps} must be positive')
   _check_extras()
 
   _say('1/6  Cells')
@@ -39,11 +38,14 @@ def run(args: argparse.Namespace) -> None:
       f'     {source.name}: {source.num_cells:,} cells x '
       f'{source.num_columns:,} genes; {source.layer_reason}'
     )
-  is_new, what = files.open_folder(args.output, plan.facts | {'steps': steps})
+  is_new, what = files.open_folder(
+    args.output, plan.facts | {'steps': args.steps}
+  )
   _say(f'     {what}')
 
   _say('2/6  Corpus: raw counts, a split, medians of the training cells')
   corpus = _corpus(plan, args.output, is_new)
+  steps = args.steps or pretraining.default_steps(corpus)
 
   _say(
     f'3/6  Pretraining: {steps:,} steps of a tiny model, from random weights'

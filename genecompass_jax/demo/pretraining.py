@@ -17,16 +17,33 @@ from genecompass_jax import (
   vocabulary,
 )
 
-STEPS = 5000
+STEPS = 5000  # of cells of up to SHORT slots; of longer ones in proportion
+SHORT = 256
 EVALUATIONS = 10  # during training, on so many held-out cells
 EVALUATION_CELLS = 384
 LONGEST = 512  # slots: longer cells keep their highest ranks
 
 
+def default_steps(corpus: corpus_lib.Corpus) -> int:
+  """Updates that take about as long for cells of any length."""
+  _, max_genes = _lengths(corpus)
+  return STEPS * SHORT // max(max_genes + 1, SHORT)
+
+
+def _lengths(corpus: corpus_lib.Corpus) -> tuple[np.ndarray, int]:
+  """Genes of every training cell, and how many of them are kept."""
+  stores = [corpus.store('train', s) for s in range(len(vocabulary.SPECIES))]
+  lengths_C = np.concatenate([s.length_N for s in stores if s is not None])
+  # The longest hundredth of the cells may lose their lowest ranks. Two shapes
+  # of batches waste little then; each costs seconds to compile.
+  longest = 64 * -(-(int(np.quantile(lengths_C, 0.99)) + 1) // 64)
+  return lengths_C, min(longest, LONGEST) - 1
+
+
 def config(
   corpus: corpus_lib.Corpus,
   *,
-  steps: int = STEPS,
+  steps: int = 0,
   seed: int = 0,
   source_weights: Sequence[tuple[str, float]] = (),
 ) -> train.TrainConfig:
@@ -34,16 +51,12 @@ def config(
 
   Args:
     corpus: an open corpus.
-    steps: updates of four cells each.
+    steps: updates of four cells each; 0 takes `default_steps`.
     seed: of initial parameters, order of cells and masks.
     source_weights: (source, times its cells are seen in an epoch).
   """
-  stores = [corpus.store('train', s) for s in range(len(vocabulary.SPECIES))]
-  lengths_C = np.concatenate([s.length_N for s in stores if s is not None])
-  # The longest hundredth of the cells may lose their lowest ranks. Two shapes
-  # of batches waste little then; each costs seconds to compile.
-  longest = 64 * -(-(int(np.quantile(lengths_C, 0.99)) + 1) // 64)
-  max_genes = min(longest, LONGEST) - 1
+  lengths_C, max_genes = _lengths(corpus)
+  steps = steps or default_steps(corpus)
   return train.TrainConfig(
     corpus=corpus.path,
     model=model_lib.ModelConfig(
@@ -83,7 +96,7 @@ def pretrain(
   corpus: corpus_lib.Corpus | paths.PathLike,
   workdir: paths.PathLike,
   *,
-  steps: int = STEPS,
+  steps: int = 0,
   seed: int = 0,
   source_weights: Sequence[tuple[str, float]] = (),
 ) -> pretrained.PretrainedModel:
@@ -94,7 +107,7 @@ def pretrain(
   Args:
     corpus: an open corpus, or its folder.
     workdir: folder of the run: metrics.jsonl, checkpoints, assets.
-    steps: updates of four cells each.
+    steps: updates of four cells each; 0 takes `default_steps`.
     seed: of initial parameters, order of cells and masks.
     source_weights: (source, times its cells are seen in an epoch).
 
