@@ -35,12 +35,15 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 # One environment for all three. It is made again when the requirements change.
+# Compatible mode: a folder of the package's name on the path, such as the clone
+# seen from above, does not hide the package.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'Python 3.11 or newer is needed: make PYTHON=python3.12 ...'; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt \
+	  --config-settings editable_mode=compat -e '.[test]'
 	touch $(STAMP)
 
 clean:

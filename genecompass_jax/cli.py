@@ -95,7 +95,12 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     ('corpus', 'check or describe a corpus', _corpus),
     ('doctor', 'is everything here in order?', _doctor),
   ):
-    command = commands.add_parser(name, help=help_text, description=help_text)
+    command = commands.add_parser(
+      name,
+      help=help_text,
+      description=help_text,
+      formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     if name == chosen:
       command.set_defaults(run=fill(command))
   return parser
@@ -120,8 +125,16 @@ def _embed(parser: argparse.ArgumentParser) -> Runner:
     metavar='DIR',
     help='workdir, checkpoints/STEP folder or exported model',
   )
-  parser.add_argument('--pooling', default='cls', choices=('cls', 'mean'))
-  parser.add_argument('--batch-size', type=int, default=32)
+  parser.add_argument(
+    '--pooling',
+    default='cls',
+    choices=('cls', 'mean'),
+    help='state of the species slot, as in the paper, or mean over genes, '
+    'which small models do better with',
+  )
+  parser.add_argument(
+    '--batch-size', type=int, default=32, help='cells that run together'
+  )
   parser.add_argument(
     '--overwrite', action='store_true', help='replace OUT.h5ad if it is there'
   )
@@ -241,6 +254,7 @@ def _report(parser: argparse.ArgumentParser) -> Runner:
         raise errors.UserError(
           f'{args.output}: {errors.first_line(error)}'
         ) from error
+      print(f'\n{args.output}: the loss curves')
 
   return run
 
@@ -284,8 +298,25 @@ def _demo(parser: argparse.ArgumentParser) -> Runner:
     metavar='CELLS.h5ad',
     help='your own cells (default: 700 blood cells that come with scanpy)',
   )
-  parser.add_argument('--steps', type=int, default=0, help='training steps')
-  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument(
+    '--steps',
+    type=int,
+    default=0,
+    help='training steps; 0 takes 5,000, fewer for cells of many genes',
+  )
+  parser.add_argument('--seed', type=int, default=0, help='of everything')
+  parser.add_argument(
+    '--unit',
+    default='',
+    metavar='COLUMN',
+    help='obs column of donors or batches to hold out whole (found by name)',
+  )
+  parser.add_argument(
+    '--label',
+    default='',
+    metavar='COLUMN',
+    help='obs column of cell types to score and draw (found by name)',
+  )
   flags.add_cell_flags(parser)
 
   def run(args: argparse.Namespace) -> None:

@@ -4,6 +4,8 @@ import importlib.metadata
 import platform
 from collections.abc import Iterator
 
+import numpy as np
+
 from genecompass_jax import (
   assets as assets_lib,
   checkpoint,
@@ -100,6 +102,10 @@ def _folder(folder: str) -> Iterator[str]:
     f'ok     {folder}: model of {size:,} parameters at step {model.step}, '
     f'sha256 {model.sha256[:12]}'
   )
+  if 'run' in config:
+    total = config['run']['optimizer']['total_steps']
+    if model.step < total:
+      yield f'-      the run is not finished: step {model.step} of {total}'
   assets_lib.load(paths.join(folder, workdir.ASSETS))
   checkpoints = paths.join(folder, workdir.CHECKPOINTS)
   for step in checkpoint.all_steps(checkpoints):
@@ -122,10 +128,12 @@ def describe_corpus(opened: corpus.Corpus) -> list[str]:
       if store is None:
         continue
       length_N = store.length_N
-      datasets = store.categories('dataset')
+      found = {
+        kind: len(np.unique(store.obs(kind))) for kind in ('dataset', 'unit')
+      }
       lines.append(
-        f'{split} {name}: {store.num_cells:,} cells of {len(datasets)} '
-        f'dataset(s) and {len(store.categories("unit"))} unit(s), '
+        f'{split} {name}: {store.num_cells:,} cells of {found["dataset"]} '
+        f'dataset(s) and {found["unit"]} unit(s), '
         f'{length_N.mean():.0f} genes a cell (most {length_N.max()})'
       )
   return lines

@@ -294,6 +294,7 @@ def _leaky_groups(corpus: corpus_lib.Corpus) -> set[str]:
   sources = corpus.manifest['sources']
   leaky = [source for source in sources if source.get('unit') == 'cell']
   groups = {f'dataset={source["dataset"]}' for source in leaky}
+  groups |= {f'unit={source["dataset"]}' for source in leaky}
   groups |= {f'species={name}' for s in leaky for name in s['species']}
   return groups | {'all'} if leaky else groups
 

@@ -61,6 +61,10 @@ class Medians:
         f'and {self.is_shared_V.shape}'
       )
 
+  def __repr__(self) -> str:
+    supported = self.is_supported_SV().sum(1).tolist()
+    return f'Medians({self.mode!r}, of {supported} tokens by species)'
+
   @classmethod
   def from_histograms(
     cls,

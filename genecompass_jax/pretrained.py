@@ -59,6 +59,15 @@ class PretrainedModel:
   step: int = -1
   sha256: str = ''
 
+  def __repr__(self) -> str:
+    size = model_lib.count_parameters(self.config)['total']
+    return (
+      f'PretrainedModel({self.source!r}, step {self.step}: {size:,} parameters, '
+      f'{self.config.num_layers} layers of {self.config.width}, '
+      f'{self.config.vocabulary_size:,} tokens, up to {self.config.max_genes:,} '
+      f'genes a cell, priors {", ".join(n for n, _ in self.config.priors) or "none"})'
+    )
+
   @property
   def vocabulary(self) -> vocabulary_lib.Vocabulary | None:
     """Genes and tokens; None for converted weights that came without."""

@@ -36,6 +36,7 @@ class Progress:
   ):
     self.total, self.unit, self.label = total, unit, label
     self.done = 0
+    self._first = 0.0, 0
     self._note = ''
     self._stream = sys.stderr if stream is None else stream
     self._is_terminal = self._stream.isatty()
@@ -57,6 +58,8 @@ class Progress:
       n: units finished since the last call.
       note: a short text to show behind the figures, such as a loss.
     """
+    if not self.done:  # what came before, compiling say, is no rate
+      self._first = time.monotonic(), n
     self.done += n
     self._note = note or self._note
     if time.monotonic() - self._last >= self._every:
@@ -66,6 +69,9 @@ class Progress:
     """The state in one line."""
     elapsed = max(time.monotonic() - self._start, 1e-9)
     rate = self.done / elapsed
+    since, first = self._first
+    if self.done > first and self.done < (self.total or 0):
+      rate = (self.done - first) / max(time.monotonic() - since, 1e-9)
     parts = [self.label] if self.label else []
     if self.total:
       share = min(self.done / self.total, 1.0)

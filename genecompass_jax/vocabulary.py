@@ -58,6 +58,12 @@ class Vocabulary:
     ):
       raise ValueError(f'a token is outside [{NUM_SPECIAL}, {self.size})')
 
+  def __repr__(self) -> str:
+    return (
+      f'Vocabulary({len(self.genes):,} genes, {self.size:,} tokens, '
+      f'{self.layout}, orthologues {self.orthologues})'
+    )
+
   @classmethod
   def from_genes(
     cls,

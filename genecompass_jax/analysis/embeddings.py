@@ -170,6 +170,15 @@ def embed_cells(
       stream.source.name,
       100 * mapped,
     )
+  lost = float(np.median(obs['gc_share_umi_truncated']))
+  if lost > 0.2:
+    logging.warning(
+      '%s: half of the cells lose %.0f %% of their counts or more, because the '
+      'model reads %d genes of a cell, see gc_share_umi_truncated',
+      stream.source.name,
+      100 * lost,
+      model.assets.encoding.max_genes,
+    )
   uns = {
     'checkpoint': model.sha256,
     'checkpoint_step': model.step,

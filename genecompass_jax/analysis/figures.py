@@ -5,6 +5,7 @@ Each function gives a matplotlib Figure, which a notebook shows and
 """
 
 import importlib
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ PALETTE = (
 GREY = '#BBBBBB'
 INK = '#222222'
 OTHER = 'other'
-NULL_COLOURS = ('#D55E00', '#009E73', '#AA4499')
+NULL_COLOURS = ('#D55E00', '#009E73', '#AA4499')  # weakest to strongest
 
 # Null model -> how its line is labelled.
 ID_NULLS = {
@@ -31,7 +32,8 @@ ID_NULLS = {
   'null_id_rank_bracket': 'frequency between\nvisible neighbours',
 }
 VALUE_NULLS = {
-  'null_value_gene_mean': 'mean of the gene (told)',
+  'null_value_gene_mean': 'mean of the gene',
+  'null_value_bracket_mean': 'mean between\nvisible neighbours',
   'null_value_interpolation': 'interpolation between\nvisible neighbours',
 }
 _STYLE = {
@@ -103,8 +105,14 @@ def cell_map(
     for axes, (panel, xy_C2) in zip(panels, places.items()):
       xy_C2 = np.asarray(xy_C2)[order_C]
       if is_number:
+        low, high = np.quantile(colour_by, [0.02, 0.98])
         drawn = axes.scatter(
-          *xy_C2.T, c=colour_by[order_C], cmap='cividis', **dots
+          *xy_C2.T,
+          c=colour_by[order_C],
+          cmap='cividis',
+          vmin=low,
+          vmax=max(high, low + 1e-9),
+          **dots,
         )
       else:
         axes.scatter(*xy_C2.T, c=colours, **dots)
@@ -155,7 +163,7 @@ def learning_curves(
     ('id_loss', 'Which gene was hidden\n(cross-entropy, nats)', ID_NULLS),
     (
       'value_loss',
-      'How much of it there was\n(squared error, log2²)',
+      'How much of it there was\n(squared error of log2 values)',
       VALUE_NULLS,
     ),
   )
@@ -218,7 +226,7 @@ def _curves(axes, training, found, key, null_names) -> list[tuple]:
       value = found[-1][1][name]
       axes.axhline(value, color=colour, lw=1.1, ls=(0, (5, 2)))
       ends.append((value, f'{label}: {value:.3g}', colour))
-  axes.set_xlim(0, last)
+  axes.set_xlim(0, max(last, 1))
   return ends
 
 
@@ -282,6 +290,8 @@ def _legend(figure, matplotlib, names, classes_C, title) -> None:
 
 def _small_print(figure, note: str) -> None:
   if note:
+    width = int(figure.get_size_inches()[0] * 17)  # characters of this size
+    note = '\n'.join(textwrap.wrap(note, width))
     figure.supxlabel(note, x=0.01, ha='left', fontsize=7.5, color='#555555')
 
 

@@ -98,7 +98,9 @@ def _corpus(plan: plans.Plan, folder: str, is_new: bool) -> corpus_lib.Corpus:
       raise
   described = reports.describe(reports.read(path)).splitlines()
   for line in described:
-    if 'kept' in line or 'genes: ' in line or 'WARNING' in line:
+    if 'cells removed' in line and not line.endswith(' 0 cells removed'):
+      _say(f'       {line.strip()}')
+    elif any(w in line for w in ('kept', 'genes: ', 'WARNING', 'validation:')):
       _say(f'     {line.strip()}')
   split = ' and '.join(f'{corpus.num_cells(s):,} {s}' for s in corpus.splits)
   _say(f'     {path}: {split} cells, {corpus.vocabulary.size:,} tokens')

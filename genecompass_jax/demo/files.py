@@ -157,9 +157,12 @@ def _save(folder: str, name: str, write_to: Callable[[str], None]) -> None:
 
 def _map(probe: plans.Probe, drawn: scores.Embedded, seed: int):
   """The picture of the held-out cells of a probe."""
-  if drawn.labels is None:
-    colour = drawn.cells.obs['gc_n_genes_used'].to_numpy(float)
-    colour_name, what = 'genes that the model saw', ''
+  if drawn.labels is None and drawn.units is not None:
+    colour, colour_name = drawn.units, probe.unit
+    what = f', coloured by {probe.unit}'
+  elif drawn.labels is None:
+    colour = np.log10(1 + drawn.cells.obs['gc_n_genes_used'].to_numpy(float))
+    colour_name, what = 'log10 of genes that the model saw', ''
   else:
     colour = np.where(drawn.labels == '', 'no label', drawn.labels)
     colour_name, what = probe.label, f', coloured by {probe.label}'
@@ -172,8 +175,7 @@ def _map(probe: plans.Probe, drawn: scores.Embedded, seed: int):
       title: figures.umap(values, seed=seed) for title, values in panels.items()
     },
     colour,
-    title=f'{probe.dataset[0].upper()}{probe.dataset[1:]}: '
-    f'{drawn.cells.n_obs:,} cells that were not pretrained on{what}',
+    title=f'{probe.dataset}: {drawn.cells.n_obs:,} cells that were not pretrained on{what}',
     note='UMAP (15 neighbours, fixed seed) of features made without labels. '
     'Distances between groups mean little.',
     colour_name=colour_name,

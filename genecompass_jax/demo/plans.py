@@ -197,8 +197,11 @@ def own(args: argparse.Namespace) -> Plan:
       f'{args.data}: {source.num_cells} cells; the demo needs at least '
       f'{MIN_CELLS}'
     )
-  label = _label_column(source)
-  unit = _unit_column(source)
+  for column in (args.label, args.unit):
+    if column:
+      source.codes(column)  # raises
+  label = args.label or _label_column(source)
+  unit = args.unit or _unit_column(source)
   # Which columns to carry is known only now; counts stay where they are.
   source = dataclasses.replace(
     source,
@@ -234,6 +237,8 @@ def own(args: argparse.Namespace) -> Plan:
       'ids_of': args.ids_of,
       'layer': args.layer,
       'allow_noninteger': args.allow_noninteger,
+      'label': label,
+      'unit': unit,
     },
   )
 

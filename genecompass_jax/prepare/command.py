@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--overwrite', action='store_true', help='replace a corpus that is there'
   )
-  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument(
+    '--seed', type=int, default=0, help='of the order and of what is held out'
+  )
   parser.add_argument(
     '--scratch', default='', help='folder for temporary files'
   )
@@ -84,10 +86,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='units to hold out, in place of a share',
   )
   split.add_argument(
-    '--test-units', '--test_units', default='', metavar='UNIT,...'
+    '--test-units',
+    '--test_units',
+    default='',
+    metavar='UNIT,...',
+    help='units to keep for a final test',
   )
 
-  filters = parser.add_argument_group('filters (the value in brackets is off)')
+  filters = parser.add_argument_group(
+    'filters (the value in brackets switches it off)'
+  )
   default = quality.QualityConfig()
   filters.add_argument(
     '--min-genes',

@@ -15,7 +15,7 @@ def add_cell_flags(parser: argparse._ActionsContainer) -> None:
     '--species',
     default='auto',
     metavar='human|mouse|auto|obs:COLUMN',
-    help='species of the cells (default: by their gene identifiers)',
+    help='species of the cells; auto: by their gene identifiers',
   )
   parser.add_argument(
     '--ids-of',
@@ -27,7 +27,7 @@ def add_cell_flags(parser: argparse._ActionsContainer) -> None:
   parser.add_argument(
     '--layer',
     default='',
-    help='X, raw or layers/NAME (default: what looks like counts)',
+    help='X, raw or layers/NAME; none: what looks like counts',
   )
   parser.add_argument(
     '--allow-noninteger',
