@@ -139,7 +139,8 @@ def _next_steps(data: str, workdir: str) -> str:
       'Go on:',
       f'  genecompass embed {data or "CELLS.h5ad"} -o OUT.h5ad --checkpoint '
       f'{workdir}',
-      '  genecompass prep h5ad CELLS.h5ad --unit DONOR_COLUMN -o CORPUS',
+      '  genecompass prep h5ad CELLS.h5ad --unit DONOR_COLUMN --vocabulary '
+      'measured -o CORPUS',
       '  python -m genecompass_jax.main --config=experiments/tiny.py '
       '--workdir=DIR --config.corpus=CORPUS',
       f'  import genecompass_jax as gc; model = gc.load({workdir!r}); '
