@@ -18,7 +18,7 @@ from genecompass_jax import (
 )
 
 STEPS = 5000  # of cells of up to SHORT slots; of longer ones in proportion
-SHORT = 256
+SHORT = 384
 EVALUATIONS = 10  # during training, on so many held-out cells
 EVALUATION_CELLS = 384
 LONGEST = 512  # slots: longer cells keep their highest ranks
