@@ -34,6 +34,7 @@ PRIORS = (
   ('grn', 'peca_grn', 'use_peca_grn'),
 )
 
+_PARTS = ('bert.', 'cls', 'classifier.', 'emb_warmup.')
 _EMBEDDINGS = 'bert.embeddings'
 _FUSION = f'{_EMBEDDINGS}.concat_embeddings'
 _FUSION_WEIGHT = f'{_FUSION}.cat_fc.weight'
@@ -385,7 +386,7 @@ def read_original(
     if not isinstance(original, dict):
       raise errors.UserError(f'{config_path}: must hold one JSON object')
   for key, tensor in tensors.items():
-    if tensor.dtype.kind not in 'fiub':
+    if key.startswith(_PARTS) and tensor.dtype.kind not in 'fiub':
       raise errors.UserError(f'{key} holds {tensor.dtype}, not real numbers')
   try:
     config = config_from_original(tensors, original)
@@ -497,8 +498,12 @@ def _check_tied(tensors: Mapping[str, np.ndarray]) -> None:
 def _number(
   original: Mapping[str, Any], key: str, default: int | float = 0
 ) -> int | float:
-  """A number of the original's config, of the kind of its default."""
+  """A number of the original's config, of the kind of its default.
+
+  A key that holds null is as good as absent, but for one without a default.
+  """
   value = original.get(key, default)
+  value = default if value is None and key != 'num_attention_heads' else value
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
   if not is_number or value < 0 or value != type(default)(value):
     kind = 'whole number' if isinstance(default, int) else 'number'
@@ -510,6 +515,7 @@ def _number(
 
 def _switch(original: Mapping[str, Any], key: str, default: bool) -> bool:
   value = original.get(key, default)
+  value = default if value is None else value
   if value not in (True, False):  # 0 and 1 too
     raise errors.UserError(f'--config: {key}={value!r} must be true or false')
   return bool(value)

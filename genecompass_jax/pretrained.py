@@ -364,7 +364,7 @@ def _species_codes(species, num_cells: int) -> np.ndarray:
     codes = np.array([names.index(n) if n in names else -1 for n in given])
   else:
     codes = given.astype(np.int32)
-    codes = np.where((codes == given) & (codes < len(names)), codes, -1)
+    codes = np.where(codes == given, codes, -1)
   if (codes < 0).any():
     raise errors.UserError(
       f'species {given[np.argmin(codes)]!s} is not known; choose one of '

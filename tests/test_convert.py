@@ -70,7 +70,7 @@ def command(tmp_path, capsys):
     ('num_attention_heads', None),
     ('num_attention_heads', 2.5),
     ('hidden_dropout_prob', 'x'),
-    ('emb_warmup_steps', None),
+    ('use_promoter', 'no'),
     ('emb_warmup_steps', '10'),
     ('layer_norm_eps', -1),
     ('num_hidden_layers', 3),
@@ -82,6 +82,13 @@ def test_odd_configs_are_one_line(tensors, command, tmp_path, key, value):
   assert code == errors.EXIT_USAGE
   assert len(lines) == 1 and '--config' in lines[0]
   assert not (tmp_path / 'model').exists()
+
+
+def test_null_is_absent_and_foreign_entries_are_left_out(tensors, command):
+  odd = {'num_attention_heads': HEADS, 'emb_warmup_steps': None}
+  odd |= {'use_promoter': None, 'classifier_dropout': None}
+  code, _ = command(tensors | {'notes': np.array('of a friend')}, odd)
+  assert code == 0
 
 
 @pytest.mark.parametrize('suffix', ['cat_fc.weight', 'word_embeddings.weight'])
@@ -156,7 +163,7 @@ def model(tensors, command, tmp_path):
     ([[-3, 4]], 0, 'token -3 is outside of'),
     ([[2.5, 4]], 0, 'whole numbers'),
     ([[5] * 80], 0, 'position 79 is outside of .0, 64.'),
-    ([[3, 4]], 5, 'species 5 is not known'),
+    ([[3, 4]], 5, 'species code 5 is outside of .0, 2.'),
     ([[3, 4]], -1, 'species -1 is not known'),
     ([[3, 4]], 'rat', 'species rat is not known'),
     ([[3, 4]], [0, 1], '2 species codes for 1 cells'),
