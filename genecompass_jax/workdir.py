@@ -67,7 +67,8 @@ def locked(workdir: paths.PathLike) -> Iterator[None]:
     try:
       yield
     finally:
-      os.unlink(file.name)
+      with contextlib.suppress(FileNotFoundError):  # the folder may be gone
+        os.unlink(file.name)
 
 
 def read_config(workdir: paths.PathLike) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from genecompass_jax import checkpoint, errors
+from tests.faults import flip_a_bit, largest
 
 
 def state(step):
@@ -26,17 +27,6 @@ def save(folder, steps, keep=3):
   for step in steps:
     checkpoints.save(step, *state(step), {'step': step})
   checkpoints.close()
-
-
-def flip_a_bit(path):
-  data = bytearray(path.read_bytes())
-  data[len(data) // 2] ^= 1
-  path.write_bytes(data)
-
-
-def largest(folder):
-  files = [f for f in folder.rglob('*') if f.is_file()]
-  return max(files, key=lambda f: f.stat().st_size)
 
 
 def test_what_is_saved_comes_back(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 import genecompass_jax
 from genecompass_jax import cli, errors
+from tests.faults import flip_a_bit
 
 COMMANDS = ('demo', 'prep', 'embed', 'convert', 'report', 'corpus', 'doctor')
 
@@ -25,12 +26,6 @@ def one_line(argv, capsys):
   assert not output.out
   (line,) = output.err.strip().splitlines()
   return line
-
-
-def flip_a_bit(path):
-  data = bytearray(path.read_bytes())
-  data[len(data) // 2] ^= 1
-  path.write_bytes(data)
 
 
 @pytest.mark.parametrize(

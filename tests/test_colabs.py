@@ -36,14 +36,20 @@ def execute(name, folder):
   return notebook
 
 
+def kinds(notebook):
+  """Media types of what the cells showed."""
+  outputs = [o for c in notebook.cells for o in c.get('outputs', ())]
+  return {kind for o in outputs for kind in o.get('data', {})}
+
+
 @pytest.mark.parametrize('name', NOTEBOOKS)
 def test_notebook_runs(name, tmp_path, monkeypatch):
   monkeypatch.setenv('GENECOMPASS_SMOKE', '1')
   monkeypatch.setenv('TMPDIR', str(tmp_path))
   notebook = execute(name, tmp_path)
-  outputs = [o for c in notebook.cells for o in c.get('outputs', ())]
-  kinds = {kind for o in outputs for kind in o.get('data', {})}
-  assert 'image/png' in kinds  # pictures are shown where they are made
+  assert 'image/png' in kinds(
+    notebook
+  )  # pictures are shown where they are made
 
 
 @pytest.mark.slow  # minutes: the whole notebook, not a few steps of it
@@ -51,4 +57,5 @@ def test_notebook_runs(name, tmp_path, monkeypatch):
 def test_whole_notebook_runs(name, tmp_path, monkeypatch):
   monkeypatch.delenv('GENECOMPASS_SMOKE', raising=False)
   monkeypatch.setenv('TMPDIR', str(tmp_path))
-  execute(name, tmp_path)
+  notebook = execute(name, tmp_path)
+  assert 'image/png' in kinds(notebook)

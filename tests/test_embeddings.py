@@ -21,6 +21,7 @@ from genecompass_jax import cli, encoding, errors, pretrained
 from genecompass_jax.analysis import embeddings
 from genecompass_jax.prepare import sources
 from tests.conftest import tiny_cells
+from tests.faults import flip_a_bit
 
 NUM = 40
 COLUMNS = {
@@ -541,12 +542,6 @@ def test_outputs_that_cannot_be_are_refused_first(trained, tmp_path, capsys):
   code, _, (line,) = run([cells, '-o', cells, '--checkpoint', trained], capsys)
   assert code == errors.EXIT_USAGE
   assert 'exists' in line
-
-
-def flip_a_bit(path):
-  data = bytearray(path.read_bytes())
-  data[len(data) // 2] ^= 1
-  path.write_bytes(data)
 
 
 def test_checkpoints_that_cannot_be_trusted(trained, tmp_path, capsys):

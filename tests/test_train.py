@@ -22,6 +22,7 @@ from genecompass_jax import (
   pretrained,
   workdir as workdir_lib,
 )
+from tests.faults import flip_a_bit, largest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 40
@@ -102,17 +103,6 @@ def snapshot(folder):
     for p in sorted(folder.rglob('*'))
     if p.is_file()
   }
-
-
-def flip_a_bit(path):
-  data = bytearray(path.read_bytes())
-  data[len(data) // 2] ^= 1
-  path.write_bytes(data)
-
-
-def largest(folder):
-  files = [f for f in folder.rglob('*') if f.is_file()]
-  return max(files, key=lambda f: f.stat().st_size)
 
 
 # Without a fault

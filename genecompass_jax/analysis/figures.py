@@ -23,7 +23,7 @@ PALETTE = (
 GREY = '#BBBBBB'
 INK = '#222222'
 OTHER = 'other'
-NULL_COLOURS = ('#D55E00', '#009E73', '#AA4499')  # weakest to strongest
+NULL_COLOURS = ('#D55E00', '#009E73', '#AA4499')  # in the order of the nulls
 
 # Null model -> how its line is labelled.
 ID_NULLS = {

@@ -19,8 +19,9 @@ def run(args: argparse.Namespace) -> None:
   """Runs the demo; the same command again goes on from what is done.
 
   Args:
-    args: `output`, `data`, `steps` (0: the default), `seed`, `species`,
-      `ids_of`, `layer`, `allow_noninteger`.
+    args: `output`, `data`, `steps` (0: the default), `seed`, and
+      for one's own `data` `species`, `ids_of`, `layer`, `allow_noninteger`,
+      `unit` and `label`.
 
   Raises:
     UserError: cells that cannot be used, or a folder that is not a demo's;
