@@ -17,6 +17,7 @@ from genecompass_jax import cli, corpus, errors, gene_table
 from genecompass_jax.prepare import (
   buckets,
   command,
+  matrices,
   pipeline,
   quality,
   reports,
@@ -235,7 +236,7 @@ def test_same_inputs_same_bytes(tmp_path):
 def test_buckets_flush_more_than_once(tmp_path, monkeypatch):
   prepare([source(make(700))], tmp_path / 'a')
   monkeypatch.setattr(buckets, 'FLUSH_ELEMENTS', 500)
-  monkeypatch.setattr(sources.CellStream.chunks, '__defaults__', (50, None))
+  monkeypatch.setattr(sources.CellStream.chunks, '__defaults__', (50,))
   prepare([source(make(700))], tmp_path / 'b', bucket_bytes=20_000)
   assert files_of(tmp_path / 'a') == files_of(tmp_path / 'b')
 
@@ -389,7 +390,7 @@ def test_bad_input_leaves_nothing(tmp_path):
   spoilt.X.data[-1] = -1
   # found only while streaming, after cells went to the buckets
   opened = source(make(300, 1), 'b')
-  object.__setattr__(opened, '_matrix', spoilt.X)
+  object.__setattr__(opened, 'matrix', matrices.wrapped(spoilt.X))
   with pytest.raises(errors.UserError, match='negative'):
     prepare([source(make()), opened], tmp_path / 'c')
   assert not list(tmp_path.iterdir())

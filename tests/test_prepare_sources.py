@@ -6,7 +6,7 @@ import pytest
 import scipy.sparse
 
 from genecompass_jax import errors, gene_table, vocabulary
-from genecompass_jax.prepare import matrices, sources
+from genecompass_jax.prepare import layers, matrices, sources
 
 GENES, CELLS = 60, 90
 
@@ -105,15 +105,31 @@ def test_counts_wherever_they_are(tmp_path, vocab, dtype, kind, place):
 
 
 def test_a_large_csc_matrix_is_turned_on_disk(tmp_path, vocab, monkeypatch):
-  monkeypatch.setattr(matrices, 'CSC_IN_MEMORY', 200)
+  monkeypatch.setattr(matrices, 'TURN_IN_MEMORY', 200)
   matrix = counts(500)
   path = save(tmp_path, adata_of(matrix.tocsc()))
-  (tmp_path / 'scratch').mkdir()
-  stream = sources.cells_of(path, vocab)
-  chunks = list(stream.chunks(32, str(tmp_path / 'scratch')))
+  folder = tmp_path / 'turned'
+  stream = sources.cells_of(path, vocab).by_rows(str(folder))
+  chunks = list(stream.chunks(32))
   assert [c.index_C[0] for c in chunks] == list(range(0, 500, 32))
   check(stream, matrix)
-  assert not list((tmp_path / 'scratch').iterdir())
+  check(sources.cells_of(path, vocab), matrix)  # in a folder of its own
+  files = {file.name for file in folder.iterdir()}
+  assert files == {'data.bin', 'indices.bin', 'indptr.npy'}
+
+
+def test_a_turned_matrix_is_used_again_if_it_is_whole(tmp_path, vocab):
+  matrix = counts(500)
+  path = save(tmp_path, adata_of(matrix.tocsc()))
+  folder = tmp_path / 'turned'
+  turned = sources.cells_of(path, vocab).by_rows(str(folder))
+  written = (folder / 'data.bin').stat().st_mtime_ns
+  check(sources.cells_of(path, vocab).by_rows(str(folder)), matrix)
+  assert (folder / 'data.bin').stat().st_mtime_ns == written
+  (folder / 'indptr.npy').unlink()  # killed before the end
+  (folder / 'data.bin').write_bytes(b'half')
+  check(sources.cells_of(path, vocab).by_rows(str(folder)), matrix)
+  del turned
 
 
 def test_the_widest_counts_win_and_it_says_so(tmp_path, vocab):
@@ -230,10 +246,10 @@ def test_logarithms_are_known_by_what_they_are_of(base, to, how):
   values = np.log1p(values) / np.log(base)
   if how == 'rounded':
     values = values.round(3)
-  assert matrices.kind_of(matrices.wrapped(to(values))) == matrices.LOG
+  assert layers.kind_of(matrices.wrapped(to(values))) == layers.LOG
   for factor in (0.73, 0.31):
     small = matrices.wrapped(to(np.minimum(counts().toarray() * factor, 15)))
-    assert matrices.kind_of(small) == matrices.SMALL
+    assert layers.kind_of(small) == layers.SMALL
 
 
 def test_a_gene_stored_twice_in_a_cell_is_one_gene(vocab):
@@ -348,7 +364,7 @@ def test_bad_values_are_one_line(tmp_path, vocab, spoil, kwargs, match):
 def test_values_that_the_sample_missed(vocab, monkeypatch, value, match):
   matrix = counts()
   matrix.data[matrix.indptr[77]] = value
-  monkeypatch.setattr(matrices, 'kind_of', lambda _: matrices.COUNTS)
+  monkeypatch.setattr(layers, 'kind_of', lambda _: layers.COUNTS)
   stream = sources.cells_of(adata_of(matrix), vocab)
   with pytest.raises(errors.UserError, match=match):
     list(stream.chunks(50))

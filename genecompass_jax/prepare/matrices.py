@@ -1,16 +1,17 @@
-"""Matrices of counts, however they are stored, in chunks of rows.
+"""Matrices of counts, however they are stored, read by ranges of rows.
 
-Dense, CSR or CSC, in memory or in a file, integers or floats: a matrix is
-streamed, never loaded whole. A CSC matrix is stored by genes: one of up to
-`CSC_IN_MEMORY` entries is turned in memory, a larger one by way of a scratch
-folder, in two passes. Of several matrices the one that looks like counts is
-read.
+Dense, by rows (CSR) or by columns (CSC), in memory or in a file, integers or
+floats: rows are read as they are asked for, a matrix is never loaded whole. One
+stored by columns, that is by genes, has to be turned before its rows can be
+read: in memory up to `TURN_IN_MEMORY` entries, else by way of a folder, in two
+passes.
 """
 
 import dataclasses
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from typing import Any, Protocol
 
 import anndata
 import h5py
@@ -21,223 +22,214 @@ from genecompass_jax import errors
 
 CHUNK_CELLS = 1024  # read at a time: buffers below 32 MiB are reused
 CHUNK_BYTES = 128 << 20  # of a dense chunk
-CSC_IN_MEMORY = 300_000_000  # entries: 3.6 GB, twice that while turning
-LOG_MAX = 20.0  # log1p and log2 of counts and TPM stay below
-_SAMPLED_ROWS = 256
-_BASES = (np.e, 2.0, 10.0)  # of logarithms in use
+TURN_IN_MEMORY = 300_000_000  # entries: 3.6 GB, twice that while turning
+_SAMPLED = 4096  # values in one place
+_SAMPLED_DENSE = 65_536  # with the zeros
 
 
-@dataclasses.dataclass(frozen=True)
-class _Backed:
-  """A sparse matrix in a file: groups indptr, indices, data."""
+class Matrix(Protocol):
+  """Cells x genes, read by ranges of rows.
 
-  group: h5py.Group
-  format: str
+  Attributes:
+    shape: cells and genes.
+    dtype: of the values.
+    num_entries: stored entries; of a dense matrix a guess, a tenth of it.
+  """
+
+  shape: tuple[int, int]
+  dtype: np.dtype
+  num_entries: int
+
+  def read(self, first: int, stop: int) -> scipy.sparse.csr_matrix:
+    """Rows of the matrix, each with ascending columns.
+
+    Raises:
+      UserError: the stored matrix contradicts itself.
+    """
+
+  def sample(self) -> np.ndarray:
+    """Some of the values, zeros maybe among them, from several places."""
+
+  def by_rows(self, folder: str | None = None) -> 'Matrix':
+    """The same matrix, such that `read` is quick.
+
+    Args:
+      folder: for the files of one that has to be turned, made if missing; the
+        files are used again when they are there and whole. None: in memory,
+        or in a folder that goes with the process.
+    """
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dense:
+  """A two-dimensional array in memory or in a file."""
+
+  array: Any
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Cells and genes."""
+    return tuple(self.array.shape)
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Of the values."""
+    return np.dtype(self.array.dtype)
+
+  @property
+  def num_entries(self) -> int:
+    """A guess: a tenth is not zero."""
+    return int(np.prod(self.array.shape)) // 10
+
+  def read(self, first: int, stop: int) -> scipy.sparse.csr_matrix:
+    """Rows of the matrix."""
+    num_columns = self.shape[1]
+    width = max(num_columns * self.dtype.itemsize, 1)
+    step = int(np.clip(CHUNK_BYTES // width, 1, max(stop - first, 1)))
+    parts = []
+    for a in range(first, stop, step):
+      dense = np.asarray(self.array[a : min(a + step, stop)])
+      rows, columns = np.nonzero(dense)
+      indptr = np.searchsorted(rows, np.arange(len(dense) + 1))
+      parts.append(_csr(dense[rows, columns], columns, indptr, num_columns))
+    if len(parts) == 1:
+      return parts[0]
+    return scipy.sparse.vstack(parts, format='csr')
+
+  def sample(self) -> np.ndarray:
+    """Values of whole rows."""
+    num_rows, num_columns = self.shape
+    size = max(1, _SAMPLED_DENSE // max(num_columns, 1))
+    return _places(self.array, num_rows, size)
+
+  def by_rows(self, folder: str | None = None) -> 'Dense':
+    """As it is."""
+    del folder
+    return self
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+  """A sparse matrix by rows (CSR): anything that gives slices."""
+
+  data: Any
+  indices: Any
+  indptr: np.ndarray
   shape: tuple[int, int]
 
+  @property
+  def dtype(self) -> np.dtype:
+    """Of the values."""
+    return np.dtype(self.data.dtype)
 
-def wrapped(matrix: object) -> object:
-  """Brings the kinds of matrices that anndata knows to four."""
+  @property
+  def num_entries(self) -> int:
+    """Stored entries."""
+    return int(self.data.shape[0])
+
+  def read(self, first: int, stop: int) -> scipy.sparse.csr_matrix:
+    """Rows of the matrix."""
+    a, b = self.indptr[first], self.indptr[stop]
+    indptr = self.indptr[first : stop + 1] - a
+    return _csr(self.data[a:b], self.indices[a:b], indptr, self.shape[1])
+
+  def sample(self) -> np.ndarray:
+    """Stored values."""
+    return _places(self.data, self.num_entries, _SAMPLED)
+
+  def by_rows(self, folder: str | None = None) -> 'Rows':
+    """As it is."""
+    del folder
+    return self
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Columns:
+  """A sparse matrix by columns (CSC), to be turned before it is read."""
+
+  data: Any
+  indices: Any
+  indptr: np.ndarray
+  shape: tuple[int, int]
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Of the values."""
+    return np.dtype(self.data.dtype)
+
+  @property
+  def num_entries(self) -> int:
+    """Stored entries."""
+    return int(self.data.shape[0])
+
+  def read(self, first: int, stop: int) -> scipy.sparse.csr_matrix:
+    """Rows of the matrix, by turning all of it."""
+    return self.by_rows().read(first, stop)
+
+  def sample(self) -> np.ndarray:
+    """Stored values."""
+    return _places(self.data, self.num_entries, _SAMPLED)
+
+  def by_rows(self, folder: str | None = None) -> Rows:
+    """The matrix by rows."""
+    check_sparse(np.zeros(0), self.indptr, self.shape[0], self.num_entries)
+    if folder is None and self.num_entries <= TURN_IN_MEMORY:
+      held = self.indices[:]
+      check_sparse(held, self.indptr, self.shape[0])
+      turned = scipy.sparse.csc_matrix(
+        (self.data[:], held, self.indptr), shape=self.shape
+      ).tocsr()
+      return Rows(turned.data, turned.indices, turned.indptr, self.shape)
+    if folder is None:
+      place = tempfile.TemporaryDirectory(prefix='genecompass-turned-')
+      rows = write_rows(self, place.name)
+      object.__setattr__(rows, '_place', place)  # goes when the matrix goes
+      return rows
+    return write_rows(self, folder)
+
+
+def wrapped(matrix: object) -> Matrix:
+  """A matrix of any kind that anndata knows.
+
+  Raises:
+    UserError: a sparse matrix in memory that contradicts itself.
+  """
+  if isinstance(matrix, Dense | Rows | Columns):
+    return matrix
   if isinstance(matrix, h5py.Group):
     matrix = anndata.io.sparse_dataset(matrix)
-  if isinstance(matrix, h5py.Dataset | np.ndarray):
-    return matrix
   if hasattr(matrix, 'group') and hasattr(matrix, 'format'):
-    return _Backed(matrix.group, matrix.format, tuple(matrix.shape))
-  if scipy.sparse.issparse(matrix):
-    if matrix.format == 'csr':
-      return matrix
-    if matrix.format == 'csc':  # turning trusts its indices
-      _check_sparse(matrix.indices, matrix.indptr, matrix.shape[0])
-    return matrix.tocsr()
-  return np.asarray(matrix)
-
-
-def is_sparse(matrix: object) -> bool:
-  """Whether `parts` can be asked for."""
-  return isinstance(matrix, _Backed) or scipy.sparse.issparse(matrix)
-
-
-def parts(matrix: object) -> tuple:
-  """data, indices and indptr of a sparse matrix, where they lie."""
-  if isinstance(matrix, _Backed):
-    return tuple(matrix.group[k] for k in ('data', 'indices', 'indptr'))
-  return matrix.data, matrix.indices, matrix.indptr
-
-
-def _sample(matrix: object) -> np.ndarray:
-  """Some values of a matrix, from several places."""
-  if is_sparse(matrix):
-    data = parts(matrix)[0]
-    size, length = 4096, data.shape[0]
-  else:
-    data = matrix
-    length = data.shape[0]
-    size = max(1, 65_536 // max(data.shape[1], 1))
-  firsts = np.unique(np.linspace(0, max(length - size, 0), 8).astype(int))
-  pieces = [np.asarray(data[a : a + size]).ravel() for a in firsts]
-  return np.concatenate(pieces).astype(np.float64)
-
-
-COUNTS = 'counts'
-NON_INTEGER = 'non-integer values'
-LOG = 'log-transformed values'
-# Taken for logarithms, unless the user says that they are corrected counts.
-SMALL = 'small non-integer values, log-transformed or corrected counts'
-
-
-def kind_of(matrix: object) -> str:
-  """What a sample of the values looks like: counts, or what is wrong."""
-  if is_sparse(matrix):
-    dtype = parts(matrix)[0].dtype
-  else:
-    dtype = matrix.dtype
-  if dtype.kind not in 'biuf' or len(matrix.shape) != 2:
-    return f'values of type {dtype} in {len(matrix.shape)} dimensions'
-  values = _sample(matrix)
-  if not np.isfinite(values).all():
-    return 'values that are not finite'
-  if (values < 0).any():
-    return 'negative values (scaled data?)'
-  if (values % 1 == 0).all():
-    return COUNTS
-  if values.max(initial=0) >= LOG_MAX:
-    return NON_INTEGER
-  return LOG if _looks_log(matrix) else SMALL
-
-
-def _looks_log(matrix: object) -> bool:
-  """Whether values below `LOG_MAX` are logarithms, by a sample of rows.
-
-  Logarithms of UMI counts show once they are undone: the values of a cell are whole
-  multiples of its smallest one (also where genes were selected, and where they
-  were rounded), or all cells have one sum. Corrected counts do neither.
-  """
-  rows = _sample_rows(matrix)
-  for base in _BASES:
-    undone = [np.power(base, row) - 1 for row in rows]
-    sums = np.array([row.sum() for row in undone])
-    if len(sums) > 9 and sums.std() < 0.02 * sums.mean():
-      return True
-    if rows and _whole_share(undone) > max(0.8, _whole_share(rows)):
-      return True
-  return False
-
-
-def _whole_share(rows: list[np.ndarray]) -> float:
-  """Share of values that are a whole multiple, from 2 to 20, of the least."""
-  ratios = np.concatenate([row / row.min() for row in rows])
-  ratios = ratios[(ratios > 1.5) & (ratios < 20.5)]
-  if not len(ratios):
-    return 0.0
-  return float((np.abs(ratios - np.rint(ratios)) < 0.05).mean())
-
-
-def _sample_rows(matrix: object) -> list[np.ndarray]:
-  """Non-zero values of some rows, whole rows, from several places."""
-  if isinstance(matrix, _Backed) and matrix.format == 'csc':
-    if parts(matrix)[0].shape[0] > CSC_IN_MEMORY // 16:
-      return []
-    chunks = _csc_chunks(matrix, matrix.shape[0], None)
-    matrix = scipy.sparse.vstack([chunk for _, chunk in chunks], format='csr')
-  num = min(_SAMPLED_ROWS, matrix.shape[0])
-  chosen = np.unique(np.linspace(0, matrix.shape[0] - 1, num).astype(int))
-  if is_sparse(matrix):
-    data, _, indptr = parts(matrix)
-    indptr = np.asarray(indptr[:], np.int64)
-    rows = [np.asarray(data[indptr[r] : indptr[r + 1]]) for r in chosen]
-  else:
-    rows = [np.asarray(matrix[r]) for r in chosen]
-  rows = [row[row > 0].astype(np.float64) for row in rows]
-  return [row for row in rows if len(row)]
-
-
-def choose_layer(
-  name: str, matrices: dict[str, tuple], asked: str, allow_noninteger: bool
-) -> tuple[str, str, bool]:
-  """The matrix to read, why, and whether its values are no integers."""
-  if not matrices:
-    raise errors.UserError(f'{name}: no X, raw or layer')
-  kinds = {key: kind_of(matrix) for key, (matrix, _) in matrices.items()}
-  good = [key for key, kind in kinds.items() if kind == COUNTS]
-  if asked and asked not in matrices:
-    if f'layers/{asked}' not in matrices:
+    group, shape = matrix.group, tuple(int(n) for n in matrix.shape)
+    # offsets are small beside the entries and looked up at every read
+    indptr = np.asarray(group['indptr'][:], np.int64)
+    kind = Columns if matrix.format == 'csc' else Rows
+    size = shape[1 if matrix.format == 'csc' else 0]
+    if len(indptr) != size + 1:
       raise errors.UserError(
-        f'{name}: no layer {asked!r}; there are: {", ".join(matrices)}'
+        'a sparse matrix has broken offsets: the file is damaged'
       )
-    asked = f'layers/{asked}'
-  accepted = [COUNTS] + [NON_INTEGER, SMALL] * allow_noninteger
-  if asked:
-    if kinds[asked] in accepted:
-      reason = f'{asked}, as asked: {kinds[asked]}'
-      return asked, reason, kinds[asked] != COUNTS
-    raise errors.UserError(
-      f'{name}: {asked} holds {kinds[asked]}; {_advice(kinds[asked], good)}'
-    )
-  usable = good or [key for key, kind in kinds.items() if kind in accepted]
-  if not usable:
-    described = ', '.join(f'{key} holds {kind}' for key, kind in kinds.items())
-    only = next(iter(kinds.values())) if len(kinds) == 1 else ''
-    worth = next((k for k in (NON_INTEGER, SMALL) if k in kinds.values()), only)
-    raise errors.UserError(
-      f'{name}: no counts here: {described}; {_advice(worth, good)}'
-    )
-  best = max(
-    usable, key=lambda key: matrices[key][0].shape[1]
-  )  # first of equal
-  others = ', '.join(f'{key} {kinds[key]}' for key in kinds if key != best)
-  reason = f'{best} looks like {kinds[best]}'
-  reason += f' (besides: {others})' if others else ''
-  return best, reason, kinds[best] != COUNTS
+    return kind(group['data'], group['indices'], indptr, shape)
+  if scipy.sparse.issparse(matrix):
+    if matrix.format == 'csc':  # turning trusts its indices
+      check_sparse(matrix.indices, matrix.indptr, matrix.shape[0])
+    matrix = matrix.tocsr()
+    return Rows(matrix.data, matrix.indices, matrix.indptr, matrix.shape)
+  if isinstance(matrix, h5py.Dataset):
+    return Dense(matrix)
+  return Dense(np.asarray(matrix))
 
 
-def _advice(kind: str, good: list[str]) -> str:
-  if good:
-    return f'{" and ".join(good)} looks like counts: pass --layer {good[0]}'
-  if kind == NON_INTEGER:
-    return 'pass --allow_noninteger if they are corrected counts'
-  if kind == SMALL:
-    return (
-      'a file with the raw counts is needed, or --allow_noninteger if they are '
-      'corrected counts'
-    )
-  return 'a file with the raw counts is needed'
-
-
-def row_chunks(
-  matrix: object, cells: int, scratch: str | None
-) -> Iterator[tuple[int, scipy.sparse.csr_matrix]]:
-  """Yields (first row, CSR) over all rows."""
-  num_rows, num_columns = matrix.shape
-  if isinstance(matrix, _Backed) and matrix.format == 'csc':
-    yield from _csc_chunks(matrix, cells, scratch)
-    return
-  if is_sparse(matrix):
-    data, indices, indptr = parts(matrix)
-    indptr = np.asarray(indptr[:], np.int64)
-    for first in range(0, num_rows, cells):
-      last = min(first + cells, num_rows)
-      a, b = indptr[first], indptr[last]
-      yield (
-        first,
-        _csr(
-          data[a:b], indices[a:b], indptr[first : last + 1] - a, num_columns
-        ),
-      )
-    return
-  width = max(num_columns * np.dtype(matrix.dtype).itemsize, 1)
-  cells = int(np.clip(CHUNK_BYTES // width, 1, cells))
-  for first in range(0, num_rows, cells):
-    dense = np.asarray(matrix[first : first + cells])
-    rows, columns = np.nonzero(dense)
-    indptr = np.searchsorted(rows, np.arange(len(dense) + 1))
-    yield first, _csr(dense[rows, columns], columns, indptr, num_columns)
+def _places(values: Any, length: int, size: int) -> np.ndarray:
+  """Slices of `size` from eight places, one after the other."""
+  firsts = np.unique(np.linspace(0, max(length - size, 0), 8).astype(int))
+  pieces = [np.asarray(values[a : a + size]).ravel() for a in firsts]
+  return np.concatenate(pieces).astype(np.float64)
 
 
 def _csr(data, indices, indptr, num_columns) -> scipy.sparse.csr_matrix:
   # without scipy's checks, which look at every entry; bounds matter below
   indices = np.asarray(indices)
-  _check_sparse(indices, indptr, num_columns)
+  check_sparse(indices, indptr, num_columns)
   matrix = scipy.sparse.csr_matrix((len(indptr) - 1, num_columns))
   matrix.data, matrix.indices = np.asarray(data), indices
   matrix.indptr = np.asarray(indptr)
@@ -249,10 +241,15 @@ def _csr(data, indices, indptr, num_columns) -> scipy.sparse.csr_matrix:
   return matrix
 
 
-def _check_sparse(
+def check_sparse(
   indices: np.ndarray, indptr: np.ndarray, size: int, num_entries: int = -1
 ) -> None:
-  """Refuses what would read or write beyond the end of an array."""
+  """Refuses what would read or write beyond the end of an array.
+
+  Raises:
+    UserError: indices beyond `size`, or offsets that do not ascend from 0 to
+      the number of entries (of `indices`, where it is -1).
+  """
   if len(indices) and not (indices.min() >= 0 and indices.max() < size):
     raise errors.UserError(
       'a sparse matrix has indices outside of its shape: the file is damaged'
@@ -264,54 +261,109 @@ def _check_sparse(
     )
 
 
+class RowsWriter:
+  """Files of a matrix by rows, which grows at its end.
+
+  The offsets are written last and under a temporary name first: where they are,
+  the rest is whole.
+  """
+
+  _INDPTR = 'indptr.npy'
+
+  def __init__(self, folder: str, dtype: np.dtype, num_columns: int):
+    os.makedirs(folder, exist_ok=True)
+    self._folder, self._num_columns = folder, num_columns
+    self._dtype = np.dtype(dtype)
+    self._data = open(os.path.join(folder, 'data.bin'), 'wb')  # noqa: SIM115
+    self._indices = open(os.path.join(folder, 'indices.bin'), 'wb')  # noqa: SIM115
+    self._counts: list[np.ndarray] = []
+
+  @classmethod
+  def finished(
+    cls, folder: str, dtype: np.dtype, shape: tuple[int, int]
+  ) -> Rows | None:
+    """The matrix whose files are in a folder; None where they are not."""
+    name = os.path.join(folder, cls._INDPTR)
+    if not os.path.exists(name):
+      return None
+    indptr = np.load(name, allow_pickle=False)
+    empty = not indptr[-1]
+    data, indices = (
+      np.zeros(0, kind)
+      if empty
+      else np.memmap(os.path.join(folder, part), kind, 'r')
+      for part, kind in (('data.bin', dtype), ('indices.bin', np.int32))
+    )
+    if len(indptr) != shape[0] + 1 or len(data) != indptr[-1]:
+      return None
+    return Rows(data, indices, indptr, shape)
+
+  def add(self, rows: scipy.sparse.csr_matrix) -> None:
+    """Appends rows."""
+    rows.data.astype(self._dtype, copy=False).tofile(self._data)
+    rows.indices.astype(np.int32, copy=False).tofile(self._indices)
+    self._counts.append(np.diff(rows.indptr))
+
+  def close(self) -> Rows:
+    """Writes the offsets and gives the matrix back."""
+    self._data.close()
+    self._indices.close()
+    counts = np.concatenate([np.zeros(1, np.int64), *self._counts])
+    indptr = np.cumsum(counts, dtype=np.int64)
+    name = os.path.join(self._folder, self._INDPTR)
+    with open(f'{name}.part', 'wb') as file:
+      np.save(file, indptr)
+    os.replace(f'{name}.part', name)
+    shape = len(indptr) - 1, self._num_columns
+    return self.finished(self._folder, self._dtype, shape)
+
+
 _ENTRY = np.dtype([('row', '<i4'), ('column', '<i4'), ('value', '<f8')])
 
 
-def _csc_chunks(
-  matrix: _Backed, cells: int, scratch: str | None
-) -> Iterator[tuple[int, scipy.sparse.csr_matrix]]:
-  """Rows of a matrix that is stored by columns."""
-  data, indices, indptr = parts(matrix)
-  indptr = np.asarray(indptr[:], np.int64)
+def write_rows(matrix: Columns, folder: str) -> Rows:
+  """Turns a matrix into files in a folder, or finds it turned there.
+
+  One pass scatters slabs of entries over files of row ranges, one turns each of
+  those: memory holds a slab.
+  """
+  found = RowsWriter.finished(folder, matrix.dtype, matrix.shape)
+  if found is not None:
+    return found
   num_rows, num_columns = matrix.shape
-  _check_sparse(np.zeros(0), indptr, num_rows, data.shape[0])
-  if data.shape[0] <= CSC_IN_MEMORY:
-    held = indices[:]
-    _check_sparse(held, indptr, num_rows)
-    turned = scipy.sparse.csc_matrix(
-      (data[:], held, indptr), shape=matrix.shape
-    ).tocsr()
-    yield from row_chunks(turned, cells, scratch)
-    return
-  slab = max(CSC_IN_MEMORY // 16, 1)  # entries held at a time
-  num_parts = -(-data.shape[0] // slab)
-  rows_each = -(-num_rows // num_parts)
-  rows_each = -(-rows_each // cells) * cells
-  with tempfile.TemporaryDirectory(dir=scratch) as folder:
-    names = [
-      os.path.join(folder, str(k)) for k in range(-(-num_rows // rows_each))
-    ]
-    for a in range(0, data.shape[0], slab):
-      b = min(a + slab, data.shape[0])
-      entries = np.empty(b - a, _ENTRY)
-      entries['row'], entries['value'] = indices[a:b], data[a:b]
-      _check_sparse(entries['row'], np.array([0, b - a]), num_rows)
-      columns = np.searchsorted(indptr, np.arange(a, b), side='right') - 1
-      entries['column'] = columns
-      part = entries['row'] // rows_each
-      entries = entries[np.argsort(part, kind='stable')]
-      ends = np.cumsum(np.bincount(part, minlength=len(names)))
-      for name, piece in zip(names, np.split(entries, ends[:-1])):
-        with open(name, 'ab') as file:
-          piece.tofile(file)
-    for k, name in enumerate(names):
+  slab = max(TURN_IN_MEMORY // 16, 1)  # entries held at a time
+  num_parts = max(-(-matrix.num_entries // slab), 1)
+  rows_each = max(-(-num_rows // num_parts), 1)
+  names = [
+    os.path.join(folder, f'part-{k}') for k in range(-(-num_rows // rows_each))
+  ]
+  shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+  os.makedirs(folder)
+  for a in range(0, matrix.num_entries, slab):
+    b = min(a + slab, matrix.num_entries)
+    entries = np.empty(b - a, _ENTRY)
+    entries['row'], entries['value'] = matrix.indices[a:b], matrix.data[a:b]
+    check_sparse(entries['row'], np.array([0, b - a]), num_rows)
+    columns = np.searchsorted(matrix.indptr, np.arange(a, b), side='right') - 1
+    entries['column'] = columns
+    part = entries['row'] // rows_each
+    entries = entries[np.argsort(part, kind='stable')]
+    ends = np.cumsum(np.bincount(part, minlength=len(names)))
+    for name, piece in zip(names, np.split(entries, ends[:-1])):
+      with open(name, 'ab') as file:
+        piece.tofile(file)
+  writer = RowsWriter(folder, matrix.dtype, num_columns)
+  for k, name in enumerate(names):
+    entries = np.zeros(0, _ENTRY)
+    if os.path.exists(name):
       entries = np.fromfile(name, _ENTRY)
-      first = k * rows_each
-      size = min(rows_each, num_rows - first)
-      turned = scipy.sparse.coo_matrix(
+      os.remove(name)
+    first = k * rows_each
+    size = min(rows_each, num_rows - first)
+    writer.add(
+      scipy.sparse.coo_matrix(
         (entries['value'], (entries['row'] - first, entries['column'])),
         shape=(size, num_columns),
       ).tocsr()
-      for inner, chunk in row_chunks(turned, cells, scratch):
-        yield first + inner, chunk
-      os.remove(name)
+    )
+  return writer.close()

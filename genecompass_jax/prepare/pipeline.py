@@ -197,7 +197,7 @@ def _scatter(
       parts: dict[int, list[quality.CellStatistics]] = {}
       indices: dict[int, list[np.ndarray]] = {}
       lengths_C = np.zeros(source.num_cells, np.int32)
-      for chunk in stream.chunks(scratch=buckets.folder):
+      for chunk in stream.chunks():
         parts.setdefault(chunk.species, []).append(chunk.statistics)
         indices.setdefault(chunk.species, []).append(chunk.index_C)
         lengths_C[chunk.index_C] = np.diff(chunk.cells.starts_C1)

@@ -23,7 +23,13 @@ from genecompass_jax import (
   paths,
   vocabulary,
 )
-from genecompass_jax.prepare import counting, identifiers, matrices, quality
+from genecompass_jax.prepare import (
+  counting,
+  identifiers,
+  layers as layers_lib,
+  matrices,
+  quality,
+)
 
 CELL = 'cell'  # the unit that makes a split leak
 
@@ -123,6 +129,7 @@ class Source:
     names: the identifiers of the columns that were used.
     table: the genes they were looked up in.
     is_float: whether the values are corrected counts, not whole ones.
+    matrix: the counts, where they lie.
   """
 
   config: SourceConfig
@@ -136,7 +143,7 @@ class Source:
   names: tuple[str, ...]
   table: gene_table.GeneTable
   is_float: bool
-  _matrix: object = dataclasses.field(repr=False)
+  matrix: matrices.Matrix = dataclasses.field(repr=False)
 
   @property
   def num_cells(self) -> int:
@@ -151,9 +158,7 @@ class Source:
   @property
   def num_entries(self) -> int:
     """Stored entries, or a guess for a dense matrix: a tenth of it."""
-    if matrices.is_sparse(self._matrix):
-      return int(matrices.parts(self._matrix)[0].shape[0])
-    return self.num_cells * self.num_columns // 10
+    return self.matrix.num_entries
 
   @property
   def assay(self) -> str:
@@ -296,48 +301,82 @@ class CellStream:
       for species, resolution in self.source.resolutions.items()
     }
 
-  def chunks(
-    self, cells: int = matrices.CHUNK_CELLS, scratch: str | None = None
-  ) -> Iterator[Chunk]:
+  def chunks(self, cells: int = matrices.CHUNK_CELLS) -> Iterator[Chunk]:
     """Yields all cells in the order of the file, one chunk a species.
 
     Args:
       cells: cells read at a time.
-      scratch: folder for a large CSC matrix to be turned in.
+
+    Raises:
+      UserError: a value that is no count, naming the cell.
+    """
+    stream = self.by_rows()
+    for first in range(0, stream.source.num_cells, cells):
+      yield from stream.read(first, first + cells)
+    self._column_sums[:] = stream._column_sums
+
+  def by_rows(self, folder: str | None = None) -> 'CellStream':
+    """The same cells, such that ranges of them are read quickly.
+
+    Args:
+      folder: for the files of a matrix that has to be turned; see
+        `matrices.Matrix.by_rows`.
+
+    Raises:
+      UserError: the matrix is damaged.
+    """
+    with self._reading():
+      matrix = self.source.matrix.by_rows(folder)
+    source = dataclasses.replace(self.source, matrix=matrix)
+    return CellStream(source, self.vocabulary)
+
+  def read(self, first: int, stop: int) -> list[Chunk]:
+    """The cells of a range of rows, one chunk a species.
 
     Raises:
       UserError: a value that is no count, naming the cell.
     """
     source = self.source
-    self._column_sums[:] = 0
-    totals_all = source.totals()
-    for first, matrix in self._rows(cells, scratch):
-      starts_C1 = matrix.indptr.astype(np.int64)
-      columns_N = matrix.indices.astype(np.int32, copy=False)
-      values_N = matrix.data.astype(np.float64, copy=False)
-      species_C = source.species_C[first : first + matrix.shape[0]]
-      for species in self.species:
-        index_C = np.flatnonzero(species_C == species)
-        if len(index_C):
-          yield self._chunk(
-            species, first, index_C, columns_N, values_N, starts_C1, totals_all
+    stop = min(stop, source.num_cells)
+    with self._reading():
+      matrix = source.matrix.read(first, stop)
+    starts_C1 = matrix.indptr.astype(np.int64)
+    columns_N = matrix.indices.astype(np.int32, copy=False)
+    values_N = matrix.data.astype(np.float64, copy=False)
+    species_C = source.species_C[first:stop]
+    chunks = []
+    for species in self.species:
+      index_C = np.flatnonzero(species_C == species)
+      if len(index_C):
+        chunks.append(
+          self._chunk(
+            species,
+            first,
+            index_C,
+            columns_N,
+            values_N,
+            starts_C1,
+            self._totals,
           )
+        )
+    return chunks
 
-  def _rows(self, cells: int, scratch: str | None) -> Iterator[tuple]:
-    chunks = matrices.row_chunks(self.source._matrix, cells, scratch)
+  @functools.cached_property
+  def _totals(self) -> np.ndarray | None:
+    return self.source.totals()
+
+  @contextlib.contextmanager
+  def _reading(self) -> Iterator[None]:
+    """What readers meet in a damaged file, in one line that names it."""
     place = self.source.config.path or self.source.name
-    while True:
-      try:
-        chunk = next(chunks)
-      except StopIteration:
-        return
-      except errors.UserError as error:
-        raise errors.UserError(f'{place}: {error}') from None
-      except OSError as error:
-        if error.errno:  # of the system, not a chunk that HDF5 cannot decode
-          raise
-        raise _damaged(place, self.source.layer, error) from error
-      yield chunk
+    try:
+      yield
+    except errors.UserError as error:
+      raise errors.UserError(f'{place}: {error}') from None
+    except OSError as error:
+      if error.errno:  # of the system, not a chunk that HDF5 cannot decode
+        raise
+      raise _damaged(place, self.source.layer, error) from error
 
   def _chunk(
     self, species, first, index_C, columns_N, values_N, starts_C1, totals_all
@@ -551,7 +590,7 @@ def _source(
   if not len(obs):
     raise errors.UserError(f'{name}: no cells')
   with _damage(config.path or name, 'a matrix'):
-    layer, reason, is_float = matrices.choose_layer(
+    layer, reason, is_float = layers_lib.choose_layer(
       name, layers, config.layer, config.allow_noninteger
     )
   matrix, var = layers[layer]
