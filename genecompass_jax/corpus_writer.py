@@ -3,6 +3,7 @@
 The format stands in `corpus`, which reads it.
 """
 
+import dataclasses
 import gzip
 import os
 import platform
@@ -84,6 +85,128 @@ def block_size(num_cells: int) -> int:
   return size
 
 
+def to_planes(
+  cells: encoding.RaggedCells, num_rows: int, is_float: bool
+) -> tuple[np.ndarray, np.ndarray]:
+  """Cells as they are stored.
+
+  Args:
+    cells: rows of the species' gene list, ascending in a cell.
+    num_rows: genes of the list.
+    is_float: whether counts are corrected ones, which are stored apart.
+
+  Returns:
+    uint16 [2, N] planes, differences of rows and counts ([1, N] where counts
+    are stored apart), and int64 [2, n] element and count of the counts that
+    do not fit.
+
+  Raises:
+    ValueError: rows beyond the gene list or out of order in a cell, counts
+      that are not positive, or broken counts in a corpus of counts.
+  """
+  rows_N, counts_N, starts_C1 = encoding.kernel_arrays(cells)
+  planes = np.empty((1 if is_float else 2, len(rows_N)), np.uint16)
+  status, cell, num_large = _to_differences(
+    rows_N, counts_N, starts_C1, num_rows, planes[0], planes[1:]
+  )
+  if status:
+    raise ValueError(f'cell {cell}: {_REFUSED[status]}')
+  if not num_large:
+    return planes, np.zeros((2, 0), np.int64)
+  large = np.flatnonzero(planes[1] == corpus.OVERFLOW_MARK)
+  return planes, np.stack([large, counts_N[large].astype(np.int64)])
+
+
+def _in_order(cells: encoding.RaggedCells) -> encoding.RaggedCells:
+  """The cells with ascending rows in each."""
+  rows_N, counts_N, starts_C1 = encoding.kernel_arrays(cells)
+  lengths_C = np.diff(starts_C1)
+  ascends = rows_N[1:] > rows_N[:-1]
+  ascends[starts_C1[1:-1][lengths_C[1:] > 0] - 1] = True  # a cell begins
+  if ascends.all():
+    return cells
+  order_N = np.lexsort(
+    (rows_N, np.repeat(np.arange(len(lengths_C)), lengths_C))
+  )
+  return encoding.RaggedCells(
+    rows_N[order_N], counts_N[order_N], starts_C1, cells.totals_C
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+  """An array of a store: axes before the last, dtype, elements in a shard."""
+
+  lead: tuple[int, ...]
+  dtype: str
+  shard: int
+
+
+def element_arrays(
+  value_dtype: str, shard_elements: int
+) -> dict[str, ArraySpec]:
+  """Arrays with an entry an element."""
+  if value_dtype == 'float32':
+    return {
+      'counts': ArraySpec((1,), 'uint16', shard_elements),
+      'values': ArraySpec((), 'float32', shard_elements),
+    }
+  return {'counts': ArraySpec((2,), 'uint16', shard_elements)}
+
+
+def cell_arrays(
+  value_dtype: str, obs_names: Sequence[str]
+) -> dict[str, ArraySpec]:
+  """Arrays with an entry a cell."""
+  total = 'float64' if value_dtype == 'float32' else 'uint32'
+  found = {
+    'length': ArraySpec((), 'uint16', SHARD_CELLS),
+    'total': ArraySpec((), total, SHARD_CELLS),
+  }
+  for name in obs_names:
+    dtype = 'int64' if name == 'source_row' else 'int32'
+    found[f'obs/{name}'] = ArraySpec((), dtype, SHARD_CELLS)
+  return found
+
+
+OVERFLOW = ArraySpec((2,), 'int64', SHARD_CELLS)
+BLOCK_START = ArraySpec((), 'int64', SHARD_CELLS)
+
+
+def length_histogram(lengths_C: np.ndarray) -> np.ndarray:
+  """Cells in bins of `HISTOGRAM_STEP` expressed genes, the longest possible."""
+  bins = 2**16 // HISTOGRAM_STEP + 1
+  lengths_C = np.asarray(lengths_C, np.int64)
+  return np.bincount(-(-lengths_C // HISTOGRAM_STEP), minlength=bins)
+
+
+def store_facts(
+  *,
+  num_cells: int,
+  num_elements: int,
+  num_overflow: int,
+  num_genes: int,
+  value_dtype: str,
+  obs: Sequence[str],
+  histogram: np.ndarray,
+) -> dict:
+  """What the manifest says of a store."""
+  last = int(np.flatnonzero(histogram).max(initial=0))
+  return {
+    'num_cells': num_cells,
+    'num_elements': num_elements,
+    'num_overflow': num_overflow,
+    'num_genes': num_genes,
+    'block_cells': block_size(num_cells),
+    'value_dtype': value_dtype,
+    'obs': list(obs),
+    'length_histogram': {
+      'step': HISTOGRAM_STEP,  # bin i: lengths in ((i - 1) step, i step]
+      'cells': histogram[: last + 1].tolist(),
+    },
+  }
+
+
 class StoreWriter:
   """Appends cells to one store; made by `CorpusWriter.store`."""
 
@@ -97,44 +220,23 @@ class StoreWriter:
   ):
     self._path, self._num_rows = path, num_rows
     self._is_float = value_dtype == 'float32'
-    self._value_dtype = value_dtype
-    planes = 1 if self._is_float else 2
-    self._counts = shards.ArrayWriter(
-      [planes], 'uint16', shard_elements, path, 'counts'
-    )
-    if self._is_float:
-      self._values = shards.ArrayWriter(
-        [], 'float32', shard_elements, path, 'values'
-      )
-    else:
-      self._overflow = shards.ArrayWriter(
-        [2], 'int64', SHARD_CELLS, path, 'overflow'
-      )
-    total_dtype = 'float64' if self._is_float else 'uint32'
-    self._length = shards.ArrayWriter([], 'uint16', SHARD_CELLS, path, 'length')
-    self._total = shards.ArrayWriter(
-      [], total_dtype, SHARD_CELLS, path, 'total'
-    )
-    self._obs = {
+    self._value_dtype, self._obs = value_dtype, tuple(obs_names)
+    specs = {
+      **element_arrays(value_dtype, shard_elements),
+      **cell_arrays(value_dtype, obs_names),
+    }
+    if not self._is_float:
+      specs['overflow'] = OVERFLOW
+    self._arrays = {
       name: shards.ArrayWriter(
-        [],
-        'int64' if name == 'source_row' else 'int32',
-        SHARD_CELLS,
-        path,
-        'obs',
-        name,
+        spec.lead, spec.dtype, spec.shard, path, *name.split('/')
       )
-      for name in obs_names
+      for name, spec in specs.items()
     }
     self.num_cells = self.num_elements = self.num_overflow = 0
-    self._histogram = np.zeros(2**16 // HISTOGRAM_STEP + 1, np.int64)
+    self._histogram = length_histogram(np.zeros(0))
     self._block_start = [np.zeros(1, np.int64)]  # of blocks of MIN_BLOCK
-    names = paths.path(paths.join(path, 'cells.tsv.gz'))
-    names.parent.mkdir(parents=True, exist_ok=True)
-    self._names_file = names.open('wb')
-    # no time and no file name in the header: the same cells, the same bytes
-    self._names = gzip.GzipFile('', 'wb', 6, self._names_file, mtime=0)
-    self._names.write(b'cell\n')
+    self._names = NamesWriter(paths.join(path, 'cells.tsv.gz'))
 
   def append(
     self,
@@ -158,101 +260,115 @@ class StoreWriter:
     num_cells = len(lengths_C)
     if len(names) != num_cells or set(obs) != set(self._obs):
       raise ValueError('names and obs must be those of the cells and columns')
-    rows_N, counts_N, starts_C1 = encoding.kernel_arrays(cells)
-    if starts_C1[0] != 0 or starts_C1[-1] != len(rows_N):
+    size = len(cells.gene_rows_N)
+    if starts_C1[0] != 0 or starts_C1[-1] != size:
       raise ValueError('starts_C1 must run from 0 to the number of elements')
-    planes = np.empty((1 if self._is_float else 2, len(rows_N)), np.uint16)
-    status, cell, num_large = self._fill(rows_N, counts_N, starts_C1, planes)
-    if status == _UNORDERED:
-      cell_N = np.repeat(np.arange(num_cells), lengths_C)
-      order_N = np.lexsort((rows_N, cell_N))
-      rows_N = kernels.read_only(rows_N[order_N])
-      counts_N = kernels.read_only(counts_N[order_N])
-      status, cell, num_large = self._fill(rows_N, counts_N, starts_C1, planes)
-    if status:
-      raise ValueError(f'cell {cell}: {_REFUSED[status]}')
+    for name, codes in obs.items():
+      if len(codes) != num_cells:
+        raise ValueError(f'obs column {name!r} has {len(codes)} cells')
+    cells = _in_order(cells)
+    planes, large = to_planes(cells, self._num_rows, self._is_float)
     totals_C = np.asarray(cells.totals_C)
     if self._is_float:
-      self._values.append(counts_N.astype(np.float32))
+      self._arrays['values'].append(cells.counts_N.astype(np.float32))
     elif (totals_C % 1 != 0).any() or (totals_C >= 2**32).any():
       raise ValueError('library sizes of counts must be whole numbers')
-    if num_large:
-      large = np.flatnonzero(planes[1] == corpus.OVERFLOW_MARK)
-      where = np.stack([large + self.num_elements, counts_N[large]])
-      self._overflow.append(where.astype(np.int64))
-      self.num_overflow += num_large
-    self._counts.append(planes)
-    self._length.append(lengths_C.astype(np.uint16))
-    self._total.append(totals_C)
-    for name, column in self._obs.items():
-      if len(obs[name]) != num_cells:
-        raise ValueError(f'obs column {name!r} has {len(obs[name])} cells')
-      column.append(np.asarray(obs[name]))
+    if large.size:
+      large[0] += self.num_elements
+      self._arrays['overflow'].append(large)
+      self.num_overflow += large.shape[1]
+    self._arrays['counts'].append(planes)
+    self._arrays['length'].append(lengths_C.astype(np.uint16))
+    self._arrays['total'].append(totals_C)
+    for name, codes in obs.items():
+      self._arrays[f'obs/{name}'].append(np.asarray(codes))
     first = -self.num_cells % MIN_BLOCK  # next multiple of MIN_BLOCK
     if first == 0 and self.num_cells == 0:
       first = MIN_BLOCK
     self._block_start.append(starts_C1[first:-1:MIN_BLOCK] + self.num_elements)
-    self._histogram += np.bincount(
-      -(-lengths_C // HISTOGRAM_STEP), minlength=len(self._histogram)
-    )
-    lines = ''.join(' '.join(str(n).split()) + '\n' for n in names)
-    self._names.write(lines.encode('utf-8'))
+    self._histogram += length_histogram(lengths_C)
+    self._names.add(names)
     self.num_cells += num_cells
-    self.num_elements += len(rows_N)
-
-  def _fill(self, rows_N, counts_N, starts_C1, planes) -> tuple[int, int, int]:
-    """Differences and counts into planes -> (status, cell, large counts)."""
-    return _to_differences(
-      rows_N, counts_N, starts_C1, self._num_rows, planes[0], planes[1:]
-    )
+    self.num_elements += size
 
   def close(self, measured_SrcR: np.ndarray, categories: Mapping) -> dict:
     """Writes what is left and returns the facts for the manifest."""
-    arrays = [self._counts, self._length, self._total, *self._obs.values()]
-    arrays.append(self._values if self._is_float else self._overflow)
-    for array in arrays:
+    for array in self._arrays.values():
       array.close()
     self.abort()
-    block_cells = block_size(self.num_cells)
-    starts = np.concatenate(self._block_start)[:: block_cells // MIN_BLOCK]
-    starts = np.append(starts, self.num_elements)
-    for name, shape, data in (
-      ('block_start', [], starts),
-      (
-        'measured',
-        [len(measured_SrcR)],
-        np.packbits(measured_SrcR, axis=1),
-      ),
-    ):
-      shard = SHARD_CELLS if name == 'block_start' else data.shape[-1]
-      array = shards.ArrayWriter(
-        shape, str(data.dtype), shard, self._path, name
-      )
-      array.append(data)
-      array.close()
-    paths.write_json(
-      paths.join(self._path, 'obs', 'categories.json'),
+    step = block_size(self.num_cells) // MIN_BLOCK
+    starts = np.concatenate(self._block_start)[::step]
+    write_small(
+      self._path,
+      np.append(starts, self.num_elements),
+      measured_SrcR,
       {name: list(categories.get(name, ())) for name in self._obs},
     )
-    last = int(np.flatnonzero(self._histogram).max(initial=0))
-    return {
-      'num_cells': self.num_cells,
-      'num_elements': self.num_elements,
-      'num_overflow': self.num_overflow,
-      'num_genes': self._num_rows,
-      'block_cells': block_cells,
-      'value_dtype': self._value_dtype,
-      'obs': list(self._obs),
-      'length_histogram': {
-        'step': HISTOGRAM_STEP,  # bin i: lengths in ((i - 1) step, i step]
-        'cells': self._histogram[: last + 1].tolist(),
-      },
-    }
+    return store_facts(
+      num_cells=self.num_cells,
+      num_elements=self.num_elements,
+      num_overflow=self.num_overflow,
+      num_genes=self._num_rows,
+      value_dtype=self._value_dtype,
+      obs=self._obs,
+      histogram=self._histogram,
+    )
 
   def abort(self) -> None:
     """Closes the one open file."""
     self._names.close()
-    self._names_file.close()
+
+
+class NamesWriter:
+  """The compressed table of cell names: the same cells, the same bytes."""
+
+  def __init__(self, path: str):
+    place = paths.path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    self._file = place.open('wb')
+    # no time and no file name in the header
+    self._gzip = gzip.GzipFile('', 'wb', 6, self._file, mtime=0)
+    self._gzip.write(b'cell\n')
+
+  def add(self, names: Sequence[str]) -> None:
+    """Adds names, each on a line."""
+    lines = ''.join(' '.join(str(n).split()) + '\n' for n in names)
+    self._gzip.write(lines.encode('utf-8'))
+
+  def add_lines(self, text: bytes) -> None:
+    """Adds names that are lines already."""
+    self._gzip.write(text)
+
+  def close(self) -> None:
+    """Finishes the file."""
+    self._gzip.close()
+    self._file.close()
+
+
+def write_small(
+  path: str,
+  block_start: np.ndarray,
+  measured_SrcR: np.ndarray,
+  categories: Mapping[str, Sequence[str]],
+) -> None:
+  """Writes what a store has one small file or array of.
+
+  Args:
+    path: of the store.
+    block_start: int64 element offset of every block, and the end.
+    measured_SrcR: bool, genes that each source measured.
+    categories: names behind the codes of every obs column.
+  """
+  bits = np.packbits(measured_SrcR, axis=1)
+  measured = ArraySpec((len(bits),), 'uint8', bits.shape[-1])
+  for name, spec, data in (
+    ('block_start', BLOCK_START, block_start),
+    ('measured', measured, bits),
+  ):
+    array = shards.ArrayWriter(spec.lead, spec.dtype, spec.shard, path, name)
+    array.append(data)
+    array.close()
+  paths.write_json(paths.join(path, 'obs', 'categories.json'), dict(categories))
 
 
 class CorpusWriter:
@@ -372,44 +488,85 @@ class CorpusWriter:
         self._measured[species], self._categories
       )
     self._stores = {}
-    manifest = {
-      **facts,
-      'format': corpus.FORMAT,
-      'format_version': corpus.FORMAT_VERSION,
-      'value_dtype': self._value_dtype,
-      'vocabulary': {
-        'file': corpus.VOCABULARY,
-        'sha256': self._vocab.sha256,
-        'size': self._vocab.size,
+    commit(
+      self._place,
+      self.path,
+      self._vocab,
+      {
+        **facts,
+        'value_dtype': self._value_dtype,
+        'sources': self._sources,
+        'stores': stores,
       },
-      'sources': self._sources,
-      'stores': stores,
-      'files': _file_facts(self._place),
-    }
-    build = {
-      'finished': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-      'seconds': round(time.time() - self._started, 1),
-      'host': socket.gethostname(),
-      'platform': platform.platform(),
-      'python': platform.python_version(),
-      'numpy': np.__version__,
-    }
-    paths.write_json(paths.join(self._place, 'build.json'), build)
-    paths.write_json(paths.join(self._place, 'manifest.json'), manifest)
-    if self._place != self.path:
-      staging.swap(self._place, self.path)
+      seconds=time.time() - self._started,
+    )
 
 
-def _file_facts(place: str) -> dict[str, dict]:
+def commit(
+  place: str,
+  path: str,
+  vocab: vocabulary.Vocabulary,
+  facts: Mapping,
+  *,
+  seconds: float,
+  known: Mapping[str, Mapping] | None = None,
+) -> None:
+  """Writes the manifest of a finished corpus, and gives it its name.
+
+  Args:
+    place: where its files are.
+    path: where it will be; the same place behind a URL.
+    vocab: of the corpus.
+    facts: entries of the manifest; no time, host or absolute path, so that
+      corpora compare byte for byte.
+    seconds: that the build took, for `build.json`.
+    known: size and sha256 of files that were hashed already.
+  """
+  manifest = {
+    **facts,
+    'format': corpus.FORMAT,
+    'format_version': corpus.FORMAT_VERSION,
+    'vocabulary': {
+      'file': corpus.VOCABULARY,
+      'sha256': vocab.sha256,
+      'size': vocab.size,
+    },
+    'files': _file_facts(place, known or {}),
+  }
+  build = {
+    'finished': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+    'seconds': round(seconds, 1),
+    'host': socket.gethostname(),
+    'platform': platform.platform(),
+    'python': platform.python_version(),
+    'numpy': np.__version__,
+  }
+  paths.write_json(paths.join(place, 'build.json'), build)
+  paths.write_json(paths.join(place, 'manifest.json'), manifest)
+  if place != path:
+    staging.swap(place, path)
+
+
+def file_facts(path: str) -> dict:
+  """Size and sha256 of a file, as the manifest has them."""
+  size = paths.path(path).stat().length
+  return {'size': size, 'sha256': paths.sha256_file(path)}
+
+
+def _file_facts(place: str, known: Mapping[str, Mapping]) -> dict[str, dict]:
   """Size and sha256 of every file below a folder."""
-  names = paths.files_below(place)
+  names = [
+    name
+    for name in paths.files_below(place)
+    if name not in ('build.json', 'manifest.json')
+  ]
 
   def facts(name: str) -> dict:
-    full = paths.join(place, name)
-    return {
-      'size': paths.path(full).stat().length,
-      'sha256': paths.sha256_file(full),
-    }
+    return (
+      dict(known[name])
+      if name in known
+      else file_facts(paths.join(place, name))
+    )
 
   with futures.ThreadPoolExecutor(8) as pool:
     return dict(zip(names, pool.map(facts, names)))

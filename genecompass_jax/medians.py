@@ -362,14 +362,24 @@ class MedianHistogram:
       raise ValueError('histograms of different modes or tokens do not merge')
     self._bins_TK += other._bins_TK
 
+  def sparse(self) -> tuple[np.ndarray, np.ndarray]:
+    """The counts that are not zero: uint32 flat bins, ascending, and counts."""
+    bins = self._bins_TK.ravel()
+    where = np.flatnonzero(bins)
+    return where.astype(np.uint32), bins[where]
+
+  def add_sparse(self, where: np.ndarray, counts: np.ndarray) -> None:
+    """Adds what `sparse` of a histogram over the same tokens gave."""
+    self._bins_TK.reshape(-1)[where] += counts
+
   def support_V(self) -> np.ndarray:
     """int64 [V] cells that express each token."""
     support_V = np.zeros(len(self._column_V), np.int64)
     support_V[self.tokens_T] = self._bins_TK.sum(axis=1, dtype=np.int64)
     return support_V
 
-  def median_V(self) -> np.ndarray:
-    """float64 [V] median over the expressing cells; NaN without any."""
+  def _ordered_bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bins by rising values, and the edges of each in that order."""
     edges = self._low * 2 ** (
       np.arange(NUM_BINS - self._num_exact + 1) / self._per_octave
     )
@@ -377,7 +387,11 @@ class MedianHistogram:
     low_K = np.concatenate([exact, edges[:-1]])
     high_K = np.concatenate([exact, edges[1:]])
     order_K = np.argsort(np.sqrt(low_K * high_K), kind='stable')
-    low_K, high_K = low_K[order_K], high_K[order_K]
+    return order_K, low_K[order_K], high_K[order_K]
+
+  def median_V(self) -> np.ndarray:
+    """float64 [V] median over the expressing cells; NaN without any."""
+    order_K, low_K, high_K = self._ordered_bins()
     place_T2 = np.zeros((len(self.tokens_T), 2), np.int64)
     inside_T2 = np.full((len(self.tokens_T), 2), np.nan)
     _find_middle(self._bins_TK, order_K, place_T2, inside_T2)
@@ -386,3 +400,26 @@ class MedianHistogram:
     median_V = np.full(len(self._column_V), np.nan)
     median_V[self.tokens_T] = values_T2.mean(axis=1)
     return median_V
+
+  def brackets_V2(self) -> np.ndarray:
+    """float64 [V, 2]: values between which both middle ones lie.
+
+    NaN for tokens without values, and for those whose median is exact already:
+    in `released` mode a count up to 512 that is alone in its bin.
+    """
+    order_K, low_K, high_K = self._ordered_bins()
+    place_T2 = np.zeros((len(self.tokens_T), 2), np.int64)
+    inside_T2 = np.full((len(self.tokens_T), 2), np.nan)
+    _find_middle(self._bins_TK, order_K, place_T2, inside_T2)
+    exact_T = (order_K[place_T2] < self._num_exact).all(axis=1)
+    exact_T &= ~self._bins_TK[:, self._num_exact :].any(axis=1)
+    step = 2 ** (1 / self._per_octave)  # bins of whole counts lie among others
+    low_T = low_K[place_T2[:, 0]] / step
+    high_T = high_K[place_T2[:, 1]] * step
+    low_T = np.where(place_T2[:, 0] == 0, 0.0, low_T)
+    high_T = np.where(place_T2[:, 1] == NUM_BINS - 1, np.inf, high_T)
+    nothing_T = exact_T | np.isnan(inside_T2).any(axis=1)
+    brackets_V2 = np.full((len(self._column_V), 2), np.nan)
+    brackets_V2[self.tokens_T, 0] = np.where(nothing_T, np.nan, low_T)
+    brackets_V2[self.tokens_T, 1] = np.where(nothing_T, np.nan, high_T)
+    return brackets_V2

@@ -98,6 +98,41 @@ def result(future: Future) -> np.ndarray | Array:
     ) from None
 
 
+def create_array(
+  shape: Sequence[int], dtype: str, shard: int, *place: str
+) -> None:
+  """Makes an array of a known size, for `write_shard` to fill.
+
+  Args:
+    shape: whole; the last axis is cut in shards.
+    dtype: of the elements.
+    shard: elements of a shard along the last axis.
+    *place: parts of its folder.
+  """
+  metadata = _array_metadata(shape, dtype, shard)
+  spec = {'driver': 'zarr3', 'kvstore': _kvstore(*place), 'metadata': metadata}
+  ts.open(spec, create=True, delete_existing=True).result()
+
+
+def write_shard(data: np.ndarray, number: int, shard: int, *place: str) -> str:
+  """Writes one shard, whole, of an array that `create_array` made.
+
+  Shards may be written by several processes at a time.
+
+  Returns:
+    The name of its file below the folder of the array.
+  """
+  spec = {
+    'driver': 'zarr3',
+    'kvstore': _kvstore(*place),
+    'store_data_equal_to_fill_value': True,  # as `ArrayWriter` says
+  }
+  array = ts.open(spec, open=True).result()
+  first = number * shard
+  array[..., first : first + data.shape[-1]].write(data).result()
+  return '/'.join(['c', *['0'] * (data.ndim - 1), str(number)])
+
+
 class ArrayWriter:
   """An array that grows along its last axis and is written in whole shards."""
 
@@ -114,7 +149,7 @@ class ArrayWriter:
       # or a chunk of zeros writes no file, and no file looks like a lost one
       'store_data_equal_to_fill_value': True,
     }
-    self._array = ts.open(spec, create=True).result()
+    self._array = ts.open(spec, create=True, delete_existing=True).result()
 
   def append(self, data: np.ndarray) -> None:
     """Adds elements; a shard is written as soon as it is full."""

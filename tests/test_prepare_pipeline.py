@@ -15,7 +15,6 @@ import scipy.sparse
 
 from genecompass_jax import cli, corpus, errors, gene_table
 from genecompass_jax.prepare import (
-  buckets,
   command,
   matrices,
   pipeline,
@@ -231,14 +230,6 @@ def test_same_inputs_same_bytes(tmp_path):
     first['train/human/counts/c/0/0']
     != (build('d', seed=1)['train/human/counts/c/0/0'])
   )
-
-
-def test_buckets_flush_more_than_once(tmp_path, monkeypatch):
-  prepare([source(make(700))], tmp_path / 'a')
-  monkeypatch.setattr(buckets, 'FLUSH_ELEMENTS', 500)
-  monkeypatch.setattr(sources.CellStream.chunks, '__defaults__', (50,))
-  prepare([source(make(700))], tmp_path / 'b', bucket_bytes=20_000)
-  assert files_of(tmp_path / 'a') == files_of(tmp_path / 'b')
 
 
 def test_medians_are_those_of_training_cells(tmp_path):

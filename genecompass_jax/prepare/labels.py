@@ -17,14 +17,19 @@ class Labels:
 
   Attributes:
     columns: obs columns of the corpus, `source` and `unit` first.
-    codes: for each source, int32 [columns, cells].
     split_by_cell: for each source, whether single cells are its units.
   """
 
-  def __init__(self, opened: Sequence[sources.Source]):
-    carried = dict.fromkeys(
-      name for source in opened for name in source.config.obs
-    )
+  def __init__(self, carried: Sequence[str]):
+    """Without a source yet.
+
+    Args:
+      carried: obs columns that any source carries.
+
+    Raises:
+      UserError: the corpus has a column of that name anyway.
+    """
+    carried = dict.fromkeys(carried)
     clash = {'source', 'unit', 'dataset', 'source_row'} & set(carried)
     if clash:
       raise errors.UserError(
@@ -32,18 +37,91 @@ class Labels:
       )
     self.columns = ('source', 'unit', 'dataset', *carried)
     self._code_of: dict[str, dict[str, int]] = {c: {} for c in self.columns}
-    self.codes: list[np.ndarray] = []
     self.split_by_cell: list[bool] = []
-    for source in opened:
-      self.codes.append(
-        np.stack([self._column(source, name) for name in self.columns])
-      )
-      self.split_by_cell.append(source.config.unit == sources.CELL)
+    self._units: list[np.ndarray] = []  # of each source
+    self._unit_of: list[int] = []  # of each unit, the unit it belongs to
+    self._cells: list[list[int]] = []  # of each unit, by species
+    self._assay: list[int] = []
+
+  def add(self, source: sources.Source) -> np.ndarray:
+    """Int32 codes [columns, cells] of the cells of the next source.
+
+    Raises:
+      UserError: a column that the source does not have.
+    """
+    codes = np.stack([self._column(source, name) for name in self.columns])
+    by_cell = source.config.unit == sources.CELL
+    self.split_by_cell.append(by_cell)
+    num_species = len(vocabulary.SPECIES)
+    for unit in range(len(self._unit_of), len(self._code_of['unit'])):
+      self._unit_of.append(unit)
+      self._cells.append([0] * num_species)
+      self._assay.append(0)
+    units = np.unique(codes[1])
+    self._units.append(units)
+    for unit in units:
+      self._assay[unit] = ASSAY_ORDER.index(source.assay)
+    if not by_cell:
+      for species in range(num_species):
+        of_U = np.bincount(codes[1][source.species_C == species])
+        for unit in np.flatnonzero(of_U):
+          self._cells[unit][species] += int(of_U[unit])
+    return codes
+
+  def join(self, links: Sequence[tuple[int, int]]) -> list[list[str]]:
+    """Makes one unit of all units of sources that share cells.
+
+    Args:
+      links: pairs of sources.
+
+    Returns:
+      The names of the units in each group that was joined.
+    """
+    for one, other in links:
+      units = np.union1d(self._units[one], self._units[other])
+      roots = {self._unit_of[u] for u in units}
+      first = min(roots)
+      self._unit_of = [first if u in roots else u for u in self._unit_of]
+    names = list(self._code_of['unit'])
+    groups: dict[int, list[str]] = {}
+    for unit, root in enumerate(self._unit_of):
+      groups.setdefault(root, []).append(names[unit])
+    return [members for members in groups.values() if len(members) > 1]
+
+  @property
+  def unit_U(self) -> np.ndarray:
+    """int32 [U]: the unit that each unit belongs to; itself where not joined."""
+    return np.array(self._unit_of, np.int32)
 
   @property
   def categories(self) -> dict[str, list[str]]:
-    """Names behind the codes of every column, by first appearance."""
-    return {name: list(codes) for name, codes in self._code_of.items()}
+    """Names behind the codes of every column, by first appearance.
+
+    A unit of joined ones has the names of all of them.
+    """
+    found = {name: list(codes) for name, codes in self._code_of.items()}
+    names = list(found['unit'])
+    for unit, root in enumerate(self._unit_of):
+      if root != unit:
+        found['unit'][root] += f'+{names[unit]}'
+    return found
+
+  def names(self, column: str) -> tuple[str, ...]:
+    """Names behind the codes of a column, as the sources gave them."""
+    return tuple(self._code_of[column])
+
+  def cells_by_unit(self) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [species, U] cells and int64 [U] assays; joined units as one.
+
+    Cells that are split one by one are in no unit.
+    """
+    num_units = len(self._unit_of)
+    cells_SU = np.zeros((len(vocabulary.SPECIES), num_units), np.int64)
+    assay_U = np.array(self._assay, np.int64)
+    for unit, root in enumerate(self._unit_of):
+      cells_SU[:, root] += self._cells[unit]
+      assay_U[root] = min(assay_U[root], self._assay[unit])
+    return cells_SU, assay_U
 
   def _column(self, source: sources.Source, name: str) -> np.ndarray:
     unit = source.config.unit
@@ -77,7 +155,6 @@ class Labels:
 
 
 def choose_splits(
-  opened: Sequence[sources.Source],
   labels: Labels,
   *,
   validation_share: float,
@@ -90,13 +167,9 @@ def choose_splits(
   Raises:
     UserError: a unit that is not there, or none left to train on or hold out.
   """
-  names = labels.categories['unit']
-  cells_SU = np.zeros((len(vocabulary.SPECIES), len(names)), np.int64)
-  assay_U = np.zeros(len(names), np.int64)
-  for source, codes, by_cell in zip(opened, labels.codes, labels.split_by_cell):
-    assay_U[np.unique(codes[1])] = ASSAY_ORDER.index(source.assay)
-    if not by_cell:
-      np.add.at(cells_SU, (source.species_C, codes[1]), 1)
+  names = list(labels.names('unit'))
+  unit_U = labels.unit_U
+  cells_SU, assay_U = labels.cells_by_unit()
   split_U = np.zeros(len(names), np.int8)
   notes = []
   both = sorted(set(validation_units) & set(test_units))
@@ -112,17 +185,29 @@ def choose_splits(
   for split, asked in ((1, validation_units), (2, test_units)):
     for name in asked:
       units = [
-        u for u, n in enumerate(names) if name in (n, n.partition(':')[2])
+        unit_U[u]
+        for u, n in enumerate(names)
+        if name in (n, n.partition(':')[2])
       ]
       if not units:
         shown = ', '.join(names[:8]) + (' ...' if len(names) > 8 else '')
         raise errors.UserError(f'no unit {name!r}; there are: {shown}')
+      for unit in units:
+        if split_U[unit] not in (0, split):
+          raise errors.UserError(
+            f'{name!r} shares cells with a unit of the other split: '
+            f'{labels.categories["unit"][unit]} are one unit; hold out all of '
+            'it in one split'
+          )
       split_U[units] = split
+  # no cell is of a unit that was joined to another
+  is_root_U = unit_U == np.arange(len(unit_U))
+  left = ((split_U == 0) & is_root_U).any()
   if validation_units or not validation_share:
-    if not (split_U == 0).any() and not any(labels.split_by_cell):
+    if not left and not any(labels.split_by_cell):
       raise errors.UserError('every unit is held out; none is left to train on')
     return split_U, notes
-  if not (split_U == 0).any():
+  if not left:
     raise errors.UserError('every unit is held out; none is left to train on')
   cells_SU = cells_SU * (split_U == 0)
   for species, cells_U in enumerate(cells_SU):
@@ -131,7 +216,9 @@ def choose_splits(
     chosen = _hold_out(cells_U, assay_U, names, validation_share, seed)
     split_U[chosen] = 1
     if not len(chosen):
-      held = ', '.join(names[u] for u in np.flatnonzero(cells_U)[:3])
+      held = ', '.join(
+        labels.categories['unit'][u] for u in np.flatnonzero(cells_U)[:3]
+      )
       notes.append(
         f'no {vocabulary.SPECIES[species]} unit can be held out: all cells '
         f'are of {held}'
@@ -186,12 +273,19 @@ def split_facts(
 ) -> dict:
   """What the manifest says of the splits."""
   names = labels.categories['unit']
+  unit_U = labels.unit_U
   leaky = any(labels.split_by_cell)
+
+  def of(split: int) -> list[str]:
+    return [
+      names[u] for u, s in enumerate(split_U) if s == split and unit_U[u] == u
+    ]
+
   return {
     'unit': sources.CELL if leaky else 'unit',
     'leaky': leaky,
-    'units': len(names),
-    'validation_units': [n for n, s in zip(names, split_U) if s == 1],
-    'test_units': [n for n, s in zip(names, split_U) if s == 2],
+    'units': len(np.unique(unit_U)),
+    'validation_units': of(1),
+    'test_units': of(2),
     'validation_share': validation_share,
   }

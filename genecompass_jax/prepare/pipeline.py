@@ -1,18 +1,20 @@
-"""Sources -> a corpus: filters, splits, a thorough shuffle, medians.
+"""Sources -> a corpus: filters, copies, splits, a thorough shuffle, medians.
 
-One pass reads the sources, takes what the filters need, and scatters all cells
-over buckets on disk; a second one loads each bucket, drops what the filters
-refuse, sorts the rest by a hash of (seed, source, row), and writes shards. The
-buckets are ranges of that hash, so the order is a shuffle of the whole corpus
-and does not depend on the size of the buckets. Memory holds one bucket, the
-shards being filled, and the labels of one source and some bytes a cell.
+Four stages, each a list of independent tasks: `pieces` reads ranges of the
+sources and scatters their cells over buckets on disk, `copies` finds cells that
+stand in several sources, `runs` sorts each bucket by a hash of (seed, source,
+row), `shards` writes the files of the corpus. Between them this process decides
+which cells stay and which units are held out. The buckets are ranges of the
+hash, so the order is a shuffle of the whole corpus and does not depend on how
+the work was cut, nor on who did it. Memory holds a piece or a bucket for every
+task that runs, the labels of one source, and a few bytes a cell of one source.
 """
 
 import dataclasses
+import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -21,23 +23,32 @@ from genecompass_jax import (
   corpus_writer,
   encoding,
   errors,
-  kernels,
   medians,
   paths,
-  progress,
   staging,
   vocabulary,
 )
 from genecompass_jax.prepare import (
-  buckets as buckets_lib,
+  builds,
+  decisions,
+  engines,
+  exact_medians,
+  fingerprints,
   labels as labels_lib,
-  matrices,
+  opening,
+  pieces,
+  plans,
   quality,
+  runs,
   sources,
+  stores,
 )
 
 VOCABULARIES = ('default', 'measured')
 BUCKET_BYTES = 256 << 20
+SMALL = 1 << 23  # entries below which processes do not pay
+MEDIANS = ('histogram', 'exact')
+WEIGHT_POWER = 0.5  # of the number of cells of a kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,24 +59,37 @@ class PrepareConfig:
     vocabulary: `default`, all genes of the default table; `measured`, those
       that any source measured; or the name of a vocabulary file.
     filters: thresholds of the quality filters.
+    keep_copies: leave cells that stand in the sources more than once.
     validation_share: share of cells to hold out, by whole units; 0 for none.
     validation_units: units to hold out, by name, in place of a share.
     test_units: units for the split `test`.
+    weigh_by: label columns; training cells of rare combinations get weights
+      in the manifest, which a loader may use.
+    medians: `histogram`, one pass, or `exact`, two more passes over the runs.
     seed: of the order of cells and the choice of units.
     overwrite: replace a corpus that is there.
-    scratch: folder for the buckets; beside the output where ''.
+    scratch: folder for the build; beside the output where ''.
+    engine: `pool` or `beam`.
+    jobs: processes of the pool; 0 takes one a core, one for little work.
+    beam_options: flags of Beam.
     bucket_bytes: size of a bucket, about.
     shard_elements: elements of a shard.
   """
 
   vocabulary: str = 'default'
   filters: quality.QualityConfig = quality.QualityConfig()
+  keep_copies: bool = False
   validation_share: float = 0.1
   validation_units: tuple[str, ...] = ()
   test_units: tuple[str, ...] = ()
+  weigh_by: tuple[str, ...] = ()
+  medians: str = 'histogram'
   seed: int = 0
   overwrite: bool = False
   scratch: str = ''
+  engine: str = 'pool'
+  jobs: int = 0
+  beam_options: tuple[str, ...] = ()
   bucket_bytes: int = BUCKET_BYTES
   shard_elements: int = corpus_writer.SHARD_ELEMENTS
 
@@ -75,6 +99,23 @@ class PrepareConfig:
         f'--validation_share {self.validation_share:g} must be between 0 and '
         '0.5'
       )
+    if self.medians not in MEDIANS:
+      raise errors.UserError(
+        f'--medians {self.medians}: give one of {", ".join(MEDIANS)}'
+      )
+    if self.engine not in engines.ENGINES:
+      raise errors.UserError(
+        f'--engine {self.engine}: give one of {", ".join(engines.ENGINES)}'
+      )
+    if self.jobs < 0:
+      raise errors.UserError(f'--jobs {self.jobs} must not be negative')
+
+  def result_fields(self) -> dict:
+    """The fields that the corpus depends on, as JSON."""
+    fields = dataclasses.asdict(self)
+    for name in ('overwrite', 'scratch', 'engine', 'jobs', 'beam_options'):
+      del fields[name]
+    return fields
 
 
 def prepare(
@@ -84,8 +125,12 @@ def prepare(
 ) -> corpus.Corpus:
   """Builds a corpus; the same inputs and seed give the same bytes.
 
+  A build that was killed is continued when it is called again with the same
+  arguments, unless a source is an object in memory.
+
   Args:
-    configs: h5ad files, or sources that are open already (`from_anndata`).
+    configs: files of cells, or sources that are open already
+      (`from_anndata`).
     output: folder or URL of the corpus.
     config: how to build it.
 
@@ -95,73 +140,153 @@ def prepare(
   Raises:
     UserError: anything about the inputs that the user can mend; then nothing
       is left at `output` that looks like a corpus.
+    RetryableError: a worker died; call again to continue.
   """
   output = staging.real(os.fspath(output))
   corpus_writer.check_output(output, config.overwrite)
   if not configs:
     raise errors.UserError('no sources were given')
-  opened = _named_apart(
-    [
-      c if isinstance(c, sources.Source) else sources.open_h5ad(c)
-      for c in configs
-    ]
+  folder = builds.folder_of(output, config.scratch)
+  identity = _identity(configs, config)
+  with builds.opened(folder, identity):
+    _build(configs, output, config, folder)
+  return corpus.Corpus.open(output)
+
+
+def _identity(configs: Sequence, config: PrepareConfig) -> dict | None:
+  """All that the result depends on; None for objects in memory."""
+  if any(isinstance(c, sources.Source) and not c.config.path for c in configs):
+    return None
+  found = []
+  for each in configs:
+    if isinstance(each, sources.Source):
+      return None  # it may have been changed since it was opened
+    file = builds.identity_of_file(each.path) if _is_there(each.path) else []
+    found.append([dataclasses.asdict(each), file])
+  text = json.dumps(
+    {
+      'version': builds.version(),
+      'sources': found,
+      'config': config.result_fields(),
+    }
   )
-  is_float = _check_one_kind(opened)
+  return json.loads(text)
+
+
+def _is_there(path: str) -> bool:
+  return os.path.exists(path)
+
+
+def _build(
+  configs: Sequence, output: str, config: PrepareConfig, folder: str
+) -> None:
+  """The whole way, as far as it has not been gone already."""
+  started = time.time()
+  place = output
+  if staging.is_local(output):
+    place = f'{output}.staging' if config.scratch else f'{folder}/corpus'
+  if place != output and paths.exists(paths.join(place, 'manifest.json')):
+    staging.swap(place, output)  # killed between the two
+    return
+  labels = labels_lib.Labels(_carried(configs))
+  opened = opening.open_sources(configs, labels, folder)
   vocab = _vocabulary(opened, config.vocabulary)
-  streams = [source.bind(vocab) for source in opened]
-  labels = labels_lib.Labels(opened)
-  split_U, notes = labels_lib.choose_splits(
-    opened,
-    labels,
-    validation_share=config.validation_share,
-    validation_units=config.validation_units,
-    test_units=config.test_units,
-    seed=config.seed,
-  )
-  scratch = _scratch_folder(output, config.scratch)
-  try:
-    buckets = buckets_lib.Buckets(
-      opened,
-      labels.codes,
-      scratch,
-      is_float=is_float,
+  _check_weights(config.weigh_by, labels)
+  plan = _plan(opened, labels, vocab, config, folder)
+  jobs = config.jobs or _jobs(opened)
+  with engines.opened(config.engine, jobs, config.beam_options) as engine:
+    read = builds.run_stage(
+      engine,
+      plan.stage(pieces.NAME),
+      pieces.scatter,
+      plan,
+      [piece.stop - piece.first for piece in plan.pieces],
+      'reading',
+    )
+    reports = decisions.apply_filters(plan, opened, config.filters)
+    found = decisions.NO_COPIES
+    if not config.keep_copies:
+      found = decisions.remove_copies(
+        engine, plan, opened, labels, sum(r['prints'] for r in read), reports
+      )
+    split_U, notes = labels_lib.choose_splits(
+      labels,
+      validation_share=config.validation_share,
+      validation_units=config.validation_units,
+      test_units=config.test_units,
       seed=config.seed,
-      bucket_bytes=config.bucket_bytes,
     )
-    keeps, reports = _scatter(streams, labels, buckets, config)
-    _check_some_left(keeps, reports)
-    return _write(
-      streams, labels, split_U, notes, buckets, keeps, reports, output, config
+    plan.save('splits', split_U)
+    plan.save('units', labels.unit_U)
+    paths.write_json(plan.file('categories.json'), labels.categories)
+    kept = _kept_by_species(plan, opened)
+    assays, context = _sorting(plan, opened, labels, split_U)
+    results = builds.run_stage(
+      engine,
+      plan.stage(runs.NAME),
+      runs.sort,
+      context,
+      _cells_of_buckets(plan, context.buckets, kept),
+      'sorting',
     )
-  finally:
-    shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _named_apart(opened: Sequence[sources.Source]) -> list[sources.Source]:
-  """Sources of one name get numbers: the manifest tells them apart."""
-  seen: dict[str, int] = {}
-  named = []
-  for source in opened:
-    seen[source.name] = seen.get(source.name, 0) + 1
-    if seen[source.name] > 1:
-      name = f'{source.name}-{seen[source.name]}'
-      source = dataclasses.replace(source, name=name)
-    named.append(source)
-  return named
-
-
-def _check_one_kind(opened: Sequence[sources.Source]) -> bool:
-  floats = [source.name for source in opened if source.is_float]
-  if floats and len(floats) < len(opened):
-    raise errors.UserError(
-      f'{floats[0]} holds corrected counts and others whole counts; they are '
-      'not mixed in a corpus: prepare one corpus of each'
+    written, parts, cells = _writing(plan, place, labels, context, results)
+    made = builds.run_stage(
+      engine, plan.stage(stores.NAME), stores.write, written, cells, 'writing'
     )
-  return bool(floats)
+    counted = _medians(engine, plan, context, assays, config)
+    hashes = _hashes(engine, plan, opened)
+  vocab.save(paths.join(place, corpus.VOCABULARY))
+  for mode, values in counted.items():
+    values.save(paths.join(place, f'medians_{mode}.tsv.gz'), vocab)
+  split = labels_lib.split_facts(labels, split_U, config.validation_share)
+  split['joined_units'] = found['joined_units']
+  report = {
+    'sources': reports,
+    'split': split,
+    'copies': found['report'],
+    'notes': [*found['notes'], *notes],
+  }
+  paths.write_json(paths.join(place, 'report.json'), report)
+  known: dict[str, dict] = {}
+  for result in made:
+    known |= result['files']
+  corpus_writer.commit(
+    place,
+    output,
+    vocab,
+    {
+      'seed': config.seed,
+      'split': split,
+      'copies': found['report'],
+      'medians_of': assays,
+      'medians_by': config.medians,
+      'quality': dataclasses.asdict(config.filters),
+      'vocabulary_choice': (
+        config.vocabulary if config.vocabulary in VOCABULARIES else 'file'
+      ),
+      'weights': _weights(config, labels, results),
+      'value_dtype': 'float32' if plan.is_float else 'uint16',
+      'sources': [
+        opening.manifest_facts(source, report, digest)
+        for source, report, digest in zip(opened, reports, hashes)
+      ],
+      'stores': _store_facts(written, parts, made, vocab),
+    },
+    seconds=time.time() - started,
+    known=known,
+  )
+
+
+def _carried(configs: Sequence) -> list[str]:
+  carried: list[str] = []
+  for each in configs:
+    one = each.config if isinstance(each, sources.Source) else each
+    carried += one.obs
+  return carried
 
 
 def _vocabulary(
-  opened: Sequence[sources.Source], name: str
+  opened: Sequence[opening.Opened], name: str
 ) -> vocabulary.Vocabulary:
   if name not in VOCABULARIES:
     return vocabulary.Vocabulary.load(name)
@@ -172,252 +297,238 @@ def _vocabulary(
   return vocab
 
 
-def _scratch_folder(output: str, scratch: str) -> str:
-  if scratch:
-    os.makedirs(scratch, exist_ok=True)
-    return tempfile.mkdtemp(prefix='buckets-', dir=scratch)
-  if '://' in output:
-    return tempfile.mkdtemp(prefix='genecompass-buckets-')
-  return staging.folder(f'{os.path.abspath(output)}.buckets')
-
-
-def _scatter(
-  streams: Sequence[sources.CellStream],
-  labels: labels_lib.Labels,
-  buckets: buckets_lib.Buckets,
-  config: PrepareConfig,
-) -> tuple[list[np.ndarray], list[dict]]:
-  """Reads every source once -> which cells pass, and a report of each."""
-  total = sum(stream.source.num_cells for stream in streams)
-  keeps, reports = [], []
-  with progress.Progress(total, 'cells', 'reading') as bar:
-    for number, stream in enumerate(streams):
-      source = stream.source
-      names = source.cell_names()
-      parts: dict[int, list[quality.CellStatistics]] = {}
-      indices: dict[int, list[np.ndarray]] = {}
-      lengths_C = np.zeros(source.num_cells, np.int32)
-      for chunk in stream.chunks():
-        parts.setdefault(chunk.species, []).append(chunk.statistics)
-        indices.setdefault(chunk.species, []).append(chunk.index_C)
-        lengths_C[chunk.index_C] = np.diff(chunk.cells.starts_C1)
-        buckets.add(number, chunk, names[chunk.index_C])
-        bar.update(len(chunk.index_C), source.name)
-      sample_C = _samples(source, labels.codes[number][1])
-      keep_C = np.zeros(source.num_cells, bool)
-      filters = {}
-      for species, statistics in parts.items():
-        index_C = np.concatenate(indices[species])
-        has_coding, has_mito = source.has_flag(species)
-        keep_C[index_C], report = quality.keep_cells(
-          quality.CellStatistics.concatenate(statistics),
-          sample_C[index_C],
-          config.filters,
-          measured=source.num_columns,
-          has_coding=has_coding,
-          has_mito=has_mito,
-        )
-        filters[vocabulary.SPECIES[species]] = report
-      unknown = int((keep_C & (lengths_C == 0)).sum())
-      keep_C &= lengths_C > 0
-      keeps.append(keep_C)
-      reports.append(
-        {
-          'name': source.name,
-          'cells': source.num_cells,
-          'kept': int(keep_C.sum()),
-          'layer': source.layer_reason,
-          'identifiers': source.identifier_reason,
-          'assay': source.assay,
-          'genes': stream.report(),
-          'quality': filters,
-          'cells_without_known_genes': unknown,
-        }
-      )
-  return keeps, reports
-
-
-def _samples(source: sources.Source, unit_C: np.ndarray) -> np.ndarray:
-  """Codes of the samples that the filters compare within."""
-  if not source.config.sample:
-    return unit_C
-  codes_C, names = source.codes(source.config.sample)
-  return np.where(codes_C < 0, len(names), codes_C)
-
-
-def _check_some_left(
-  keeps: Sequence[np.ndarray], reports: Sequence[Mapping]
-) -> None:
-  if any(keep_C.any() for keep_C in keeps):
-    return
-  filters = [
-    f for r in reports for q in r['quality'].values() for f in q['filters']
-  ]
-  worst = max(filters, key=lambda f: f['removed'], default={'removed': 0})
-  if not worst['removed']:
-    cells = sum(report['cells'] for report in reports)
+def _check_weights(columns: Sequence[str], labels: labels_lib.Labels) -> None:
+  unknown = [name for name in columns if name not in labels.columns]
+  if unknown:
     raise errors.UserError(
-      f'none of {cells} cells expresses a gene that is known here; check that '
-      'the matrix holds counts, and --species and --ids-of'
+      f'--weigh_by {unknown[0]}: carry that column with --obs; there are: '
+      + ', '.join(labels.columns)
     )
-  raise errors.UserError(
-    f'no cell passed the filters; {worst["name"]} (threshold '
-    f'{worst["threshold"]}) removed {worst["removed"]}: lower it with '
-    f'--{worst["name"]}'
-  )
 
 
-def _write(
-  streams: Sequence[sources.CellStream],
+def _jobs(opened: Sequence[opening.Opened]) -> int:
+  """Processes that pay: one for little work, and for objects in memory."""
+  if any(source.held is not None for source in opened):
+    return 1
+  if sum(source.num_entries for source in opened) < SMALL:
+    return 1
+  return len(os.sched_getaffinity(0))
+
+
+def _plan(
+  opened: Sequence[opening.Opened],
   labels: labels_lib.Labels,
-  split_U: np.ndarray,
-  notes: list[str],
-  buckets: buckets_lib.Buckets,
-  keeps: Sequence[np.ndarray],
-  reports: Sequence[dict],
-  output: str,
+  vocab: vocabulary.Vocabulary,
   config: PrepareConfig,
-) -> corpus.Corpus:
-  """Buckets -> shards, medians, report, manifest."""
-  opened = [stream.source for stream in streams]
-  vocab = streams[0].vocabulary
-  num_species = len(vocabulary.SPECIES)
-  writer = corpus_writer.CorpusWriter(
-    output,
-    vocab,
-    sources=[_source_facts(source, r) for source, r in zip(opened, reports)],
-    measured={
-      species: np.stack([stream.measured(species) for stream in streams])
-      for species in range(num_species)
-    },
-    categories=labels.categories,
-    value_dtype='float32' if opened[0].is_float else 'uint16',
-    overwrite=config.overwrite,
+  folder: str,
+) -> plans.Plan:
+  """Cuts the work, and leaves beside it what all tasks read."""
+  entries = [source.num_entries for source in opened]
+  plan = plans.Plan(
+    folder=folder,
+    configs=tuple(source.config for source in opened),
+    held=tuple(source.held for source in opened),
+    is_float=opened[0].is_float,
+    num_labels=len(labels.columns),
+    seed=config.seed,
+    bits=pieces.bucket_bits(sum(entries), config.bucket_bytes),
+    pieces=pieces.cut(entries, [source.num_cells for source in opened]),
     shard_elements=config.shard_elements,
+    weigh_by=config.weigh_by,
+    validation_share=config.validation_share,
   )
-  kept = sum(int(keep_C.sum()) for keep_C in keeps)
-  histograms: dict[str, dict[int, medians.MedianHistogram]] = {
-    mode: {} for mode in encoding.MODES
-  }
-  assays = {}
-  with writer, progress.Progress(kept, 'cells', 'writing') as bar:
-    for species in range(num_species):
-      if not any(species in stream.species for stream in streams):
-        continue
-      train = _Training(opened, keeps, labels, split_U, species, config)
-      token_R = streams[0].tokens(species)
-      counted = [
-        medians.MedianHistogram(mode, token_R, vocab.size)
-        for mode in encoding.MODES
-      ]
-      for cells, order_C in buckets.read(species):
-        for split, piece in _pieces(
-          cells, order_C, keeps, labels, split_U, config
-        ):
-          store = writer.store(corpus.SPLITS[split], species)
-          codes = piece.records_C['codes']
-          obs = {name: codes[:, k] for k, name in enumerate(labels.columns)}
-          obs['source_row'] = piece.records_C['source_row']
-          ragged = piece.ragged()
-          store.append(ragged, obs, piece.names)
-          if split == 0:
-            mine_C = train.gives_medians(codes[:, 0])
-            if not mine_C.all():
-              ragged = piece.take(np.flatnonzero(mine_C)).ragged()
-            for histogram in counted:
-              histogram.add(ragged)
-          bar.update(len(piece.records_C))
-      if train.assay:
-        assays[vocabulary.SPECIES[species]] = train.assay
-        for histogram in counted:
-          histograms[histogram.mode][species] = histogram
-    for mode in encoding.MODES:
-      if histograms[mode]:
-        writer.write_medians(
-          medians.Medians.from_histograms(vocab, histograms[mode])
-        )
-    rule = labels_lib.split_facts(labels, split_U, config.validation_share)
-    report = {'sources': list(reports), 'split': rule, 'notes': notes}
-    writer.write_json('report.json', report)
-    writer.commit(
-      {
-        'seed': config.seed,
-        'split': rule,
-        'medians_of': assays,
-        'quality': dataclasses.asdict(config.filters),
-        'vocabulary_choice': (
-          config.vocabulary if config.vocabulary in VOCABULARIES else 'file'
-        ),
-      }
-    )
-  return corpus.Corpus.open(output)
+  vocab.save(plan.file('vocabulary.tsv.gz'))
+  plans.forget()
+  for species in range(len(vocabulary.SPECIES)):
+    measured = np.stack([source.measured(vocab, species) for source in opened])
+    plan.save(f'measured/{species}', measured)
+    sets = fingerprints.GeneSets.of(measured)
+    if config.keep_copies:
+      sets = dataclasses.replace(sets, sets_Src=np.zeros_like(sets.sets_Src))
+    plan.save(f'sets/member-{species}', sets.member_R)
+    plan.save(f'sets/sources-{species}', sets.sets_Src)
+  plan.save(
+    'weigh_columns',
+    np.array([labels.columns.index(n) for n in config.weigh_by], np.int64),
+  )
+  return plan
 
 
-class _Training:
-  """Whose cells give the medians of a species: those of one kind of assay."""
+def _kept_by_species(
+  plan: plans.Plan, opened: Sequence[opening.Opened]
+) -> list[int]:
+  """Cells that are left of each species.
 
-  def __init__(self, opened, keeps, labels, split_U, species, config):
-    kinds = set()
-    for number, source in enumerate(opened):
-      mine_C = keeps[number] & (source.species_C == species)
-      unit_C = labels.codes[number][1][mine_C]
-      by_cell = labels.split_by_cell[number]
-      if len(unit_C) and (by_cell or (split_U[unit_C] == 0).any()):
-        kinds.add(source.assay)
-    self.assay = next((a for a in labels_lib.ASSAY_ORDER if a in kinds), '')
-    self._is_mine = np.array([s.assay == self.assay for s in opened])
-
-  def gives_medians(self, source_C: np.ndarray) -> np.ndarray:
-    """Bool [C] for cells of these sources."""
-    return self._is_mine[source_C]
+  Raises:
+    UserError: none is.
+  """
+  kept = [0] * len(vocabulary.SPECIES)
+  for source in opened:
+    keep_C = plan.load(f'keep/{source.number}')
+    species_C = np.asarray(plan.load(f'species/{source.number}'))[keep_C]
+    for species, cells in enumerate(
+      np.bincount(species_C, minlength=len(kept))
+    ):
+      kept[species] += int(cells)
+  return kept
 
 
-def _pieces(
-  cells: buckets_lib.Cells,
-  order_C: np.ndarray,
-  keeps: Sequence[np.ndarray],
+def _sorting(
+  plan: plans.Plan,
+  opened: Sequence[opening.Opened],
   labels: labels_lib.Labels,
   split_U: np.ndarray,
+) -> tuple[dict[str, str], runs.Sort]:
+  """Whose cells give the medians, and the tasks that sort the buckets."""
+  assays, median_sources, buckets = {}, [], []
+  for species, name in enumerate(vocabulary.SPECIES):
+    kinds: dict[str, list[int]] = {}
+    is_there = False
+    for source in opened:
+      keep_C = plan.load(f'keep/{source.number}')
+      mine_C = np.asarray(keep_C) & (
+        np.asarray(plan.load(f'species/{source.number}')) == species
+      )
+      is_there |= bool(mine_C.any())
+      unit_C = np.asarray(plan.load(f'codes/{source.number}')[1])[mine_C]
+      by_cell = labels.split_by_cell[source.number]
+      training = by_cell or (split_U[labels.unit_U[unit_C]] == 0).any()
+      if len(unit_C) and training:
+        kinds.setdefault(source.assay, []).append(source.number)
+    assay = next((a for a in labels_lib.ASSAY_ORDER if a in kinds), '')
+    if assay:
+      assays[name] = assay
+    median_sources.append(tuple(kinds.get(assay, ())))
+    if is_there:
+      buckets += [(species, bucket) for bucket in range(2**plan.bits)]
+  context = runs.Sort(
+    plan, tuple(buckets), tuple(median_sources), tuple(labels.split_by_cell)
+  )
+  return assays, context
+
+
+def _cells_of_buckets(
+  plan: plans.Plan, buckets: Sequence[tuple[int, int]], kept: Sequence[int]
+) -> list[int]:
+  """About how many cells each bucket has, for the progress."""
+  number = 2**plan.bits
+  return [
+    kept[species] * (bucket + 1) // number - kept[species] * bucket // number
+    for species, bucket in buckets
+  ]
+
+
+def _writing(
+  plan: plans.Plan,
+  place: str,
+  labels: labels_lib.Labels,
+  context: runs.Sort,
+  results: list[dict],
+) -> tuple[stores.Write, list[tuple[int, str, int]], list[int]]:
+  """The stores to write, cut into tasks; their arrays are made, once."""
+  found = stores.stores_of(context.buckets, results)
+  parts, cells = stores.parts_of(found, plan.shard_elements)
+  written = stores.Write(plan, place, found, labels.columns, tuple(parts))
+  mark = plan.file('created')
+  if not os.path.exists(mark):
+    if paths.exists(place):
+      paths.path(place).rmtree()  # an old corpus behind a URL, or a dead try
+    stores.create(written)
+    paths.write_text(mark, '')
+  return written, parts, cells
+
+
+def _medians(
+  engine: engines.Engine,
+  plan: plans.Plan,
+  context: runs.Sort,
+  assays: Mapping[str, str],
   config: PrepareConfig,
-) -> Iterator[tuple[int, buckets_lib.Cells]]:
-  """Yields (split, cells) in small portions, without the refused cells."""
-  records_C = cells.records_C
-  source_C = records_C['codes'][:, 0]
-  split_C = split_U[records_C['codes'][:, 1]].copy()
-  keep_C = np.zeros(len(records_C), bool)
-  for number in np.unique(source_C):
-    mine = np.flatnonzero(source_C == number)
-    keep_C[mine] = keeps[number][records_C['source_row'][mine]]
-    if labels.split_by_cell[number]:
-      # another hash than the order's, or a split would be a range of it
-      draw = kernels.mix64_all(records_C['key'][mine] + kernels.GOLDEN)
-      share = draw.astype(np.float64) / 2.0**64
-      split_C[mine] = share < config.validation_share
-  for split in range(len(corpus.SPLITS)):
-    index_C = order_C[(keep_C & (split_C == split))[order_C]]
-    for a in range(0, len(index_C), matrices.CHUNK_CELLS):
-      yield split, cells.take(index_C[a : a + matrices.CHUNK_CELLS])
+) -> dict[str, medians.Medians]:
+  """Medians of each mode, of the species that have training cells."""
+  counted = {}
+  species_of = [vocabulary.SPECIES.index(name) for name in assays]
+  for mode in encoding.MODES:
+    histograms = {
+      species: runs.merged_medians(plan, context.buckets, species, mode)
+      for species in species_of
+    }
+    if not histograms:
+      continue
+    values = medians.Medians.from_histograms(plan.vocabulary(), histograms)
+    if config.medians == 'exact':
+      values = exact_medians.refine(engine, context, values, histograms)
+    counted[mode] = values
+  return counted
 
 
-def _source_facts(source: sources.Source, report: Mapping) -> dict:
-  """What the manifest says of a source; no path and no time."""
+def _hashes(
+  engine: engines.Engine,
+  plan: plans.Plan,
+  opened: Sequence[opening.Opened],
+) -> list[str]:
+  """sha256 of every source, '' for those that came from no file."""
+  results = builds.run_stage(
+    engine,
+    plan.stage('hashes'),
+    opening.hash_source,
+    plan,
+    [0] * len(opened),
+    'hashing',
+  )
+  return [result['sha256'] for result in results]
+
+
+def _weights(
+  config: PrepareConfig, labels: labels_lib.Labels, results: list[dict]
+) -> dict | None:
+  """How often training cells of each kind should be seen, on average once.
+
+  A kind of n cells is seen n ** `WEIGHT_POWER` times in proportion, so that
+  the large ones do not drown the rare.
+  """
+  if not config.weigh_by:
+    return None
+  cells: dict[tuple[int, ...], int] = {}
+  for result in results:
+    for kind, number in result['kinds']:
+      cells[tuple(kind)] = cells.get(tuple(kind), 0) + number
+  kinds = sorted(cells)
+  number_K = np.array([cells[kind] for kind in kinds], np.float64)
+  weight_K = number_K ** (WEIGHT_POWER - 1)
+  weight_K *= number_K.sum() / max((weight_K * number_K).sum(), 1e-300)
+  names = [labels.categories[column] for column in config.weigh_by]
+
+  def named(kind: tuple[int, ...]) -> list[str]:
+    return [of[code] if code >= 0 else '' for of, code in zip(names, kind)]
+
   return {
-    'name': source.name,
-    'file': os.path.basename(source.config.path),
-    'sha256': source.sha256,
-    'dataset': source.dataset,
-    'licence': source.config.licence,
-    'layer': source.layer,
-    'assay': source.assay,
-    'species': sorted(vocabulary.SPECIES[s] for s in source.resolutions),
-    'ids_of': source.config.ids_of,
-    'unit': source.config.unit,
-    'measured_columns': source.num_columns,
-    'total': (
-      f'obs column {source.config.total}'
-      if source.config.total
-      else 'sum over all columns of the source, before any vocabulary'
-    ),
-    'cells': report['cells'],
-    'kept': report['kept'],
+    'by': list(config.weigh_by),
+    'power': WEIGHT_POWER,
+    'kinds': [
+      {'values': named(kind), 'cells': cells[kind], 'weight': round(w, 6)}
+      for kind, w in zip(kinds, weight_K.tolist())
+    ],
   }
+
+
+def _store_facts(
+  written: stores.Write,
+  parts: Sequence[tuple[int, str, int]],
+  made: Sequence[Mapping],
+  vocab: vocabulary.Vocabulary,
+) -> dict:
+  """What the manifest says of the stores, by split and species."""
+  facts: dict[str, dict] = {}
+  for (number, what, _), result in zip(parts, made):
+    if what == 'rest':
+      store = written.stores[number]
+      facts.setdefault(store.split, {})[vocabulary.SPECIES[store.species]] = (
+        stores.facts(
+          written,
+          store,
+          np.array(result['histogram']),
+          len(vocab.gene_rows(store.species)),
+        )
+      )
+  return facts

@@ -221,9 +221,9 @@ class Source:
       (flag & counting.MITO).any()
     )
 
-  def cell_names(self) -> np.ndarray:
-    """Names of the cells, each on one line, as an object array."""
-    names = self.obs.index.astype(str)
+  def cell_names(self, rows: slice = slice(None)) -> np.ndarray:
+    """Names of some cells, each on one line, as an object array."""
+    names = self.obs.index[rows].astype(str)
     return np.array([' '.join(name.split()) for name in names], object)
 
   def totals(self) -> np.ndarray | None:
@@ -274,6 +274,15 @@ class CellStream:
     self._column_sums = np.zeros(
       (len(vocabulary.SPECIES), source.num_columns), np.float64
     )
+
+  @property
+  def column_sums(self) -> np.ndarray:
+    """float64 [species, columns]: counts in the cells read so far."""
+    return self._column_sums.copy()
+
+  def clear_sums(self) -> None:
+    """Begins the counting of `column_sums` anew."""
+    self._column_sums[:] = 0
 
   @property
   def species(self) -> tuple[int, ...]:
@@ -440,6 +449,13 @@ class CellStream:
       encoding.RaggedCells(rows_N[:used], counts_N[:used], out_C1, totals_C),
       statistics,
     )
+
+
+def open_source(
+  config: SourceConfig, table: gene_table.GeneTable | None = None
+) -> Source:
+  """Opens a file of cells; see `open_h5ad`."""
+  return open_h5ad(config, table)
 
 
 def open_h5ad(

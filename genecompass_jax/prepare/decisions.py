@@ -1,0 +1,172 @@
+"""Which cells stay: what the filters refuse, and which copies go."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from genecompass_jax import errors, vocabulary
+from genecompass_jax.prepare import (
+  builds,
+  copies,
+  engines,
+  labels as labels_lib,
+  opening,
+  pieces,
+  plans,
+  quality,
+)
+
+NO_COPIES: Mapping = {
+  'report': {'searched': False},
+  'joined_units': [],
+  'notes': [],
+}
+
+
+def apply_filters(
+  plan: plans.Plan,
+  opened: Sequence[opening.Opened],
+  config: quality.QualityConfig,
+) -> list[dict]:
+  """Leaves `keep/N.npy`, True for the cells of source N that pass.
+
+  Returns:
+    A report of each source.
+
+  Raises:
+    UserError: no cell passes.
+  """
+  reports = []
+  for source in opened:
+    statistics_C = pieces.statistics_of(plan, source.number)
+    sums = pieces.column_sums(plan, source.number)
+    sample_C = np.asarray(plan.load(f'samples/{source.number}'))
+    keep_C = np.zeros(source.num_cells, bool)
+    filters = {}
+    for species in sorted(source.resolutions):
+      index_C = np.flatnonzero(statistics_C['species'] == species)
+      if not len(index_C):
+        continue
+      some = statistics_C[index_C]
+      has_coding, has_mito = source.flags[species]
+      keep_C[index_C], report = quality.keep_cells(
+        quality.CellStatistics(
+          some['genes'], some['coding'], some['mito'], some['total']
+        ),
+        sample_C[index_C],
+        config,
+        measured=source.num_columns,
+        has_coding=has_coding,
+        has_mito=has_mito,
+      )
+      filters[vocabulary.SPECIES[species]] = report
+    unknown = int((keep_C & (statistics_C['length'] == 0)).sum())
+    keep_C &= statistics_C['length'] > 0
+    plan.save(f'keep/{source.number}', keep_C)
+    reports.append(
+      {
+        'name': source.name,
+        'cells': source.num_cells,
+        'kept': int(keep_C.sum()),
+        'layer': source.layer[1],
+        'identifiers': source.identifiers,
+        'assay': source.assay,
+        'genes': {
+          vocabulary.SPECIES[species]: resolution.report(
+            sums[species] if sums.any() else None
+          )
+          for species, resolution in source.resolutions.items()
+        },
+        'quality': filters,
+        'cells_without_known_genes': unknown,
+      }
+    )
+  _check_some_left(reports)
+  return reports
+
+
+def _check_some_left(reports: Sequence[Mapping]) -> None:
+  if any(report['kept'] for report in reports):
+    return
+  filters = [
+    f for r in reports for q in r['quality'].values() for f in q['filters']
+  ]
+  worst = max(filters, key=lambda f: f['removed'], default={'removed': 0})
+  if not worst['removed']:
+    cells = sum(report['cells'] for report in reports)
+    raise errors.UserError(
+      f'none of {cells} cells expresses a gene that is known here; check that '
+      'the matrix holds counts, and --species and --ids-of'
+    )
+  raise errors.UserError(
+    f'no cell passed the filters; {worst["name"]} (threshold '
+    f'{worst["threshold"]}) removed {worst["removed"]}: lower it with '
+    f'--{worst["name"]}'
+  )
+
+
+def remove_copies(
+  engine: engines.Engine,
+  plan: plans.Plan,
+  opened: Sequence[opening.Opened],
+  labels: labels_lib.Labels,
+  num_prints: int,
+  reports: Sequence[dict],
+) -> dict:
+  """Takes copies out of `keep/N.npy` and joins units that share cells.
+
+  Args:
+    engine: who joins the fingerprints.
+    plan: of the build.
+    opened: the sources.
+    labels: its units are joined.
+    num_prints: fingerprints of all pieces.
+    reports: of each source; `kept` is corrected and `copies` added.
+
+  Returns:
+    `report`, `joined_units` and `notes`.
+  """
+  tasks = copies.num_tasks(num_prints)
+  builds.run_stage(
+    engine,
+    plan.stage(copies.NAME),
+    copies.find,
+    copies.Join(plan, tasks),
+    [0] * tasks,
+    'looking for copies',
+  )
+  stage = plan.stage(copies.NAME)
+  pairs_P22 = np.concatenate([stage.array(k, 'pairs') for k in range(tasks)])
+  gone, shared = copies.drop(
+    pairs_P22, [source.num_columns for source in opened]
+  )
+  by_source: dict[int, list[int]] = {}
+  for source, row in gone:
+    by_source.setdefault(source, []).append(row)
+  for source, report in zip(opened, reports):
+    rows = by_source.get(source.number, [])
+    report['copies'] = len(rows)
+    if rows:
+      keep_C = np.array(plan.load(f'keep/{source.number}'))
+      keep_C[rows] = False
+      plan.save(f'keep/{source.number}', keep_C)
+      report['kept'] = int(keep_C.sum())
+  across = [pair for pair in shared if pair[0] != pair[1]]
+  joined = labels.join(across)
+  names = [source.name for source in opened]
+  notes = [
+    f'{names[a]} and {names[b]} share {shared[a, b]:,} cells: one unit'
+    for a, b in across
+  ]
+  return {
+    'report': {
+      'searched': True,
+      'removed': len(gone),
+      'shared': [
+        {'sources': [names[a], names[b]], 'cells': number}
+        for (a, b), number in shared.items()
+      ],
+    },
+    'joined_units': joined,
+    'notes': notes,
+  }

@@ -1,0 +1,179 @@
+"""Every source is opened once, to see what it is; little of it stays in memory.
+
+What does stay grows with the number of sources. What grows with their cells,
+labels and species, goes to the folder of the build.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from genecompass_jax import errors, gene_ids, vocabulary
+from genecompass_jax.prepare import labels as labels_lib, plans, sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """What a build keeps of a source.
+
+  Attributes:
+    number: of the source.
+    config: with the name that the manifest gives it.
+    held: the source itself, where it is an object in memory.
+    dataset: label of the study.
+    assay: kind of assay.
+    num_cells: in the source.
+    num_columns: genes that it measured, known or not.
+    num_entries: stored entries.
+    layer: the matrix that is read, and why.
+    identifiers: which were used.
+    is_float: whether values are corrected counts.
+    resolutions: for each species, where the columns lead.
+    flags: for each species, whether coding and mitochondrial genes are known.
+  """
+
+  number: int
+  config: sources.SourceConfig
+  held: Any
+  dataset: str
+  assay: str
+  num_cells: int
+  num_columns: int
+  num_entries: int
+  layer: tuple[str, str]
+  identifiers: str
+  is_float: bool
+  resolutions: dict[int, gene_ids.Resolution]
+  flags: dict[int, tuple[bool, bool]]
+
+  @property
+  def name(self) -> str:
+    """Of the source."""
+    return self.config.name
+
+  def gene_ids(self) -> set[str]:
+    """Genes that the source measured in any of its species."""
+    return {
+      gene_id
+      for resolution in self.resolutions.values()
+      for gene_id in resolution.gene_ids
+      if gene_id is not None
+    }
+
+  def measured(self, vocab: vocabulary.Vocabulary, species: int) -> np.ndarray:
+    """Bool [R]: genes of a species' list that the source measured."""
+    rows_R = vocab.gene_rows(species)
+    if species not in self.resolutions:
+      return np.zeros(len(rows_R), bool)
+    mine = set(self.resolutions[species].gene_ids)
+    ids = vocab.genes.gene_ids
+    return np.array([ids[g] in mine for g in rows_R], bool)
+
+
+def open_sources(
+  configs: Sequence[sources.SourceConfig | sources.Source],
+  labels: labels_lib.Labels,
+  folder: str,
+) -> list[Opened]:
+  """Opens the sources in turn, and leaves their labels in a folder.
+
+  Args:
+    configs: files, or sources that are open already.
+    labels: is told of every source.
+    folder: of the build; `codes/N.npy`, `species/N.npy` and `samples/N.npy`
+      are made for source N.
+
+  Raises:
+    UserError: a source that cannot be read, or whole counts and corrected
+      ones together.
+  """
+  opened: list[Opened] = []
+  seen: dict[str, int] = {}
+  for number, each in enumerate(configs):
+    source = each if isinstance(each, sources.Source) else None
+    held = source
+    if source is None:
+      source = sources.open_source(each)
+    name = source.name
+    seen[name] = seen.get(name, 0) + 1
+    if seen[name] > 1:
+      name = f'{name}-{seen[name]}'
+    config = dataclasses.replace(source.config, name=name)
+    source = dataclasses.replace(source, name=name, config=config)
+    codes = labels.add(source)
+    for what, array in (
+      ('codes', codes),
+      ('species', source.species_C),
+      ('samples', _samples(source, codes[1])),
+    ):
+      place = os.path.join(folder, what, f'{number}.npy')
+      os.makedirs(os.path.dirname(place), exist_ok=True)
+      np.save(place, array)
+    opened.append(
+      Opened(
+        number,
+        config,
+        source if held is not None else None,
+        source.dataset,
+        source.assay,
+        source.num_cells,
+        source.num_columns,
+        source.num_entries,
+        (source.layer, source.layer_reason),
+        source.identifier_reason,
+        source.is_float,
+        source.resolutions,
+        {s: source.has_flag(s) for s in source.resolutions},
+      )
+    )
+  floats = [source.name for source in opened if source.is_float]
+  if floats and len(floats) < len(opened):
+    raise errors.UserError(
+      f'{floats[0]} holds corrected counts and others whole counts; they are '
+      'not mixed in a corpus: prepare one corpus of each'
+    )
+  return opened
+
+
+def _samples(source: sources.Source, unit_C: np.ndarray) -> np.ndarray:
+  """Codes of the samples that the filters compare within."""
+  if not source.config.sample:
+    return unit_C
+  codes_C, names = source.codes(source.config.sample)
+  return np.where(codes_C < 0, len(names), codes_C)
+
+
+def hash_source(plan: plans.Plan, task: int, folder: str) -> dict:
+  """sha256 of a source: a task of its own, for large files take a while."""
+  del folder
+  if plan.held[task] is not None:
+    return {'sha256': plan.held[task].sha256}
+  return {'sha256': plan.stream(task).source.sha256}
+
+
+def manifest_facts(source: Opened, report: Mapping, sha256: str) -> dict:
+  """What the manifest says of a source; no path and no time."""
+  config = source.config
+  return {
+    'name': source.name,
+    'file': os.path.basename(config.path),
+    'sha256': sha256,
+    'dataset': source.dataset,
+    'licence': config.licence,
+    'layer': source.layer[0],
+    'assay': source.assay,
+    'species': sorted(vocabulary.SPECIES[s] for s in source.resolutions),
+    'ids_of': config.ids_of,
+    'unit': config.unit,
+    'measured_columns': source.num_columns,
+    'total': (
+      f'obs column {config.total}'
+      if config.total
+      else 'sum over all columns of the source, before any vocabulary'
+    ),
+    'cells': report['cells'],
+    'kept': report['kept'],
+  }
