@@ -45,36 +45,31 @@ _REFUSED = {
 
 
 @kernels.compiled
-def _to_differences(rows_N, counts_N, starts_C1, num_rows, steps_N, small):
-  """Fills the stored planes -> (status, cell, number of large counts).
-
-  `small` is [1, N] for the plane of counts, or [0, N] where counts are stored
-  as they are.
-  """
-  whole = len(small) > 0
-  num_large = 0
+def _to_differences(rows_N, starts_C1, num_rows, steps_N):
+  """Fills the differences of rows within each cell -> (status, cell)."""
   for cell in range(len(starts_C1) - 1):
     last = np.int64(-1)
     for i in range(starts_C1[cell], starts_C1[cell + 1]):
       row = np.int64(rows_N[i])
       if row <= last:
-        return _UNORDERED, cell, num_large
-      if row >= num_rows:
-        return _BAD_ROW, cell, num_large
+        return _UNORDERED, cell
       steps_N[i] = row - max(last, 0)
       last = row
-      count = counts_N[i]
-      if not (count > 0 and count < np.inf):
-        return _BAD_COUNT, cell, num_large
-      if whole:
-        if count != np.floor(count) or count > 4294967295.0:
-          return _BAD_COUNT, cell, num_large
-        if count >= corpus.OVERFLOW_MARK:
-          small[0, i] = corpus.OVERFLOW_MARK
-          num_large += 1
-        else:
-          small[0, i] = np.uint16(count)
-  return 0, 0, num_large
+    if last >= num_rows:
+      return _BAD_ROW, cell
+  return 0, 0
+
+
+@kernels.compiled
+def _bad_count(counts_N, whole):
+  """The first element that is no count, or -1."""
+  for i in range(len(counts_N)):
+    count = counts_N[i]
+    if not (count > 0 and count < np.inf):
+      return i
+    if whole and (count != np.floor(count) or count > 4294967295.0):
+      return i
+  return -1
 
 
 def block_size(num_cells: int) -> int:
@@ -106,13 +101,20 @@ def to_planes(
   """
   rows_N, counts_N, starts_C1 = encoding.kernel_arrays(cells)
   planes = np.empty((1 if is_float else 2, len(rows_N)), np.uint16)
-  status, cell, num_large = _to_differences(
-    rows_N, counts_N, starts_C1, num_rows, planes[0], planes[1:]
-  )
+  status, cell = _to_differences(rows_N, starts_C1, num_rows, planes[0])
   if status:
     raise ValueError(f'cell {cell}: {_REFUSED[status]}')
-  if not num_large:
+  if counts_N.dtype == np.uint16:  # nothing to check but zeros
+    is_zero = not counts_N.all()
+    bad = int(np.argmin(counts_N)) if is_zero else -1
+  else:
+    bad = _bad_count(counts_N, not is_float)
+  if bad >= 0:
+    cell = int(np.searchsorted(starts_C1, bad, 'right')) - 1
+    raise ValueError(f'cell {cell}: {_REFUSED[_BAD_COUNT]}')
+  if is_float:
     return planes, np.zeros((2, 0), np.int64)
+  np.minimum(counts_N, corpus.OVERFLOW_MARK, out=planes[1], casting='unsafe')
   large = np.flatnonzero(planes[1] == corpus.OVERFLOW_MARK)
   return planes, np.stack([large, counts_N[large].astype(np.int64)])
 
@@ -327,7 +329,7 @@ class NamesWriter:
     place.parent.mkdir(parents=True, exist_ok=True)
     self._file = place.open('wb')
     # no time and no file name in the header
-    self._gzip = gzip.GzipFile('', 'wb', 6, self._file, mtime=0)
+    self._gzip = gzip.GzipFile('', 'wb', 1, self._file, mtime=0)
     self._gzip.write(b'cell\n')
 
   def add(self, names: Sequence[str]) -> None:

@@ -2,10 +2,6 @@ import argparse
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import anndata
 import numpy as np
@@ -396,47 +392,6 @@ def test_a_failed_rebuild_keeps_the_old_corpus(tmp_path):
     prepare([source(make(), unit='')], tmp_path / 'c', overwrite=True)
   assert files_of(tmp_path / 'c') == before
   assert os.listdir(tmp_path) == ['c']
-
-
-KILLED = """
-import sys, time
-from genecompass_jax import corpus_writer
-from genecompass_jax.prepare import pipeline, sources
-append = corpus_writer.StoreWriter.append
-def slow(self, *args):
-  append(self, *args)
-  print('writing', flush=True)
-  time.sleep(60)
-corpus_writer.StoreWriter.append = slow
-pipeline.prepare([sources.SourceConfig(sys.argv[1], unit='donor')], sys.argv[2])
-"""
-
-
-def test_killed_half_way_leaves_nothing_that_looks_whole(tmp_path):
-  make(600).write_h5ad(tmp_path / 's.h5ad')
-  out = tmp_path / 'c'
-  command_line = [sys.executable, '-c', KILLED, str(tmp_path / 's.h5ad')]
-  killed = subprocess.Popen(
-    [*command_line, str(out)],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.DEVNULL,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-  )
-  assert killed.stdout.readline() == b'writing\n'
-  time.sleep(0.1)
-  killed.send_signal(signal.SIGKILL)
-  killed.wait()
-  assert not out.exists()
-  with pytest.raises(errors.UserError, match='no corpus here'):
-    corpus.Corpus.open(out)
-  left = [p.name for p in tmp_path.iterdir() if 'staging' in p.name]
-  assert len(left) == 2
-  for name in left:
-    with pytest.raises(errors.UserError, match='no corpus here'):
-      corpus.Corpus.open(tmp_path / name)
-  config = sources.SourceConfig(str(tmp_path / 's.h5ad'), unit='donor')
-  assert not prepare([config], out).verify()
-  assert sorted(os.listdir(tmp_path)) == ['c', 's.h5ad']
 
 
 def run(*arguments):

@@ -15,6 +15,7 @@ the build was killed.
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import hashlib
@@ -32,6 +33,7 @@ from genecompass_jax import errors, paths, progress, staging
 from genecompass_jax.prepare import engines
 
 ENDING = '.building'
+ALMOST_FULL = 4 << 20  # bytes
 _LOCK, _IDENTITY = '.lock', 'identity.json'
 
 
@@ -69,6 +71,7 @@ def opened(folder: str, identity: Mapping | None) -> Iterator[None]:
 
   Raises:
     UserError: another process builds here.
+    RetryableError: the disk is full.
   """
   os.makedirs(folder, exist_ok=True)
   lock = os.path.join(folder, _LOCK)
@@ -90,10 +93,26 @@ def opened(folder: str, identity: Mapping | None) -> Iterator[None]:
         paths.write_text(name, text)
     try:
       yield
-    except (errors.UserError, NotImplementedError):
+    except errors.UserError:
       shutil.rmtree(folder, ignore_errors=True)
       raise
+    except (OSError, ValueError) as error:  # TensorStore raises the second
+      if not _is_full(folder, error):
+        raise
+      raise errors.RetryableError(
+        f'the disk of {folder} is full; what is finished is kept: free some '
+        'space and run the same command again, or remove that folder'
+      ) from error
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_full(folder: str, error: Exception) -> bool:
+  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    return True
+  if 'No space left' in str(error):
+    return True
+  # NumPy says only that less was written than asked for
+  return shutil.disk_usage(folder).free < ALMOST_FULL
 
 
 def _holds(name: str, text: str) -> bool:
@@ -201,7 +220,10 @@ def run_stage(
     if '.part-' in name:  # of a killed build: the lock is ours
       _remove(os.path.join(top, name))
   left = [k for k in range(len(cells)) if not stage.is_done(k)]
-  with progress.Progress(sum(cells), 'cells', label) as bar:
+  unit = 'cells'
+  if not sum(cells):  # not about cells: the tasks are counted
+    unit, cells = 'parts', [1] * len(cells)
+  with progress.Progress(sum(cells), unit, label) as bar:
     ready = sum(cells) - sum(cells[k] for k in left)
     if ready:
       bar.skip(ready)

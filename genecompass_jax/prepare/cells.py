@@ -30,9 +30,11 @@ def record_dtype(num_columns: int) -> np.dtype:
   )
 
 
-def counts_dtype(is_float: bool) -> np.dtype:
-  """Of counts: whole ones, or corrected ones."""
-  return np.dtype('<f4' if is_float else '<u4')
+def small_counts(counts_N: np.ndarray) -> np.ndarray:
+  """Whole counts in two bytes, where they all fit: half of what is moved."""
+  if counts_N.dtype == np.uint32 and counts_N.max(initial=0) < 2**16:
+    return counts_N.astype(np.uint16)
+  return counts_N
 
 
 @kernels.compiled
@@ -51,7 +53,8 @@ class Cells:
 
   Attributes:
     rows_N: uint16 rows of the species' gene list, ascending in a cell.
-    counts_N: uint32 counts, float32 where they are corrected.
+    counts_N: uint16 counts, uint32 where some are large, float32 where they
+      are corrected.
     records_C: what `record_dtype` says.
     names: of the cells, as objects.
   """
@@ -92,7 +95,7 @@ class Cells:
       ('records', self.records_C),
       ('names', np.frombuffer(encode_names(self.names), np.uint8)),
     ):
-      data.tofile(os.path.join(folder, f'{kind}.bin'))
+      np.save(os.path.join(folder, f'{kind}.npy'), data)
 
   def bounds(self, starts_K1: np.ndarray) -> np.ndarray:
     """int64 [K + 1, 3]: offsets in cells, elements and bytes of names.
@@ -107,33 +110,26 @@ class Cells:
     )
 
 
-def read(
-  folder: str, bounds_23: np.ndarray, record: np.dtype, counts: np.dtype
-) -> Cells:
+def mapped(folder: str, kind: str) -> np.ndarray:
+  """A file of cells that `Cells.write` left, mapped into memory."""
+  return np.load(
+    os.path.join(folder, f'{kind}.npy'), mmap_mode='r', allow_pickle=False
+  )
+
+
+def read(folder: str, bounds_23: np.ndarray) -> Cells:
   """Reads some neighbouring cells of a folder that `Cells.write` filled.
 
   Args:
     folder: of the files.
     bounds_23: two rows of what `Cells.bounds` gave: from where to where.
-    record: dtype of the records.
-    counts: dtype of the counts.
   """
-  place = {'records': 0, 'rows': 1, 'counts': 1, 'names': 2}
-  dtypes = {'rows': np.dtype('<u2'), 'counts': counts, 'records': record}
-  found = {}
-  for kind, column in place.items():
-    first, stop = (int(n) for n in bounds_23[:, column])
-    dtype = dtypes.get(kind, np.dtype(np.uint8))
-    found[kind] = np.fromfile(
-      os.path.join(folder, f'{kind}.bin'),
-      dtype,
-      stop - first,
-      offset=first * dtype.itemsize,
-    )
-    if len(found[kind]) != stop - first:
-      raise OSError(f'{folder}/{kind}.bin is cut short')
-  names = decode_names(found['names'].tobytes())
-  return Cells(found['rows'], found['counts'], found['records'], names)
+  place = {'rows': 1, 'counts': 1, 'records': 0, 'names': 2}
+  found = []
+  for kind in KINDS:
+    first, stop = (int(n) for n in bounds_23[:, place[kind]])
+    found.append(np.array(mapped(folder, kind)[first:stop]))
+  return Cells(*found[:3], decode_names(found[3].tobytes()))
 
 
 def concatenate(parts: Sequence[Cells]) -> Cells:

@@ -4,11 +4,9 @@ What does the work is imported when it starts: help and mistakes come at once.
 """
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import flags, quality
+from genecompass_jax.prepare import engines, flags, quality
 
 KIND = 'h5ad'  # of files; others will follow
 
@@ -30,8 +28,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--seed', type=int, default=0, help='of the order and of what is held out'
   )
-  parser.add_argument(
-    '--scratch', default='', help='folder for temporary files'
+  work = parser.add_argument_group(
+    'work (the corpus does not depend on it; a build that was killed is '
+    'continued by the same command)'
+  )
+  work.add_argument(
+    '--jobs',
+    type=int,
+    default=0,
+    help='processes; 0: one a core, one for little work',
+  )
+  work.add_argument(
+    '--engine',
+    default='pool',
+    choices=engines.ENGINES,
+    help='pool: processes here; beam: Apache Beam, on any of its runners',
+  )
+  work.add_argument(
+    '--beam-options',
+    '--beam_options',
+    default='',
+    metavar='"--runner=FlinkRunner ..."',
+    help='flags of Beam; workers must see the files under the same names',
+  )
+  work.add_argument(
+    '--scratch',
+    default='',
+    metavar='DIR',
+    help='folder for the build, some 10 bytes an entry (beside CORPUS)',
   )
 
   cells = parser.add_argument_group('cells')
@@ -61,6 +85,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default='default',
     metavar='default|measured|FILE',
     help='gene lists: all genes, those measured here, or those of a file',
+  )
+
+  cells.add_argument(
+    '--medians',
+    default='histogram',
+    choices=('histogram', 'exact'),
+    help='exact: one more pass; histograms are off by 1e-3 or less',
+  )
+  cells.add_argument(
+    '--keep-copies',
+    '--keep_copies',
+    action='store_true',
+    help='do not look for cells that stand in the sources more than once',
+  )
+  cells.add_argument(
+    '--weigh-by',
+    '--weigh_by',
+    default='',
+    metavar='COLUMN,...',
+    help='carried columns, such as tissue,dataset: the manifest gets weights '
+    'by which cells of rare combinations are seen more often',
   )
 
   split = parser.add_argument_group('split')
@@ -192,13 +237,18 @@ def run(args: argparse.Namespace) -> int:
     validation_share=args.validation_share,
     validation_units=_names(args.validation_units),
     test_units=_names(args.test_units),
+    apart=True,
     seed=args.seed,
     overwrite=args.overwrite,
     scratch=args.scratch,
+    medians=args.medians,
+    keep_copies=args.keep_copies,
+    weigh_by=_names(args.weigh_by),
+    jobs=args.jobs,
+    engine=args.engine,
+    beam_options=tuple(args.beam_options.split()),
   )
-  opened = [sources.open_h5ad(c) for c in configs]
-  _check_units(opened)
-  built = pipeline.prepare(opened, args.output, config)
+  built = pipeline.prepare(configs, args.output, config)
   print(reports.describe(reports.read(args.output)))
   cells = ', '.join(
     f'{built.num_cells(split):,} {split}'
@@ -211,32 +261,3 @@ def run(args: argparse.Namespace) -> int:
 
 def _names(text: str) -> tuple[str, ...]:
   return tuple(name for name in text.split(',') if name)
-
-
-def _check_units(opened: Sequence[Any]) -> None:
-  """Refuses a file given twice, and units of one name: one donor, or two?"""
-  from genecompass_jax.prepare import sources
-
-  files: dict[str, str] = {}
-  for source in opened if len(opened) > 1 else ():
-    path = source.config.path
-    if source.sha256 in files:
-      raise errors.UserError(
-        f'{path} is the same file as {files[source.sha256]}; give it once, or '
-        'its cells would be held out from themselves'
-      )
-    files[source.sha256] = path
-  seen: dict[str, str] = {}
-  for source in opened:
-    config = source.config
-    if config.dataset or config.unit in ('', sources.CELL):
-      continue
-    for name in source.codes(config.unit)[1]:
-      if name in seen:
-        raise errors.UserError(
-          f'{config.unit} {name!r} is in {seen[name]} and in {source.name}: if '
-          'it is the same one, name their study with --dataset NAME, else '
-          'rename it in one file; it must not be split between training and '
-          'validation'
-        )
-      seen[name] = source.name

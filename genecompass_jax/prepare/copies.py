@@ -47,14 +47,6 @@ def find(context: Join, task: int, folder: str) -> dict:
     if b > a:
       parts.append(np.asarray(stage.array(number, 'prints')[a:b]))
   found = np.concatenate(parts) if parts else np.zeros(0, fingerprints.PRINT)
-  keep = {
-    source: plan.load(f'keep/{source}') for source in np.unique(found['source'])
-  }
-  kept = np.zeros(len(found), bool)
-  for source, keep_C in keep.items():
-    mine = found['source'] == source
-    kept[mine] = keep_C[found['row'][mine]]
-  found = found[kept]
   found = found[np.lexsort((found['row'], found['source'], found['key']))]
   pairs = sorted(_candidates(found))
   good = _confirmed(plan, pairs)
@@ -103,18 +95,21 @@ def _confirmed(
 
 
 def drop(
-  pairs_P22: np.ndarray, num_genes: Sequence[int]
+  pairs_P22: np.ndarray,
+  num_genes: Sequence[int],
+  keep: Sequence[np.ndarray],
 ) -> tuple[list[Cell], dict[tuple[int, int], int]]:
   """Which copies go.
 
   Args:
     pairs_P22: int64 pairs of (source, row) that are one cell.
-    num_genes: measured by each source; the copy of most genes stays, the
-      first of equal ones.
+    num_genes: measured by each source; of the copies that the filters passed
+      the one of most genes stays, the first of equal ones.
+    keep: for each source, bool: the cells that the filters passed.
 
   Returns:
     The cells that go, and the number of cells that each pair of sources (or a
-    source with itself) shares.
+    source with itself) shares, filters or not.
   """
   root: dict[Cell, Cell] = {}
 
@@ -134,8 +129,9 @@ def drop(
   gone: list[Cell] = []
   shared: collections.Counter = collections.Counter()
   for members in groups.values():
-    best = min(members, key=lambda cell: (-num_genes[cell[0]], cell))
-    gone += [cell for cell in members if cell != best]
+    passed = [cell for cell in members if keep[cell[0]][cell[1]]]
+    passed.sort(key=lambda cell: (-num_genes[cell[0]], cell))
+    gone += passed[1:]
     of = collections.Counter(source for source, _ in members)
     for source, number in of.items():
       shared[source, source] += number - 1

@@ -138,7 +138,9 @@ def remove_copies(
   stage = plan.stage(copies.NAME)
   pairs_P22 = np.concatenate([stage.array(k, 'pairs') for k in range(tasks)])
   gone, shared = copies.drop(
-    pairs_P22, [source.num_columns for source in opened]
+    pairs_P22,
+    [source.num_columns for source in opened],
+    [plan.load(f'keep/{source.number}') for source in opened],
   )
   by_source: dict[int, list[int]] = {}
   for source, row in gone:

@@ -59,10 +59,11 @@ class Pool:
   """Runs tasks in processes of this machine, which live until `close`."""
 
   def __init__(self, jobs: int):
-    # spawned: threads of TensorStore and locks of HDF5 do not survive a fork
-    self._pool = futures.ProcessPoolExecutor(
-      jobs, multiprocessing.get_context('spawn'), _start_worker
-    )
+    # not forked: threads of TensorStore and locks of HDF5 do not survive it;
+    # the server imports once what all its children need
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['genecompass_jax.prepare.pipeline'])
+    self._pool = futures.ProcessPoolExecutor(jobs, context, _start_worker)
 
   def run(self, function: Run, tasks: Sequence[Task], done: Done) -> None:
     """Runs a function on every task; the first error ends the rest."""

@@ -77,6 +77,7 @@ def open_sources(
   configs: Sequence[sources.SourceConfig | sources.Source],
   labels: labels_lib.Labels,
   folder: str,
+  apart: bool,
 ) -> list[Opened]:
   """Opens the sources in turn, and leaves their labels in a folder.
 
@@ -85,13 +86,15 @@ def open_sources(
     labels: is told of every source.
     folder: of the build; `codes/N.npy`, `species/N.npy` and `samples/N.npy`
       are made for source N.
+    apart: refuse a unit of one name in two sources of no named dataset.
 
   Raises:
-    UserError: a source that cannot be read, or whole counts and corrected
-      ones together.
+    UserError: a source that cannot be read, whole counts and corrected ones
+      together, or a unit in two sources.
   """
   opened: list[Opened] = []
   seen: dict[str, int] = {}
+  units: dict[str, str] = {}
   for number, each in enumerate(configs):
     source = each if isinstance(each, sources.Source) else None
     held = source
@@ -104,6 +107,8 @@ def open_sources(
     config = dataclasses.replace(source.config, name=name)
     source = dataclasses.replace(source, name=name, config=config)
     codes = labels.add(source)
+    if apart:
+      _check_units(source, units)
     for what, array in (
       ('codes', codes),
       ('species', source.species_C),
@@ -136,6 +141,22 @@ def open_sources(
       'not mixed in a corpus: prepare one corpus of each'
     )
   return opened
+
+
+def _check_units(source: sources.Source, seen: dict[str, str]) -> None:
+  """Refuses units of one name in two sources: one donor, or two?"""
+  config = source.config
+  if config.dataset or config.unit in ('', sources.CELL):
+    return
+  for name in source.codes(config.unit)[1]:
+    if name in seen:
+      raise errors.UserError(
+        f'{config.unit} {name!r} is in {seen[name]} and in {source.name}: if '
+        'it is the same one, name their study with --dataset NAME, else '
+        'rename it in one file; it must not be split between training and '
+        'validation'
+      )
+    seen[name] = source.name
 
 
 def _samples(source: sources.Source, unit_C: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ cells by bucket, and beside them what the filters and the search for copies
 need, in the order of the source.
 """
 
+import dataclasses
 import os
 
 import numpy as np
@@ -87,6 +88,9 @@ def scatter(plan: plans.Plan, task: int, folder: str) -> dict:
     names = source.cell_names(slice(first, stop))
     for chunk in stream.read(first, stop):
       inside = chunk.index_C - piece.first
+      counts = dataclasses.replace(
+        chunk.cells, counts_N=cells_lib.small_counts(chunk.cells.counts_N)
+      )
       records_C = np.zeros(len(inside), plan.record)
       records_C['key'] = kernels.mix64_all(
         base + chunk.index_C.astype(np.uint64) * kernels.GOLDEN
@@ -97,8 +101,8 @@ def scatter(plan: plans.Plan, task: int, folder: str) -> dict:
       records_C['codes'] = codes[:, chunk.index_C].T
       parts[chunk.species].append(
         cells_lib.Cells(
-          chunk.cells.gene_rows_N,
-          chunk.cells.counts_N,
+          counts.gene_rows_N,
+          counts.counts_N,
           records_C,
           names[chunk.index_C - first],
         )
@@ -111,7 +115,7 @@ def scatter(plan: plans.Plan, task: int, folder: str) -> dict:
       statistics_C[inside] = found
       prints.append(
         fingerprints.prints(
-          chunk.cells,
+          counts,
           sets[chunk.species],
           piece.source,
           chunk.index_C,
@@ -173,9 +177,7 @@ def read_bucket(
   for task in range(len(plan.pieces)):
     bounds_23 = stage.array(task, 'bounds')[index : index + 2]
     if bounds_23[1, 0] > bounds_23[0, 0]:
-      parts.append(
-        cells_lib.read(stage.place(task), bounds_23, plan.record, plan.counts)
-      )
+      parts.append(cells_lib.read(stage.place(task), bounds_23))
   return cells_lib.concatenate(parts) if parts else None
 
 
@@ -198,13 +200,12 @@ class CellReader:
     k = int(np.searchsorted(self._firsts[source], row, 'right')) - 1
     task = self._tasks[source][k]
     if task not in self._open:
-      self._open[task] = tuple(
-        np.memmap(os.path.join(self._stage.place(task), name), dtype, 'r')
-        for name, dtype in (
-          ('rows.bin', '<u2'),
-          ('counts.bin', self._plan.counts),
-        )
-      ) + (self._stage.array(task, 'statistics'),)
+      place = self._stage.place(task)
+      self._open[task] = (
+        cells_lib.mapped(place, 'rows'),
+        cells_lib.mapped(place, 'counts'),
+        self._stage.array(task, 'statistics'),
+      )
     rows_N, counts_N, statistics_C = self._open[task]
     cell = statistics_C[row - self._plan.pieces[task].first]
     where = slice(cell['place'], cell['place'] + cell['length'])

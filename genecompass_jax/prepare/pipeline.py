@@ -63,6 +63,8 @@ class PrepareConfig:
     validation_share: share of cells to hold out, by whole units; 0 for none.
     validation_units: units to hold out, by name, in place of a share.
     test_units: units for the split `test`.
+    apart: refuse a unit of one name in two sources without a `dataset`: it
+      may be the same donor, or another one.
     weigh_by: label columns; training cells of rare combinations get weights
       in the manifest, which a loader may use.
     medians: `histogram`, one pass, or `exact`, two more passes over the runs.
@@ -82,6 +84,7 @@ class PrepareConfig:
   validation_share: float = 0.1
   validation_units: tuple[str, ...] = ()
   test_units: tuple[str, ...] = ()
+  apart: bool = False
   weigh_by: tuple[str, ...] = ()
   medians: str = 'histogram'
   seed: int = 0
@@ -189,12 +192,13 @@ def _build(
     staging.swap(place, output)  # killed between the two
     return
   labels = labels_lib.Labels(_carried(configs))
-  opened = opening.open_sources(configs, labels, folder)
+  opened = opening.open_sources(configs, labels, folder, config.apart)
   vocab = _vocabulary(opened, config.vocabulary)
   _check_weights(config.weigh_by, labels)
   plan = _plan(opened, labels, vocab, config, folder)
   jobs = config.jobs or _jobs(opened)
   with engines.opened(config.engine, jobs, config.beam_options) as engine:
+    hashes = _hashes(engine, plan, opened)
     read = builds.run_stage(
       engine,
       plan.stage(pieces.NAME),
@@ -234,7 +238,6 @@ def _build(
       engine, plan.stage(stores.NAME), stores.write, written, cells, 'writing'
     )
     counted = _medians(engine, plan, context, assays, config)
-    hashes = _hashes(engine, plan, opened)
   vocab.save(paths.join(place, corpus.VOCABULARY))
   for mode, values in counted.items():
     values.save(paths.join(place, f'medians_{mode}.tsv.gz'), vocab)
@@ -467,7 +470,11 @@ def _hashes(
   plan: plans.Plan,
   opened: Sequence[opening.Opened],
 ) -> list[str]:
-  """sha256 of every source, '' for those that came from no file."""
+  """sha256 of every source, '' for those that came from no file.
+
+  Raises:
+    UserError: two files are the same.
+  """
   results = builds.run_stage(
     engine,
     plan.stage('hashes'),
@@ -476,7 +483,17 @@ def _hashes(
     [0] * len(opened),
     'hashing',
   )
-  return [result['sha256'] for result in results]
+  hashes = [result['sha256'] for result in results]
+  seen: dict[str, str] = {}
+  for source, digest in zip(opened, hashes):
+    path = source.config.path
+    if source.held is None and digest in seen:
+      raise errors.UserError(
+        f'{path} is the same file as {seen[digest]}; give it once, or its '
+        'cells would be held out from themselves'
+      )
+    seen[digest] = path
+  return hashes
 
 
 def _weights(

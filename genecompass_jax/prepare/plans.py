@@ -56,11 +56,6 @@ class Plan:
     """Of what goes with a cell."""
     return cells.record_dtype(self.num_labels)
 
-  @property
-  def counts(self) -> np.dtype:
-    """Of counts on their way."""
-    return cells.counts_dtype(self.is_float)
-
   def stage(self, name: str) -> builds.Stage:
     """A stage of the build."""
     return builds.Stage(self.folder, name)
