@@ -29,7 +29,7 @@ class Progress:
 
   def __init__(
     self,
-    total: int | None = None,
+    total: float | None = None,
     unit: str = 'cells',
     label: str = '',
     stream: TextIO | None = None,
@@ -51,7 +51,7 @@ class Progress:
   def __exit__(self, *exc: object) -> None:
     self._show(end=True)
 
-  def update(self, n: int = 1, note: str = '') -> None:
+  def update(self, n: float = 1, note: str = '') -> None:
     """Adds n finished units; prints when the last print is long ago.
 
     Args:
@@ -78,9 +78,9 @@ class Progress:
       if self._is_terminal:
         full = round(share * BAR_WIDTH)
         parts.append('[' + '#' * full + '.' * (BAR_WIDTH - full) + ']')
-      parts.append(f'{share:4.0%} of {self.total:,} {self.unit}')
+      parts.append(f'{share:4.0%} of {_amount(self.total)} {self.unit}')
     else:
-      parts.append(f'{self.done:,} {self.unit}')
+      parts.append(f'{_amount(self.done)} {self.unit}')
     parts.append(f'{_significant(rate)} {self.unit}/s')
     if self.total and self.done < self.total:
       left = (self.total - self.done) / rate if rate else None
@@ -113,6 +113,10 @@ def track(
     for item in iterable:
       yield item
       progress.update()
+
+
+def _amount(done: float) -> str:
+  return f'{done:,.1f}' if isinstance(done, float) else f'{done:,}'
 
 
 def _significant(rate: float) -> str:
