@@ -25,6 +25,7 @@ class Progress:
     unit: what is counted, in the plural.
     label: what is being done.
     stream: where to write; standard error by default.
+    before: units finished by an earlier run; they count, but for the rate.
   """
 
   def __init__(
@@ -33,10 +34,11 @@ class Progress:
     unit: str = 'cells',
     label: str = '',
     stream: TextIO | None = None,
+    before: float = 0,
   ):
     self.total, self.unit, self.label = total, unit, label
-    self.done = 0
-    self._first = 0.0, 0
+    self.done = self._before = before
+    self._first = 0.0, before
     self._note = ''
     self._stream = sys.stderr if stream is None else stream
     self._is_terminal = self._stream.isatty()
@@ -58,8 +60,8 @@ class Progress:
       n: units finished since the last call.
       note: a short text to show behind the figures, such as a loss.
     """
-    if not self.done:  # what came before, compiling say, is no rate
-      self._first = time.monotonic(), n
+    if self.done == self._before:  # what came first, compiling say, is no rate
+      self._first = time.monotonic(), self.done + n
     self.done += n
     self._note = note or self._note
     if time.monotonic() - self._last >= self._every:
@@ -68,7 +70,7 @@ class Progress:
   def line(self) -> str:
     """The state in one line."""
     elapsed = max(time.monotonic() - self._start, 1e-9)
-    rate = self.done / elapsed
+    rate = (self.done - self._before) / elapsed
     since, first = self._first
     if self.done > first and self.done < (self.total or 0):
       rate = (self.done - first) / max(time.monotonic() - since, 1e-9)
