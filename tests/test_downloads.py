@@ -361,6 +361,13 @@ def test_a_web_page_is_no_table(server, tmp_path):
   assert names(tmp_path) == []
 
 
+def test_an_empty_file_is_no_file(server, tmp_path):
+  server.files['/t.tsv'] = b''
+  with pytest.raises(errors.UserError, match='empty'):
+    fetch(server, tmp_path, '/t.tsv')
+  assert names(tmp_path) == []
+
+
 def test_a_body_of_unknown_size_says_so(server, tmp_path):
   server.always['/a.bin'] = {'length': False}
   assert 'named no size' in fetch(server, tmp_path)
@@ -412,8 +419,10 @@ def test_files_that_are_there(server, tmp_path):
   (tmp_path / 'a.bin').write_bytes(BODY[:9])
   with pytest.raises(errors.UserError, match='9 bytes'):
     fetch(server, tmp_path)
-  fetch(server, tmp_path, again=True)
+  assert 'not what' not in fetch(server, tmp_path, again=True)
   assert (tmp_path / 'a.bin').read_bytes() == BODY
+  server.files['/a.bin'] = BODY[::-1]
+  assert 'not what was fetched on' in fetch(server, tmp_path, again=True)
 
 
 def test_files_of_others_are_left_alone(server, tmp_path):
@@ -575,6 +584,7 @@ def test_the_command_goes_on_after_a_failure(
   [
     ((), 'no file was named'),
     (('hgnc',), '-o FOLDER'),
+    (('hgnc', '-o', 'gs://bucket/x'), 'local folder'),
     (('hgcn', '-o', 'f'), 'no official file'),
     (('hgnc@', '-o', 'f'), 'behind @'),
     (('hgnc@../x', '-o', 'f'), 'no release'),

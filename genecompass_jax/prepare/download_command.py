@@ -9,7 +9,7 @@ import re
 import sys
 import urllib.parse
 
-from genecompass_jax import errors
+from genecompass_jax import errors, staging
 from genecompass_jax.prepare import official
 
 
@@ -88,6 +88,10 @@ def run(args: argparse.Namespace) -> int:
     )
   if not args.output:
     raise errors.UserError('name a folder with -o FOLDER')
+  if not staging.is_local(args.output):
+    raise errors.UserError(
+      f'{args.output}: downloads go to a local folder; copy them from there'
+    )
   if (args.sha256 or args.name) and len(chosen) + bool(args.url) != 1:
     raise errors.UserError('--sha256 and --name are for one file at a time')
   for number, option in (

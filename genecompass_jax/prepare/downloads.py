@@ -160,6 +160,9 @@ def fetch(
   )
   if not facts['length']:
     checked += '; the server named no size'
+  of_url = known is not None and known['url'] == wanted.url
+  if of_url and known['sha256'] != content.sha256:
+    checked += f'; not what was fetched on {known["time"][:10]}'
   return f'{place}: {facts["size"]:,} bytes, {checked}'
 
 
@@ -484,6 +487,8 @@ class _Content:
       _DamagedError: something differs.
     """
     page = _page(self._head)
+    if not self.size:
+      raise _DamagedError('the server sent an empty file')
     if self._unpacker is not None and not self._unpacker.eof:
       raise _DamagedError(f'the gzip data ends in the middle{page}')
     if digest and self.sha256 != digest:
