@@ -298,6 +298,21 @@ def test_three_species(files):
   )
 
 
+def test_cells_of_a_third_species_are_refused_in_one_line(files):
+  import pandas as pd
+
+  from genecompass_jax.prepare import identifiers
+
+  table = build(files)
+  var = pd.DataFrame(index=[i for i in table.gene_ids if 'RNO' in i])
+  with pytest.raises(errors.UserError, match='cells of rat cannot'):
+    identifiers.resolve('cells', var, '', (), table)
+  var = pd.DataFrame(index=[i for i in table.gene_ids if 'ENSG' in i])
+  names, found, _ = identifiers.resolve('cells', var, '', (), table)
+  assert set(found) == {0}
+  assert found[0].share_mapped == 1
+
+
 def test_only_confident_pairs(files):
   found = groups(build(files, one_to_one='confident'))
   assert found['DDD human'] == found['Ddd rat']
