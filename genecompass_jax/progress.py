@@ -25,7 +25,6 @@ class Progress:
     unit: what is counted, in the plural.
     label: what is being done.
     stream: where to write; standard error by default.
-    before: units finished by an earlier run; they count, but for the rate.
   """
 
   def __init__(
@@ -34,11 +33,11 @@ class Progress:
     unit: str = 'cells',
     label: str = '',
     stream: TextIO | None = None,
-    before: float = 0,
   ):
     self.total, self.unit, self.label = total, unit, label
-    self.done = self._before = before
-    self._first = 0.0, before
+    self.done = 0
+    self._first = 0.0, 0
+    self._skipped = 0
     self._note = ''
     self._stream = sys.stderr if stream is None else stream
     self._is_terminal = self._stream.isatty()
@@ -53,15 +52,21 @@ class Progress:
   def __exit__(self, *exc: object) -> None:
     self._show(end=True)
 
-  def update(self, n: float = 1, note: str = '') -> None:
+  def skip(self, n: int) -> None:
+    """Counts units that were finished before this began, without their time."""
+    self._skipped += n
+    self.done += n
+    self._first = time.monotonic(), self.done
+
+  def update(self, n: int = 1, note: str = '') -> None:
     """Adds n finished units; prints when the last print is long ago.
 
     Args:
       n: units finished since the last call.
       note: a short text to show behind the figures, such as a loss.
     """
-    if self.done == self._before:  # what came first, compiling say, is no rate
-      self._first = time.monotonic(), self.done + n
+    if self.done == 0:  # what came before, compiling say, is no rate
+      self._first = time.monotonic(), n
     self.done += n
     self._note = note or self._note
     if time.monotonic() - self._last >= self._every:
@@ -70,7 +75,7 @@ class Progress:
   def line(self) -> str:
     """The state in one line."""
     elapsed = max(time.monotonic() - self._start, 1e-9)
-    rate = (self.done - self._before) / elapsed
+    rate = (self.done - self._skipped) / elapsed
     since, first = self._first
     if self.done > first and self.done < (self.total or 0):
       rate = (self.done - first) / max(time.monotonic() - since, 1e-9)

@@ -52,14 +52,3 @@ def test_shares_of_a_unit():
   with progress.Progress(None, 'MB', stream=io.StringIO()) as bar:
     bar.update(0.3333)
     assert bar.line().startswith('0.3 MB')
-
-
-def test_what_an_earlier_run_did_is_no_rate():
-  with progress.Progress(10, stream=io.StringIO(), before=8) as bar:
-    assert '80% of 10' in bar.line()
-    assert '? left' in bar.line()
-    bar._start -= 2
-    bar.update(2)
-    assert '100% of 10 cells' in bar.line()
-    rate = float(bar.line().split('  ')[1].split()[0])
-    assert 0.5 < rate <= 1

@@ -376,10 +376,9 @@ def _receive(
   try:
     with (
       open(place + '.part', 'ab' if start else 'wb') as file,
-      progress.Progress(
-        total, unit, wanted.name, before=round(start / scale, 3)
-      ) as bar,
+      progress.Progress(total, unit, wanted.name) as bar,
     ):
+      bar.skip(start / scale)
       while chunk := _read(answer, wanted.url):
         file.write(chunk)
         content.feed(chunk)
