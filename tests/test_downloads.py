@@ -15,13 +15,13 @@ import time
 import pytest
 
 from genecompass_jax import cli, errors
-from genecompass_jax.prepare import downloads
+from genecompass_jax.prepare import downloads, transfers
 from tests.conftest import ROOT
 
 # Random bytes do not compress: the file is as long as its text.
 BODY = b''.join(hashlib.sha256(str(i).encode()).digest() for i in range(20_000))
 GZIP = gzip.compress(BODY, 1, mtime=0)
-HURRY = downloads.Patience(attempts=4, timeout=0.4, first_wait=0.01)
+HURRY = transfers.Patience(attempts=4, timeout=0.4, first_wait=0.01)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -139,7 +139,7 @@ def server(monkeypatch):
 
 
 def wanted(server, path='/a.bin', **fields):
-  return downloads.Wanted(
+  return transfers.Wanted(
     server.url(path), path.strip('/').replace('/', '_'), **fields
   )
 
@@ -223,7 +223,7 @@ def test_a_file_that_changes_is_begun_anew(server, tmp_path, ignores):
 def test_a_shorter_file_in_its_place(server, tmp_path):
   server.faults['/a.bin'] = [{'send': 200_000}, {'send': 0}]
   with pytest.raises(errors.RetryableError):
-    fetch(server, tmp_path, patience=downloads.Patience(1, 0.4, 0.01))
+    fetch(server, tmp_path, patience=transfers.Patience(1, 0.4, 0.01))
   assert names(tmp_path) == ['a.bin.part', 'a.bin.part.json']
   server.files['/a.bin'] = BODY[:100_000]
   fetch(server, tmp_path)
@@ -433,7 +433,7 @@ def test_files_of_others_are_left_alone(server, tmp_path):
   assert not server.requests
   fetch(server, tmp_path, '/a.gz')
   server.files['/x/a.gz'] = GZIP
-  other = downloads.Wanted(server.url('/x/a.gz'), 'a.gz')
+  other = transfers.Wanted(server.url('/x/a.gz'), 'a.gz')
   with pytest.raises(errors.UserError, match='came from'):
     downloads.fetch(other, str(tmp_path), HURRY)
   (tmp_path / 'downloads.json').write_text('{')
@@ -445,7 +445,7 @@ def test_a_full_disk_is_one_line(server, tmp_path, monkeypatch):
   class Usage:
     free = 1000
 
-  monkeypatch.setattr(downloads.shutil, 'disk_usage', lambda path: Usage)
+  monkeypatch.setattr(transfers.shutil, 'disk_usage', lambda path: Usage)
   with pytest.raises(errors.UserError, match='room for 1,000'):
     fetch(server, tmp_path)
   monkeypatch.undo()
@@ -471,7 +471,7 @@ def test_a_full_disk_is_one_line(server, tmp_path, monkeypatch):
       return self._file.write(data[:100_001])
 
   monkeypatch.setattr(
-    downloads,
+    transfers,
     'open',
     lambda path, mode='r', **k: (
       Full(real(path, mode, **k))
@@ -484,7 +484,7 @@ def test_a_full_disk_is_one_line(server, tmp_path, monkeypatch):
     fetch(server, tmp_path)
   assert '\n' not in str(e.value)
   assert not (tmp_path / 'a.bin').exists()
-  monkeypatch.delattr(downloads, 'open')
+  monkeypatch.delattr(transfers, 'open')
   fetch(server, tmp_path, sha256=SHA256)
 
 
@@ -501,7 +501,7 @@ def test_addresses_that_cannot_be(tmp_path, url, message, monkeypatch):
   for name in ('http_proxy', 'HTTP_PROXY', 'https_proxy', 'HTTPS_PROXY'):
     monkeypatch.delenv(name, raising=False)
   with pytest.raises((errors.UserError, errors.RetryableError), match=message):
-    downloads.fetch(downloads.Wanted(url, 'a'), str(tmp_path), HURRY)
+    downloads.fetch(transfers.Wanted(url, 'a'), str(tmp_path), HURRY)
   assert names(tmp_path) == []
 
 
@@ -510,7 +510,7 @@ def test_nobody_listens(tmp_path, monkeypatch):
   with Server() as closed:
     url = closed.url()
   with pytest.raises(errors.RetryableError, match='refused'):
-    downloads.fetch(downloads.Wanted(url, 'a'), str(tmp_path), HURRY)
+    downloads.fetch(transfers.Wanted(url, 'a'), str(tmp_path), HURRY)
 
 
 def command(*words):

@@ -107,7 +107,7 @@ def _fetch_all(
   args: argparse.Namespace,
   chosen: list[tuple[official.OfficialFile, str]],
 ) -> int:
-  from genecompass_jax.prepare import downloads
+  from genecompass_jax.prepare import downloads, transfers
 
   wanted = []
   for file, release in chosen:
@@ -116,7 +116,7 @@ def _fetch_all(
       raise errors.UserError(f'{file.key}: {address}: {file.manual}')
     pinned = release == file.release
     wanted.append(
-      downloads.Wanted(
+      transfers.Wanted(
         url=address,
         name=args.name
         or (fill(file, file.name, release) if file.name else _name_of(address)),
@@ -128,7 +128,7 @@ def _fetch_all(
     )
   if args.url:
     name = args.name or _name_of(args.url)
-    wanted.append(downloads.Wanted(args.url, name, args.sha256.lower()))
+    wanted.append(transfers.Wanted(args.url, name, args.sha256.lower()))
   for one in wanted:
     # '.' and '..' are no names, and records and parts are not to be hit
     if not re.fullmatch(r'[\w+-][\w.+-]*', one.name) or one.name.endswith(
@@ -137,7 +137,7 @@ def _fetch_all(
       raise errors.UserError(
         f'{one.url}: {one.name!r} is no name for a file; give one with --name'
       )
-  patience = downloads.Patience(args.attempts, args.timeout)
+  patience = transfers.Patience(args.attempts, args.timeout)
   failed: list[Exception] = []
   with downloads.locked(args.output):
     for one in wanted:
