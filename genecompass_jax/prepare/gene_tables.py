@@ -23,14 +23,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from genecompass_jax import errors, gene_table, paths
-from genecompass_jax.prepare import gene_formats, orthology
+from genecompass_jax.prepare import gene_formats, gene_names, orthology
 
 Row = gene_formats.Row
 
 MANY = gene_table.MANY_PREFIX
-
-# Strength of the claim to an alias, strongest first.
-_OLDER, _FORMER, _NICKNAME, _BY_ORTHOLOGUE = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,38 +109,19 @@ _SOURCES = {
 
 
 @dataclasses.dataclass
-class _Gene:
-  """What is known of one gene while the table is built."""
-
-  gene_id: str
-  biotype: str
-  name: str = ''
-  entrez: list[str] = dataclasses.field(default_factory=list)
-  aliases: dict[str, int] = dataclasses.field(default_factory=dict)
-  retired: set[str] = dataclasses.field(default_factory=set)
-  group: str = ''
-
-  def add_aliases(self, names: Iterable[str], strength: int) -> None:
-    """Remembers the strongest claim to each name."""
-    for name in names:
-      held = self.aliases.get(name, strength)
-      self.aliases[name] = min(strength, held)
-
-
-@dataclasses.dataclass
 class _Species:
   """The genes of one species while the table is built."""
 
   name: str
-  genes: dict[str, _Gene]
+  genes: dict[str, gene_names.Gene]
   symbols: set[str]  # of the annotation, of genes of any biotype
   pseudogenes: set[str]
-  accessions: dict[str, _Gene]
+  accessions: dict[str, gene_names.Gene]
   notes: list[str]
 
   def lookup(self, pseudogenes: frozenset[str]) -> orthology.Lookup:
     keys = {('gene_id', gene_id): gene_id for gene_id in self.genes}
-    for name, gene in _by_any_name(self.genes).items():
+    for name, gene in gene_names.by_any_name(self.genes).items():
       keys['symbol', name] = keys['entrez', name] = gene.gene_id
     for gene in self.genes.values():
       keys |= {('retired', old): gene.gene_id for old in gene.retired}
@@ -341,7 +319,9 @@ def _genes_of(
   for name in every_name if 'protein_coding' in recipe.biotypes else ():
     # GSTT1, CCL3L1, ...: no copy on a primary chromosome
     if name.on_alternate and name.gene_id and name.gene_id not in ids:
-      genes[name.gene_id] = _Gene(name.gene_id, 'protein_coding', name.symbol)
+      genes[name.gene_id] = gene_names.Gene(
+        name.gene_id, 'protein_coding', name.symbol
+      )
       ids.add(name.gene_id)
   # Where the committee and the annotation name one gene differently, the
   # annotation's name is current.
@@ -353,20 +333,20 @@ def _genes_of(
   genes = dict(sorted(genes.items()))
   numbered = {row['ensgene'] for row in older if row['entrez']}
   numbered = numbered or {n.gene_id for n in every_name if n.entrez}
-  _name_once(genes, official, numbered, recipe.biotypes)
-  _add_official_names(genes, committees, names, older)
+  gene_names.name_once(genes, official, numbered, recipe.biotypes)
+  gene_names.add_official(genes, committees, names, older)
   for gene_id, name in former:
     if gene_id in genes:
-      genes[gene_id].add_aliases([name], _FORMER)
+      genes[gene_id].add_aliases([name], gene_names.FORMER)
   retired = [(n.gene_id, n.symbol, n.entrez) for n in every_name]
-  _finish(genes, ids, names, entrez, older, retired)
+  gene_names.finish(genes, ids, names, entrez, older, retired)
   pseudogenes = {
     name
     for row in rows
     if 'pseudogene' in row['biotype']
     for name in (_name(row), _id(row))
   }
-  by_name = _by_any_name(genes)
+  by_name = gene_names.by_any_name(genes)
   accessions = {}
   for name in every_name:
     gene = genes.get(name.gene_id) or by_name.get(name.symbol)
@@ -375,37 +355,9 @@ def _genes_of(
   return _Species(sources.name, genes, symbols, pseudogenes, accessions, notes)
 
 
-def _add_official_names(
-  genes: Mapping[str, _Gene],
-  committees: Sequence[Sequence[gene_formats.Name]],
-  names: set[str],
-  older: Sequence[Row],
-) -> None:
-  """Adds former symbols and nicknames; symbols of unknown genes to `names`."""
-  by_name = {gene.name: gene for gene in genes.values() if gene.name}
-  by_entrez = _unique(
-    (_whole(row['entrez']), genes[row['ensgene']])
-    for row in older
-    if row['ensgene'] in genes
-  )
-  by_entrez.pop('', None)
-  for table in committees:
-    has_ids = any(name.gene_id for name in table)
-    for name in table:
-      gene = genes.get(name.gene_id) or by_name.get(name.symbol)
-      if gene is None and not has_ids and name.symbol not in names:
-        gene = by_entrez.get(name.entrez)
-        if gene is None:
-          names.add(name.symbol)  # of a gene that the table lacks
-      if gene is None:
-        continue
-      gene.add_aliases([name.symbol, *name.former], _FORMER)
-      gene.add_aliases(name.nicknames, _NICKNAME)
-
-
 def _current_genes(
   rows: Iterable[Row], official: Mapping[str, str], biotypes: Sequence[str]
-) -> tuple[dict[str, _Gene], set[str]]:
+) -> tuple[dict[str, gene_names.Gene], set[str]]:
   """Genes of the kept biotypes by id, and the ids of all biotypes.
 
   The pseudoautosomal genes of Y are the genes of X: their ids become aliases.
@@ -417,7 +369,7 @@ def _current_genes(
     if row['biotype'] not in biotypes:
       continue
     name = _name(row) or official.get(gene_id, '')
-    genes[gene_id] = _Gene(gene_id, row['biotype'], name)
+    genes[gene_id] = gene_names.Gene(gene_id, row['biotype'], name)
     if row.get('chromosome') == 'chrX':
       on_x[name, row['start'], row['end']] = gene_id
   for row in rows:
@@ -428,96 +380,6 @@ def _current_genes(
     if place[0] and place in on_x and genes.pop(gene_id, None):
       genes[on_x[place]].retired.add(gene_id)
   return genes, ids
-
-
-def _name_once(
-  genes: Mapping[str, _Gene],
-  official: Mapping[str, str],
-  with_entrez: set[str],
-  biotypes: Sequence[str],
-) -> None:
-  """Leaves a symbol to one gene; the others go by their Ensembl id.
-
-  The gene keeps it that the naming committee names; else one with an Entrez
-  id; else the first by biotype and id.
-  """
-
-  def rank(gene):
-    return (
-      official.get(gene.gene_id) != gene.name,
-      gene.gene_id not in with_entrez,
-      biotypes.index(gene.biotype),
-      gene.gene_id,
-    )
-
-  taken = set()
-  for gene in sorted(genes.values(), key=rank):
-    if gene.name in taken:
-      gene.name = ''
-    taken.add(gene.name)
-
-
-def _finish(
-  genes: Mapping[str, _Gene],
-  ids: set[str],
-  names: set[str],
-  official_entrez: Mapping[str, str],
-  older: Sequence[Row],
-  retired: Iterable[tuple[str, str, str]],
-) -> None:
-  """Adds Entrez ids, former symbols and retired ids; sorts out the names."""
-  for row in older:
-    if row['ensgene'] in genes:
-      genes[row['ensgene']].add_aliases([row['symbol']], _OLDER)
-  # Entrez: the committee's first, then ids that no other gene has taken.
-  owner = {}
-  for gene in genes.values():
-    number = official_entrez.get(gene.gene_id)
-    number = number or official_entrez.get(gene.name)
-    if number and number not in owner:
-      owner[number] = gene
-      gene.entrez.append(number)
-  official_owned = {gene.gene_id for gene in owner.values()}
-  reserved = set(official_entrez.values())
-  for row in older:
-    gene, number = genes.get(row['ensgene']), _whole(row['entrez'])
-    if (
-      gene is not None
-      and gene.gene_id not in official_owned
-      and number
-      and number not in reserved
-      and owner.setdefault(number, gene) is gene
-      and number not in gene.entrez
-    ):
-      gene.entrez.append(number)
-  _keep_own_aliases(genes, names)
-  # Ids on alternative contigs and of older releases: same symbol or Entrez.
-  by_name = _by_any_name(genes)
-  old_ids = [
-    (row['ensgene'], row['symbol'], _whole(row['entrez'])) for row in older
-  ]
-  found = collections.defaultdict(list)
-  for old_id, name, number in [*retired, *old_ids]:
-    if old_id and old_id not in ids:
-      gene = by_name.get(name) or by_name.get(number)
-      if gene is not None:
-        found[old_id].append(gene)
-  for old_id, owners in found.items():
-    owners[0].retired.add(old_id)
-
-
-def _keep_own_aliases(genes: Mapping[str, _Gene], names: set[str]) -> None:
-  """Leaves an alias to the genes that hold it most strongly."""
-  strongest = {}
-  for gene in genes.values():
-    for name, strength in gene.aliases.items():
-      strongest[name] = min(strength, strongest.get(name, strength))
-  for gene in genes.values():
-    gene.aliases = {
-      name: strength
-      for name, strength in gene.aliases.items()
-      if strength == strongest[name] and name not in names and _is_name(name)
-    }
 
 
 def _name_by_orthologue(human: _Species, species: _Species) -> None:
@@ -539,11 +401,11 @@ def _name_by_orthologue(human: _Species, species: _Species) -> None:
   if alike <= 0.5 * len(pairs):
     return
   current = {name.casefold() for name in species.symbols}
-  former = _unique(
+  former = gene_names.unique(
     (name, gene)
     for gene in human.genes.values()
     for name, strength in gene.aliases.items()
-    if strength <= _FORMER
+    if strength <= gene_names.FORMER
   )
   for name, gene in former.items():
     if (
@@ -553,28 +415,10 @@ def _name_by_orthologue(human: _Species, species: _Species) -> None:
         r'(?!LOC|LINC|KIAA|RP\d)[A-Z][A-Z0-9]*(-[A-Z0-9]+)?', name
       )
     ):
-      partner[gene.group].add_aliases([name.capitalize()], _BY_ORTHOLOGUE)
-  _keep_own_aliases(species.genes, set())
-
-
-def _by_any_name(genes: Mapping[str, _Gene]) -> dict[str, _Gene]:
-  """Genes by official name, present or former, and by Entrez id."""
-  names = _unique(
-    (name, gene)
-    for gene in genes.values()
-    for name, strength in gene.aliases.items()
-    if strength < _NICKNAME
-  )
-  names |= {number: g for g in genes.values() for number in g.entrez}
-  return names | {g.name: g for g in genes.values() if g.name}
-
-
-def _unique(pairs: Iterable[tuple[str, _Gene]]) -> dict[str, _Gene]:
-  found = {}
-  for name, gene in pairs:
-    if found.setdefault(name, gene) is not gene:
-      found[name] = None
-  return {name: gene for name, gene in found.items() if gene is not None}
+      partner[gene.group].add_aliases(
+        [name.capitalize()], gene_names.BY_ORTHOLOGUE
+      )
+  gene_names.keep_own(species.genes, set())
 
 
 def _shipped_header(
@@ -612,12 +456,3 @@ def _id(row: Row) -> str:
 
 def _name(row: Row) -> str:
   return '' if row['gene_name'] == _id(row) else row['gene_name']
-
-
-def _whole(number: str) -> str:
-  return number.removesuffix('.0')
-
-
-def _is_name(name: str) -> bool:
-  """Not empty, an Ensembl id, a bare number, or text with a bar or a tab."""
-  return bool(name) and not re.fullmatch(r'ENS[A-Z]*G\d+|\d+|.*[|\t].*', name)

@@ -366,7 +366,7 @@ def group(
         free = members - taken if first else members
         if len({species for species, _ in free & known}) > 1:
           around.append((free, is_pair(members)))
-    new = _around(first, around)
+    new = _around(first, around, known)
     named += new
     taken |= {key for ones, others in new for key in ones | others}
   groups = {}
@@ -416,42 +416,46 @@ def _kind(members: set[Key], first: int) -> str:
 
 
 def _around(
-  first: int, components: Sequence[tuple[set[Key], bool]]
+  first: int, components: Sequence[tuple[set[Key], bool]], known: set[Key]
 ) -> list[tuple[set[Key], set[Key]]]:
   """Groups around the genes of a species: one-to-one members, and others.
 
   A gene of the first species that is one-to-one with another species makes a
-  group with its partners. A component that is not one-to-one joins the group
-  of its first such gene, or is a group with all components it shares a gene
-  with.
+  group with its partners. A component that is not one-to-one joins the first
+  group that it shares a gene with; those that share none with a group are
+  groups together with the components they share genes with.
   """
   ones: dict[Key, set[Key]] = {}
-  rest = []
+  waiting = []
   for members, is_pair in components:
     if is_pair:
       (key,) = (key for key in members if key[0] == first)
       ones.setdefault(key, set()).update(members)
     else:
-      rest.append(members)
+      waiting.append(members)
   others: dict[Key, set[Key]] = {key: set() for key in ones}
-  loose = []
-  in_ones = set().union(*ones.values()) if ones else set()
-  for members in rest:
-    anchors = sorted(key for key in members if key in ones)
-    if anchors:
-      others[anchors[0]] |= members - in_ones
-    else:
-      loose.append(members)
-  # a gene joins one group only, its first
-  joined: set[Key] = set()
-  found = []
-  for key in sorted(ones):
-    fresh = others[key] - joined
-    joined |= fresh
-    found.append((ones[key], fresh))
-  apart = _components(m - in_ones - joined for m in loose)
-  of_several = (m for m in apart if len({species for species, _ in m}) > 1)
-  return found + [(set(), members) for members in of_several]
+  home = {key: anchor for anchor, members in ones.items() for key in members}
+  apart: list[set[Key]] = []
+  while waiting:
+    apart = []
+    for members in waiting:
+      anchor = min((home[key] for key in members if key in home), default=None)
+      if anchor is None:
+        apart.append(members)
+        continue
+      fresh = members - home.keys()
+      others[anchor] |= fresh
+      home |= dict.fromkeys(fresh, anchor)
+    if len(apart) == len(waiting):
+      break
+    waiting = apart
+  found = [(ones[key], others[key]) for key in sorted(ones)]
+  found += [(set(), members) for members in _components(apart)]
+  return [
+    (pairs, rest)
+    for pairs, rest in found
+    if len({species for species, _ in (pairs | rest) & known}) > 1
+  ]
 
 
 def _components(classes: Iterable[set[Key]]) -> list[set[Key]]:
