@@ -6,6 +6,7 @@ usage (one line says what to do), 42 stopped and to be started again.
 """
 
 import argparse
+import functools
 import logging
 import os
 import signal
@@ -29,7 +30,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one subcommand; returns its exit code."""
   argv = sys.argv[1:] if argv is None else argv
-  parser = _parser(next((a for a in argv if not a.startswith('-')), ''))
+  words = [*(a for a in argv if not a.startswith('-')), '', '']
+  parser = _parser(words[0], words[1])
   args = parser.parse_args(argv)
   logging.basicConfig(level=logging.WARNING, format='%(message)s')
   if sys.stdout is None:  # closed by the caller
@@ -71,8 +73,13 @@ def _clean_up_when_ended() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-def _parser(chosen: str) -> argparse.ArgumentParser:
-  """The parser; only the chosen command is filled in, and imported."""
+def _parser(chosen: str, step: str) -> argparse.ArgumentParser:
+  """The parser; only the chosen command is filled in, and imported.
+
+  Args:
+    chosen: the command.
+    step: the word behind it: `prep` has steps as well as files.
+  """
   import genecompass_jax
 
   parser = _Parser(
@@ -88,7 +95,11 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
   )
   for name, help_text, fill in (
     ('demo', 'the whole way on real cells, in minutes', _demo),
-    ('prep', 'files of cells -> a corpus', _prep),
+    (
+      'prep',
+      'files of cells -> a corpus; also official files, gene tables',
+      functools.partial(_prep, step),
+    ),
     ('embed', 'cells -> embeddings in an h5ad file', _embed),
     ('convert', 'weights of the original model -> ours', _convert),
     ('report', 'held-out losses of a run beside the null models', _report),
@@ -109,11 +120,14 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 Runner = Callable[[argparse.Namespace], int | None]
 
 
-def _prep(parser: argparse.ArgumentParser) -> Runner:
-  from genecompass_jax.prepare import command
+def _prep(step: str, parser: argparse.ArgumentParser) -> Runner:
+  from genecompass_jax.prepare import command, steps
 
-  command.add_arguments(parser)
-  return command.run
+  if step not in steps.STEPS:
+    command.add_arguments(parser)
+    parser.epilog = steps.epilog(parser.prog)
+    return command.run
+  return steps.add_step(step, parser)
 
 
 def _embed(parser: argparse.ArgumentParser) -> Runner:

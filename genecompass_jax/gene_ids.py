@@ -1,7 +1,7 @@
 """Any gene identifier -> Ensembl id of the gene table, with a loss report.
 
 Symbols, former symbols and nicknames, Ensembl ids with or without version,
-retired Ensembl ids, Entrez ids; human and mouse.
+retired Ensembl ids, Entrez ids; of every species of the table.
 """
 
 import collections
@@ -14,14 +14,16 @@ import numpy as np
 
 from genecompass_jax import errors, gene_table
 
-SPECIES = gene_table.SPECIES
 HOW = ('ensembl', 'symbol', 'alias', 'entrez', 'lost', 'ambiguous')
 
 # Also inside TSPAN6_ENSG00000000003 or ENSG00000000003.14_PAR_Y.
 _STABLE = re.compile(
   r'(?:.*[_|;: ])?(ENS[A-Z]*G\d{11})(?:\.\d+)?(?:[_|;: ].*)?', re.IGNORECASE
 )
-_PREFIX = ('ENSG', 'ENSMUSG')  # of the stable ids of each species
+# Of other databases, such as FBgn0000008: learned from the ids of the table.
+_OTHER_STABLE = re.compile(r'([A-Za-z]{2,}[A-Za-z_]*)(\d{5,})')
+# A small table may lack genes of a species that it names all the same.
+_PREFIX = {'human': 'ENSG', 'mouse': 'ENSMUSG'}
 _NUMBER = re.compile(r'(\d+)(\.0)?')  # 7105.0 is what a float column leaves
 _AMBIGUOUS = -1
 
@@ -36,12 +38,14 @@ class Resolution:
       or a gene without a one-to-one orthologue where one was asked for.
     species: code of the species of `gene_ids`.
     identifiers: the inputs.
+    species_name: the name of that species.
   """
 
   gene_ids: tuple[str | None, ...]
   how: tuple[str, ...]
   species: int
   identifiers: tuple[str, ...]
+  species_name: str = ''
 
   @property
   def share_mapped(self) -> float:
@@ -64,7 +68,7 @@ class Resolution:
     """
     lost = np.array([gene_id is None for gene_id in self.gene_ids], bool)
     genes = len(set(self.gene_ids) - {None})
-    report = {'species': SPECIES[self.species], 'inputs': len(self.how)}
+    report = {'species': self.species_name, 'inputs': len(self.how)}
     report |= {how: self.how.count(how) for how in HOW}
     report['genes'] = genes
     report['duplicates'] = int((~lost).sum()) - genes
@@ -127,7 +131,7 @@ def resolve(
   """
   ids_of = species if ids_of is None else ids_of
   names = _names(table, ids_of)
-  partner = _partners(table, species) if ids_of != species else None
+  partner = _partners(table, species, ids_of) if ids_of != species else None
   gene_ids, hows = [], []
   for identifier in identifiers:
     row, how = names.find(str(identifier).strip())
@@ -137,7 +141,11 @@ def resolve(
     gene_ids.append(None if row is None else table.gene_ids[row])
     hows.append(how)
   return Resolution(
-    tuple(gene_ids), tuple(hows), species, tuple(map(str, identifiers))
+    tuple(gene_ids),
+    tuple(hows),
+    species,
+    tuple(map(str, identifiers)),
+    table.species[species],
   )
 
 
@@ -156,7 +164,7 @@ def check_share_known(resolution: Resolution, minimum: float = 0.5) -> None:
   ]
   raise errors.UserError(
     f'only {resolution.share_mapped:.0%} of {len(resolution.how)} identifiers '
-    f'are known {SPECIES[resolution.species]} genes (not known: '
+    f'are known {resolution.species_name} genes (not known: '
     f'{", ".join(unknown[:3])}); check --species, --ids-of and which column '
     'holds the gene identifiers'
   )
@@ -167,63 +175,79 @@ def infer_species(
 ) -> int:
   """The species of identifiers, where they leave no doubt.
 
-  Stable ids decide. Without them, names that only one species has, whatever
-  their letter case, must outnumber the others' tenfold, or threefold where the
-  letter case (`ACTB`, `Actb`), no more than a hint, agrees. Entrez ids decide where 80 %
-  are genes of one species and 5 % at most of the other: plain row numbers
-  match both.
+  Stable ids decide, by their prefix in the table. Without them, names that
+  one species has and another has not, whatever their letter case, must
+  outnumber those of the reverse tenfold, or threefold where the letter case
+  (`ACTB`, `Actb`), no more than a hint, agrees; and so against each other
+  species. Entrez ids decide where 80 % are genes of one species and 5 % at
+  most of any other: plain row numbers match all.
 
   Raises:
     UserError: in doubt, naming `--species`.
   """
   names = _present(identifiers)
   if not names:
-    raise _in_doubt('there are no identifiers')
+    raise _in_doubt('there are no identifiers', table)
+  species_of = _prefixes(table)
   stable = collections.Counter(
-    match[1][:-11].upper() for name in names if (match := _stable(name))
+    prefix for name in names if (prefix := _stable_prefix(name, species_of))
   )
   if stable:  # a few among symbols count too: genes without a symbol
     (prefix, most), *_ = stable.most_common(1)
     if most < 0.95 * stable.total():
       kinds = ', '.join(f'{n:,} {kind}' for kind, n in stable.items())
-      raise _in_doubt(f'stable ids of several species: {kinds}')
-    if prefix not in _PREFIX:
-      raise errors.UserError(
-        f'the identifiers are {prefix} ids, neither human nor mouse; map them '
-        'to human or mouse orthologues and name that species with --species'
+      raise _in_doubt(f'stable ids of several species: {kinds}', table)
+    if prefix not in species_of:
+      *others, last = table.species
+      known = (
+        f'neither {" nor ".join((*others, last))}' if others else f'not {last}'
       )
-    return _PREFIX.index(prefix)
+      raise errors.UserError(
+        f'the identifiers are {prefix} ids, {known}; map them '
+        f'to {" or ".join(table.species)} orthologues and name that species '
+        'with --species, or give a gene table with their species'
+      )
+    return species_of[prefix]
   numbers = {name for name in names if _NUMBER.fullmatch(name)}
   if sum(name in numbers for name in names) > 0.5 * len(names):
-    shares = [
-      sum(_names(table, s).find(n)[1] == 'entrez' for n in numbers)
-      / len(numbers)
-      for s in range(len(SPECIES))
-    ]
+    shares = np.array(
+      [
+        sum(_names(table, s).find(n)[1] == 'entrez' for n in numbers)
+        / len(numbers)
+        for s in range(len(table.species))
+      ]
+    )
     best = int(np.argmax(shares))
-    if shares[best] >= 0.8 and min(shares) <= 0.05 and len(numbers) >= 20:
+    others = np.delete(shares, best)
+    if shares[best] >= 0.8 and (others <= 0.05).all() and len(numbers) >= 20:
       return best
-    raise _in_doubt('the identifiers are bare numbers')
-  human, mouse = (_names(table, s) for s in range(len(SPECIES)))
+    raise _in_doubt('the identifiers are bare numbers', table)
   folded = [name.casefold() for name in names]
-  only = [
-    sum(n in human.folded and n not in mouse.folded for n in folded),
-    sum(n in mouse.folded and n not in human.folded for n in folded),
+  has_SN = [
+    np.array([name in _names(table, s).folded for name in folded])
+    for s in range(len(table.species))
   ]
-  cased = [
-    sum(n in human.symbols for n in names),
-    sum(n in mouse.symbols for n in names),
+  cased_S = [
+    sum(name in _names(table, s).symbols for name in names)
+    for s in range(len(table.species))
   ]
-  best = int(np.argmax(only))
-  other = 1 - best
-  if only[best] >= 10 * max(only[other], 1):
-    return best
-  supported = cased[best] > 10 * cased[other]
-  if supported and only[best] >= 3 * max(only[other], 1):
-    return best
+
+  def beats(one: int, other: int) -> bool:
+    mine = int((has_SN[one] & ~has_SN[other]).sum())
+    its = int((has_SN[other] & ~has_SN[one]).sum())
+    factor = 3 if cased_S[one] > 10 * cased_S[other] else 10
+    return mine >= factor * max(its, 1)
+
+  every = range(len(table.species))
+  for one in every:
+    if has_SN[one].any() and all(beats(one, s) for s in every if s != one):
+      return one
+  only_S = [(has_SN[s] & (sum(has_SN) == 1)).sum() for s in every]
+  counts = [f'{n:,} {table.species[s]} only' for s, n in enumerate(only_S)]
   raise _in_doubt(
-    f'{only[0]:,} names are human only and {only[1]:,} mouse only, and letter '
-    'case is no more than a hint'
+    f'of the names {" and ".join(counts)}, and letter case is no more than a '
+    'hint',
+    table,
   )
 
 
@@ -252,18 +276,19 @@ def choose_identifiers(
     UserError: the species is in doubt, or stable ids are of another one.
   """
   texts = {None: index}
+  prefixes = _prefixes(table)
   for name, values in columns.items():
     present = _present(values)
     known = max(
       sum(_names(table, s).find(text)[0] is not None for text in present)
-      for s in range(len(SPECIES))
+      for s in range(len(table.species))
     )
     if known and min(known, len(set(present))) >= 0.5 * len(present):
       texts[name] = values
   stable = [
     name
     for name, values in texts.items()
-    if sum(bool(_stable(text)) for text in _present(values))
+    if sum(bool(_stable_prefix(t, prefixes)) for t in _present(values))
     > 0.5 * len(_present(values))
   ]
   species = _species_of({n: texts[n] for n in stable} or texts, table, species)
@@ -287,9 +312,9 @@ def choose_identifiers(
     return Choice(best, species, reason, contradicts_index=False)
   why = f'{sum(differ):,} of {len(differ):,} genes differ'
   if case not in (None, species):
-    why += f', and the letter case of the index is {SPECIES[case]}'
+    why += f', and the letter case of the index is {table.species[case]}'
   reason = (
-    f'{_label(column)} is used; its {SPECIES[species]} ids contradict the '
+    f'{_label(column)} is used; its {table.species[species]} ids contradict the '
     f'index: {why}'
   )
   return Choice(column, species, reason, contradicts_index=True)
@@ -310,15 +335,19 @@ def _species_of(
   if species is None:
     if len(set(found.values())) == 1:
       return next(iter(found.values()))
-    kinds = ', '.join(f'{_label(n)} {SPECIES[s]}' for n, s in found.items())
-    raise _in_doubt(f'identifiers disagree: {kinds}') if found else doubt
+    kinds = ', '.join(
+      f'{_label(n)} {table.species[s]}' for n, s in found.items()
+    )
+    if found:
+      raise _in_doubt(f'identifiers disagree: {kinds}', table)
+    raise doubt
   for name, other in found.items():
     if other != species:
+      theirs, ours = table.species[other], table.species[species]
       raise errors.UserError(
-        f'{_label(name)} holds {SPECIES[other]} identifiers, not '
-        f'{SPECIES[species]} ones; '
-        f'give --species {SPECIES[other]}, or --ids-of {SPECIES[other]} where '
-        f'the cells are {SPECIES[species]}'
+        f'{_label(name)} holds {theirs} identifiers, not {ours} ones; '
+        f'give --species {theirs}, or --ids-of {theirs} where '
+        f'the cells are {ours}'
       )
   return species
 
@@ -329,10 +358,11 @@ def _letter_case(
   """The species that the letter case of symbols suggests, if it does."""
   hits = [
     sum(str(n).strip() in _names(table, s).symbols for n in names)
-    for s in range(len(SPECIES))
+    for s in range(len(table.species))
   ]
   best = int(np.argmax(hits))
-  return best if hits[best] > 10 * hits[1 - best] else None
+  others = [n for s, n in enumerate(hits) if s != best]
+  return best if hits[best] > 10 * max(others, default=0) else None
 
 
 def _present(values: Sequence[str]) -> list[str]:
@@ -344,14 +374,43 @@ def _label(column: str | None) -> str:
   return 'the index' if column is None else f'column {column!r}'
 
 
-def _in_doubt(why: str) -> errors.UserError:
-  return errors.UserError(
-    f'cannot tell the species: {why}; give --species human or --species mouse'
-  )
+def _in_doubt(why: str, table: gene_table.GeneTable) -> errors.UserError:
+  flags = ' or '.join(f'--species {name}' for name in table.species)
+  return errors.UserError(f'cannot tell the species: {why}; give {flags}')
 
 
 def _stable(name: str) -> re.Match | None:
   return _STABLE.fullmatch(name)
+
+
+@functools.lru_cache(maxsize=8)
+def _prefixes(table: gene_table.GeneTable) -> dict[str, int]:
+  """Prefix of the stable ids -> species, where it is of one species only."""
+  found: dict[str, set[int]] = {}
+  for gene_id, species in zip(table.gene_ids, table.species_G.tolist()):
+    match = _stable(gene_id)
+    if match and match[1] == gene_id:
+      found.setdefault(gene_id[:-11].upper(), set()).add(species)
+    elif match := _OTHER_STABLE.fullmatch(gene_id):
+      found.setdefault(match[1].upper(), set()).add(species)
+  known = {p: min(of) for p, of in found.items() if len(of) == 1}
+  for name, prefix in _PREFIX.items():
+    if name in table.species:
+      known.setdefault(prefix, table.species.index(name))
+  return known
+
+
+def _stable_prefix(name: str, known: Mapping[str, int]) -> str:
+  """Prefix of a stable id; '' of other names.
+
+  An id of Ensembl's form has one whatever its species; another only where the
+  ids of the table begin so.
+  """
+  if match := _stable(name):
+    return match[1][:-11].upper()
+  match = _OTHER_STABLE.fullmatch(name)
+  prefix = match[1].upper() if match else ''
+  return prefix if prefix in known else ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,8 +436,8 @@ class _Names:
 
   def _search(self, name: str) -> tuple[int | None, str]:
     match = _stable(name)
-    if match:
-      stable = match[1].upper()
+    if match or name in self.stable:
+      stable = match[1].upper() if match else name
       steps = (
         (stable, self.stable, 'ensembl'),
         (stable, self.aliases, 'alias'),
@@ -426,8 +485,10 @@ def _unique(pairs: Sequence[tuple[str, int]]) -> dict[str, int]:
 
 
 @functools.lru_cache(maxsize=8)
-def _partners(table: gene_table.GeneTable, species: int) -> dict[str, int]:
-  """One-to-one orthologue group -> row of the gene of a species."""
+def _partners(
+  table: gene_table.GeneTable, species: int, ids_of: int
+) -> dict[str, int]:
+  """Group that is one-to-one of two species -> row of the gene of the first."""
   members = collections.Counter(
     (group, species)
     for group, species in zip(table.orthologue_groups, table.species_G.tolist())
@@ -435,8 +496,7 @@ def _partners(table: gene_table.GeneTable, species: int) -> dict[str, int]:
   return {
     group: g
     for g, group in enumerate(table.orthologue_groups)
-    if group
-    and not group.startswith(gene_table.MANY_PREFIX)
+    if table.is_one_to_one(g)
     and table.species_G[g] == species
-    and all(members[group, s] == 1 for s in range(len(SPECIES)))
+    and all(members[group, s] == 1 for s in (species, ids_of))
   }

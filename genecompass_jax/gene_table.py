@@ -1,8 +1,9 @@
-"""Genes of both species: identifiers, names, biotypes and orthologues.
+"""Genes of some species: identifiers, names, biotypes and orthologues.
 
-The default table is package data, built by `data_prep/make_gene_table.py`.
-Tables are text with a checksum: `#key: value` lines, then tab-separated
-columns; a name ending in `.gz` is compressed.
+The default table, of human and mouse, is package data, built by
+`data_prep/make_gene_table.py`; `genecompass prep genes` builds others. Tables
+are text with a checksum: `#key: value` lines, then tab-separated columns; a
+name ending in `.gz` is compressed.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import functools
 import gzip
 import hashlib
 import importlib.resources
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -17,9 +19,12 @@ import numpy as np
 
 from genecompass_jax import errors, paths
 
-SPECIES = ('human', 'mouse')  # the code of a species is its index
+SPECIES = ('human', 'mouse')  # of the default table; codes are indices
 BIOTYPES = ('protein_coding', 'lncRNA', 'miRNA')
 MANY_PREFIX = 'many'  # of orthologue groups that are not one-to-one
+
+_NAME = '[a-z][a-z0-9_]*'  # of a species: a folder of a corpus is called so
+_SPECIES_KEY = 'species'
 
 COLUMNS = (
   'gene_id',
@@ -34,23 +39,27 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GeneTable:
-  """Annotation of G genes, human genes first, then mouse.
+  """Annotation of G genes, species by species.
 
   Attributes:
     gene_ids: Ensembl ids without version, all different.
     symbols: current symbol; the Ensembl id where a gene has none.
     aliases: former symbols, nicknames, and retired Ensembl ids.
     entrez: NCBI gene id; several are joined by `|`, '' where unknown.
-    species_G: int8 species code.
+    species_G: int8 species code: index in `species`.
     biotypes: `protein_coding`, `lncRNA` or `miRNA`; '' where unknown.
     orthologue_groups: members of one group are orthologous; '' for none. A
       name that begins with `many` is not one-to-one, even where a subset of
-      the table holds only one gene of each species.
+      the table holds only one gene of each species. `many7` is of the group
+      `7` and leaves its other members one-to-one: of a human gene with one
+      mouse and two rat orthologues, the rat genes alone are `many7`.
     header: what the table was made of: releases, licences, checksums.
+    species: names of the species, in the order of their genes. Files name
+      them where they are not human and mouse.
 
   Raises:
-    ValueError: columns differ in length, an id stands twice, or a mouse gene
-      comes before a human one.
+    ValueError: columns differ in length, an id stands twice, a species code
+      has no name, or a gene comes before one of an earlier species.
   """
 
   gene_ids: tuple[str, ...]
@@ -61,6 +70,7 @@ class GeneTable:
   biotypes: tuple[str, ...]
   orthologue_groups: tuple[str, ...]
   header: dict[str, str] = dataclasses.field(default_factory=dict)
+  species: tuple[str, ...] = SPECIES
 
   def __post_init__(self):
     species_G = np.array(self.species_G, np.int8)
@@ -69,14 +79,28 @@ class GeneTable:
     lengths = {
       len(getattr(self, field.name))
       for field in dataclasses.fields(self)
-      if field.name != 'header'
+      if field.name not in ('header', 'species')
     }
     if lengths != {len(self.gene_ids)}:
       raise ValueError(f'columns of a gene table differ in length: {lengths}')
     if len(set(self.gene_ids)) != len(self.gene_ids):
       raise ValueError('a gene id stands twice in a gene table')
+    object.__setattr__(self, 'species', tuple(self.species))
+    if len(set(self.species)) != len(self.species) or not all(
+      re.fullmatch(_NAME, name) for name in self.species
+    ):
+      raise ValueError(
+        f'species={self.species!r} must be different names of small letters, '
+        'digits and _'
+      )
+    if len(species_G) and not (
+      species_G.min() >= 0 and species_G.max() < len(self.species)
+    ):
+      raise ValueError(f'a species code is outside {self.species}')
     if np.any(np.diff(species_G) < 0):
-      raise ValueError('human genes come before mouse genes in a gene table')
+      raise ValueError(
+        f'{" genes come before ".join(self.species)} genes in a gene table'
+      )
 
   def __len__(self) -> int:
     return len(self.gene_ids)
@@ -99,11 +123,20 @@ class GeneTable:
       UserError: the file is missing, damaged, or of another format version.
     """
     header, columns = read_table(path, 'gene_table', COLUMNS)
-    return cls.from_columns(columns, header)
+    try:
+      return cls.from_columns(columns, header)
+    except ValueError as error:
+      raise errors.UserError(f'{path}: {error}; build it again') from error
 
   def save(self, path: paths.PathLike) -> None:
     """Writes the table; the same content gives the same bytes."""
-    write_table(path, 'gene_table', self.header, self.columns())
+    write_table(path, 'gene_table', self.file_header(), self.columns())
+
+  def file_header(self) -> dict[str, str]:
+    """The header as files hold it: with the species, but for the default."""
+    if self.species == SPECIES:
+      return dict(self.header)
+    return {_SPECIES_KEY: ', '.join(self.species), **self.header}
 
   def columns(self) -> dict[str, Sequence[str]]:
     """The table as columns of text, in the order of the file."""
@@ -113,7 +146,7 @@ class GeneTable:
       ['' if name == gene_id else name for gene_id, name in pairs],
       ['|'.join(names) for names in self.aliases],
       self.entrez,
-      [SPECIES[code] for code in self.species_G],
+      [self.species[code] for code in self.species_G],
       self.biotypes,
       self.orthologue_groups,
     )
@@ -123,11 +156,22 @@ class GeneTable:
   def from_columns(
     cls, columns: Mapping[str, Sequence[str]], header: Mapping[str, str]
   ) -> 'GeneTable':
-    """The inverse of `columns`."""
+    """The inverse of `columns` and `file_header`.
+
+    Raises:
+      ValueError: a gene is of a species that the header does not name.
+    """
+    header = dict(header)
+    named = header.pop(_SPECIES_KEY, ', '.join(SPECIES))
+    names = tuple(named.split(', ')) if named else ()
     ids, symbols, aliases, entrez, species, biotypes, groups = (
       columns[name] for name in COLUMNS
     )
-    code = {name: i for i, name in enumerate(SPECIES)}
+    code = {name: i for i, name in enumerate(names)}
+    if unknown := set(species) - code.keys():
+      raise ValueError(
+        f'genes of {min(unknown)!r}, but the species are {names}'
+      )
     return cls(
       gene_ids=tuple(ids),
       symbols=tuple(name or gene_id for gene_id, name in zip(ids, symbols)),
@@ -136,7 +180,8 @@ class GeneTable:
       species_G=np.array([code[name] for name in species], np.int8),
       biotypes=tuple(biotypes),
       orthologue_groups=tuple(groups),
-      header=dict(header),
+      header=header,
+      species=names,
     )
 
   def subset(self, keep_G: np.ndarray) -> 'GeneTable':
@@ -155,7 +200,13 @@ class GeneTable:
       biotypes=take(self.biotypes),
       orthologue_groups=take(self.orthologue_groups),
       header=dict(self.header),
+      species=self.species,
     )
+
+  def is_one_to_one(self, row: int) -> bool:
+    """Whether a gene is in an orthologue group, and one-to-one there."""
+    group = self.orthologue_groups[row]
+    return bool(group) and not group.startswith(MANY_PREFIX)
 
 
 @functools.cache

@@ -31,7 +31,6 @@ _RANGES = {  # of the logarithmic bins; values outside fall in the end bins
   encoding.RELEASED: (_EXACT, 1e-3, 1e7),
   encoding.LIBRARY: (0, 1e-3, 1e4),
 }
-_HUMAN = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,12 +43,15 @@ class Medians:
     median_SV: float64; NaN where no training cell expresses the token.
     support_SV: int64 training cells that express it.
     is_shared_V: bool; the token stands for genes of several species.
+    naming_species_V: int8 species whose median a shared token has in
+      `released` mode; None for the first, human.
   """
 
   mode: str
   median_SV: np.ndarray
   support_SV: np.ndarray
   is_shared_V: np.ndarray
+  naming_species_V: np.ndarray | None = None
 
   def __post_init__(self):
     if self.mode not in encoding.MODES:
@@ -79,13 +81,19 @@ class Medians:
     modes = {h.mode for h in histograms.values()}
     if len(modes) != 1:
       raise ValueError(f'histograms of one mode are needed, not of {modes}')
-    shape = len(vocabulary.SPECIES), vocab.size
+    shape = len(vocab.species), vocab.size
     median_SV = np.full(shape, np.nan)
     support_SV = np.zeros(shape, np.int64)
     for species, histogram in histograms.items():
       median_SV[species] = histogram.median_V()
       support_SV[species] = histogram.support_V()
-    return cls(modes.pop(), median_SV, support_SV, vocab.is_shared_V())
+    return cls(
+      modes.pop(),
+      median_SV,
+      support_SV,
+      vocab.is_shared_V(),
+      vocab.naming_species_V(),
+    )
 
   def is_supported_SV(self) -> np.ndarray:
     """bool [S, V]: at least `MIN_SUPPORT` cells stand behind the median."""
@@ -108,14 +116,19 @@ class Medians:
     the cell (measured on the published mouse corpus), the species' own of
     another; 1 where that is missing or not supported. Where no human cell was
     counted there is no human table: then shared tokens have the species' own.
+    Of a token without a human gene, the first of its species is meant.
     `library`: the species' own, else the median of its medians, so that an
     unsupported gene ranks like an average one; 1 only if nothing was counted.
     """
     known_SV = np.where(self.is_supported_SV(), self.median_SV, np.nan)
     known_V = known_SV[species]
     if self.mode == encoding.RELEASED:
-      if self.support_SV[_HUMAN].any():
-        known_V = np.where(self.is_shared_V, known_SV[_HUMAN], known_V)
+      naming_V = self.naming_species_V
+      naming_V = np.zeros(known_V.shape, int) if naming_V is None else naming_V
+      counted_S = self.support_SV.any(axis=1)
+      of_namer_V = self.is_shared_V & counted_S[naming_V]
+      named_V = known_SV[naming_V, np.arange(len(known_V))]
+      known_V = np.where(of_namer_V, named_V, known_V)
       return np.where(np.isnan(known_V), 1.0, known_V)
     for medians_V in (known_V, self.median_SV[species]):
       if not np.isnan(medians_V).all():
@@ -130,7 +143,7 @@ class Medians:
         f'{vocab.size} tokens but medians of {self.median_SV.shape[1]}'
       )
     columns = {'gene_id': vocab.token_gene_ids()[vocabulary.NUM_SPECIAL :]}
-    for species, name in enumerate(vocabulary.SPECIES):
+    for species, name in enumerate(vocab.species):
       median_V = self.median_SV[species, vocabulary.NUM_SPECIAL :]
       support_V = self.support_SV[species, vocabulary.NUM_SPECIAL :]
       columns[f'{name}_median'] = [repr(float(x)) for x in median_V]
@@ -150,13 +163,13 @@ class Medians:
       UserError: the file is missing, damaged, or holds impossible medians.
     """
     names = ['gene_id']
-    for name in vocabulary.SPECIES:
+    for name in vocab.species:
       names += [f'{name}_median', f'{name}_cells']
     header, columns = gene_table.read_table(path, 'medians', names)
     row_of = {gene_id: row for row, gene_id in enumerate(columns['gene_id'])}
     row_V = np.array([row_of.get(i, -1) for i in vocab.token_gene_ids()])
     median_SV, support_SV = [], []
-    for name in vocabulary.SPECIES:
+    for name in vocab.species:
       median = np.array([*columns[f'{name}_median'], 'nan'], np.float64)
       support = np.array([*columns[f'{name}_cells'], '0'], np.int64)
       if np.any((support > 0) != (median > 0)):
@@ -170,6 +183,7 @@ class Medians:
       np.stack(median_SV),
       np.stack(support_SV),
       vocab.is_shared_V(),
+      vocab.naming_species_V(),
     )
 
 

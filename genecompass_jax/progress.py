@@ -29,7 +29,7 @@ class Progress:
 
   def __init__(
     self,
-    total: int | None = None,
+    total: float | None = None,
     unit: str = 'cells',
     label: str = '',
     stream: TextIO | None = None,
@@ -85,9 +85,9 @@ class Progress:
       if self._is_terminal:
         full = round(share * BAR_WIDTH)
         parts.append('[' + '#' * full + '.' * (BAR_WIDTH - full) + ']')
-      parts.append(f'{share:4.0%} of {self.total:,} {self.unit}')
+      parts.append(f'{share:4.0%} of {_amount(self.total)} {self.unit}')
     else:
-      parts.append(f'{self.done:,} {self.unit}')
+      parts.append(f'{_amount(self.done)} {self.unit}')
     parts.append(f'{_significant(rate)} {self.unit}/s')
     if self.total and self.done < self.total:
       left = (self.total - self.done) / rate if rate else None
@@ -120,6 +120,10 @@ def track(
     for item in iterable:
       yield item
       progress.update()
+
+
+def _amount(done: float) -> str:
+  return f'{done:,.1f}' if isinstance(done, float) else f'{done:,}'
 
 
 def _significant(rate: float) -> str:

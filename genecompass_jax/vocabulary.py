@@ -1,8 +1,9 @@
 """Genes <-> tokens.
 
-Tokens 0 and 1 are `<pad>` and `<mask>`; genes follow, human genes first. A
-mouse gene with an orthologue takes the human gene's token, so a token may
-stand for several genes.
+Tokens 0 and 1 are `<pad>` and `<mask>`; genes follow in the order of the gene
+table, human genes first. A gene with an orthologue in an earlier species takes
+that gene's token (a mouse gene the human one's), so a token may stand for
+several genes.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import numpy as np
 
 from genecompass_jax import errors, gene_table, paths
 
-SPECIES = gene_table.SPECIES
+SPECIES = gene_table.SPECIES  # of the default; a vocabulary has its own
 PAD = 0
 MASK = 1
 NUM_SPECIAL = 2
@@ -28,15 +29,16 @@ class Vocabulary:
   """G genes and their V tokens.
 
   Attributes:
-    genes: the genes, human first.
+    genes: the genes, human first; their table names the species.
     token_G: int32 token of every gene, NUM_SPECIAL <= token < size.
     size: number of tokens V, `<pad>` and `<mask>` included.
     layout: 'compact': a mouse gene that shares a token has no row of its own.
       'released': every gene has a row, as in the original's 50,558; the row
       of a mouse gene that shares a token is never used as input.
-    orthologues: 'one2one': only groups of one human and one mouse gene share
-      a token. 'released': every mouse gene of a group takes the token of the
-      group's first human gene (many-to-one). 'none': nothing is shared.
+    orthologues: 'one2one': a gene shares the token of its one-to-one
+      orthologue in the first species of the table that has its group (human,
+      if any). 'released': every gene of a group takes the token of the first
+      gene of that species (many-to-one). 'none': nothing is shared.
   """
 
   genes: gene_table.GeneTable
@@ -58,6 +60,11 @@ class Vocabulary:
     ):
       raise ValueError(f'a token is outside [{NUM_SPECIAL}, {self.size})')
 
+  @property
+  def species(self) -> tuple[str, ...]:
+    """Names of the species; a species code is an index in it."""
+    return self.genes.species
+
   def __repr__(self) -> str:
     return (
       f'Vocabulary({len(self.genes):,} genes, {self.size:,} tokens, '
@@ -73,17 +80,24 @@ class Vocabulary:
   ) -> 'Vocabulary':
     """Numbers the genes of a table in its order; see the class for choices."""
     _check_choice('orthologues', orthologues, ORTHOLOGUES)
-    humans, mice = {}, {}  # rows of the members of each orthologue group
+    # rows of the members of each orthologue group, by species
+    groups: dict[str, dict[int, list[int]]] = {}
     for g, group in enumerate(table.orthologue_groups):
-      if group:
-        members = mice if table.species_G[g] else humans
-        members.setdefault(group, []).append(g)
+      if not group:
+        continue
+      if orthologues == 'released':
+        group = group.removeprefix(gene_table.MANY_PREFIX)
+      elif not table.is_one_to_one(g):
+        continue
+      members = groups.setdefault(group, {})
+      members.setdefault(int(table.species_G[g]), []).append(g)
     namer_G = np.arange(len(table))  # the gene whose token a gene takes
-    for group in humans.keys() & mice.keys():
-      pair = len(humans[group]) == len(mice[group]) == 1
-      pair &= not group.startswith(gene_table.MANY_PREFIX)
-      if orthologues == 'released' or (orthologues == 'one2one' and pair):
-        namer_G[mice[group]] = humans[group][0]
+    for members in groups.values() if orthologues != 'none' else ():
+      first = min(members)
+      for species, rows in members.items():
+        pair = len(rows) == len(members[first]) == 1
+        if species != first and (pair or orthologues == 'released'):
+          namer_G[rows] = members[first][0]
     return cls._numbered(table, namer_G, orthologues, layout)
 
   @classmethod
@@ -197,16 +211,22 @@ class Vocabulary:
   def is_shared_V(self) -> np.ndarray:
     """bool [V]: the token stands for genes of several species."""
     species_V = np.zeros(self.size, np.int8)
-    for species in range(len(SPECIES)):
+    for species in range(len(self.species)):
       species_V[self.species_tokens(species)] += 1
     return species_V > 1
 
+  def naming_species_V(self) -> np.ndarray:
+    """int8 [V] species of the gene that gives a token its name, 0 if special."""
+    return np.where(
+      self._namer_V < 0, 0, self.genes.species_G[self._namer_V]
+    ).astype(np.int8)
+
   def token_gene_ids(self) -> tuple[str, ...]:
-    """[V] Ensembl id of every token; the human id of a shared one."""
+    """[V] Ensembl id of every token; that of the first species, if shared."""
     return self._named(self.genes.gene_ids)
 
   def token_symbols(self) -> tuple[str, ...]:
-    """[V] symbol of every token; the human symbol of a shared one."""
+    """[V] symbol of every token; that of the first species, if shared."""
     return self._named(self.genes.symbols)
 
   def _named(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -220,11 +240,13 @@ class Vocabulary:
     where several mouse genes share it; any other token the prior of the gene
     that names it, whatever the cell's species; special tokens have -1. This
     is the look-up of the original's released code, whose random replacement
-    can put a token of the other species into a cell.
+    can put a token of the other species into a cell. Further species look up
+    as mouse does.
     """
-    rows_SV = np.tile(self._namer_V, (len(SPECIES), 1))
-    mouse = np.flatnonzero(self.genes.species_G == 1)
-    np.maximum.at(rows_SV[1], self.token_G[mouse], mouse.astype(np.int32))
+    rows_SV = np.tile(self._namer_V, (len(self.species), 1))
+    for species in range(1, len(self.species)):
+      rows = self.gene_rows(species)
+      np.maximum.at(rows_SV[species], self.token_G[rows], rows.astype(np.int32))
     return rows_SV
 
   @functools.cached_property
@@ -234,6 +256,8 @@ class Vocabulary:
     Symbols and aliases are left out: better names do not change a model.
     """
     lines = [f'{self.size} {self.layout} {self.orthologues}']
+    if self.species != SPECIES:
+      lines[0] += f' {" ".join(self.species)}'
     lines += [
       f'{gene_id} {species} {token}'
       for gene_id, species, token in zip(
@@ -249,7 +273,8 @@ class Vocabulary:
       'orthologues': self.orthologues,
       'size': str(self.size),
     }
-    header |= {f'genes.{k}': v for k, v in self.genes.header.items()}
+    of_genes = self.genes.file_header()
+    header |= {f'genes.{key}': value for key, value in of_genes.items()}
     columns = {'token': list(map(str, self.token_G)), **self.genes.columns()}
     gene_table.write_table(path, 'vocabulary', header, columns)
 
@@ -267,13 +292,16 @@ class Vocabulary:
       for key, value in header.items()
       if key.startswith('genes.')
     }
-    return cls(
-      genes=gene_table.GeneTable.from_columns(columns, of_genes),
-      token_G=np.array(columns['token'], np.int32),
-      size=int(header['size']),
-      layout=header['layout'],
-      orthologues=header['orthologues'],
-    )
+    try:
+      return cls(
+        genes=gene_table.GeneTable.from_columns(columns, of_genes),
+        token_G=np.array(columns['token'], np.int32),
+        size=int(header['size']),
+        layout=header['layout'],
+        orthologues=header['orthologues'],
+      )
+    except ValueError as error:
+      raise errors.UserError(f'{path}: {error}; build it again') from error
 
 
 @functools.cache

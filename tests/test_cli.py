@@ -30,7 +30,13 @@ def one_line(argv, capsys):
 
 @pytest.mark.parametrize(
   'command',
-  [(), *((name,) for name in COMMANDS), ('convert', 'pytorch')],
+  [
+    (),
+    *((name,) for name in COMMANDS),
+    ('convert', 'pytorch'),
+    ('prep', 'download'),
+    ('prep', 'genes'),
+  ],
   ids=' '.join,
 )
 def test_help_comes_at_once(command):

@@ -302,3 +302,114 @@ def test_whole_genome_takes_a_blink(real_data):
   start = time.perf_counter()
   gene_ids.resolve(names, HUMAN, TABLE)
   assert time.perf_counter() - start < 1.5  # 0.1 s on a quiet machine
+
+
+def rat_table() -> gene_table.GeneTable:
+  """The genes of the default table, those of mouse once more as rat's.
+
+  Every tenth symbol is rat's own, as is every Entrez id.
+  """
+  keep = np.zeros(len(TABLE), bool)
+  for rows in ROWS:
+    keep[rows[:6000]] = True
+  two = TABLE.subset(keep)
+  mouse = np.flatnonzero(two.species_G == MOUSE).tolist()
+
+  def with_rat(values, change):
+    return (*values, *(change(i, values[g]) for i, g in enumerate(mouse)))
+
+  return gene_table.GeneTable(
+    gene_ids=with_rat(
+      two.gene_ids, lambda i, x: x.replace('ENSMUSG', 'ENSRNOG')
+    ),
+    symbols=with_rat(
+      two.symbols,
+      lambda i, x: (
+        x.replace('ENSMUSG', 'ENSRNOG')
+        if x.startswith('ENS')
+        else x
+        if i % 10
+        else f'RGD{i}'
+      ),
+    ),
+    aliases=with_rat(two.aliases, lambda i, x: ()),
+    entrez=with_rat(two.entrez, lambda i, x: f'{900_000 + i}'),
+    species_G=np.append(two.species_G, np.full(len(mouse), 2)),
+    biotypes=with_rat(two.biotypes, lambda i, x: x),
+    orthologue_groups=with_rat(two.orthologue_groups, lambda i, x: x),
+    species=('human', 'mouse', 'rat'),
+  )
+
+
+def test_a_third_species_is_learned_from_the_table():
+  table = rat_table()
+  rows = [np.flatnonzero(table.species_G == s) for s in range(3)]
+  for species in range(3):
+    ids = [table.gene_ids[g] for g in rows[species]]
+    assert gene_ids.infer_species(ids, table) == species
+    numbers = [n for g in rows[species] if (n := table.entrez[g])][:500]
+    numbers = [n.split('|')[0] for n in numbers]
+    assert gene_ids.infer_species(numbers, table) == species
+    names = [
+      table.symbols[g]
+      for g in rows[species]
+      if table.symbols[g] != table.gene_ids[g]
+    ]
+    assert gene_ids.infer_species(names, table) == species
+    choice = gene_ids.choose_identifiers(names, {}, table)
+    assert choice.species == species
+  # Mouse and rat write most symbols alike: those alone leave a doubt.
+  both = {table.symbols[g] for g in rows[1]} & {
+    table.symbols[g] for g in rows[2]
+  }
+  with pytest.raises(
+    errors.UserError, match='--species mouse or --species rat'
+  ):
+    gene_ids.infer_species(sorted(both), table)
+  with pytest.raises(errors.UserError, match='neither human nor mouse nor rat'):
+    gene_ids.infer_species(['ENSDARG00000000001'] * 9, table)
+  with pytest.raises(errors.UserError, match='--ids-of rat'):
+    gene_ids.choose_identifiers(
+      [table.gene_ids[g] for g in rows[2]], {}, table, species=0
+    )
+
+
+def test_rat_identifiers_in_human_cells_and_back():
+  table = rat_table()
+  rats = {
+    table.orthologue_groups[r]: r
+    for r in np.flatnonzero(table.species_G == 2)
+    if table.is_one_to_one(r)
+  }
+  g, rat = next(
+    (g, rats[group])
+    for g, group in enumerate(table.orthologue_groups)
+    if group in rats
+  )
+  found = gene_ids.resolve([table.gene_ids[rat]], 0, table, ids_of=2)
+  assert found.gene_ids == (table.gene_ids[g],)
+  back = gene_ids.resolve([table.gene_ids[g]], 2, table, ids_of=0)
+  assert back.gene_ids == (table.gene_ids[rat],)
+  assert back.report()['species'] == 'rat'
+
+
+def test_identifiers_of_other_databases():
+  table = gene_table.GeneTable(
+    gene_ids=('ENSG00000000001', 'FBgn0000008', 'FBgn0000014'),
+    symbols=('A', 'a', 'abd-A'),
+    aliases=((),) * 3,
+    entrez=('',) * 3,
+    species_G=np.array([0, 1, 1]),
+    biotypes=('',) * 3,
+    orthologue_groups=('',) * 3,
+    species=('human', 'fly'),
+  )
+  assert gene_ids.infer_species(['FBgn0000008', 'FBgn0999999'], table) == 1
+  found = gene_ids.resolve(['FBgn0000014', 'FBgn0999999'], 1, table)
+  assert found.gene_ids == ('FBgn0000014', None)
+  assert found.how == ('ensembl', 'lost')
+
+
+def test_a_small_table_still_knows_the_prefixes_of_its_species():
+  human = TABLE.subset(TABLE.species_G == HUMAN)
+  assert gene_ids.infer_species(['ENSMUSG00000059552'], human) == MOUSE

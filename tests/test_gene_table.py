@@ -259,3 +259,26 @@ def test_rebuilding_gives_the_same_bytes(real_data, tmp_path):
     RESOURCE.read_bytes()
   )
   assert str(tmp_path) not in gzip.decompress(out.read_bytes()).decode()
+
+
+def test_a_table_names_its_species(tmp_path):
+  table = dataclasses.replace(small_table(), species=('human', 'rat'))
+  path = tmp_path / 'genes.tsv.gz'
+  table.save(path)
+  loaded = gene_table.GeneTable.load(path)
+  assert loaded.species == ('human', 'rat')
+  assert_same(loaded, table)
+  assert loaded.columns()['species'] == ['human', 'human', 'rat']
+  assert loaded.subset(np.ones(3, bool)).species == ('human', 'rat')
+  # Human and mouse are not named: the bytes of older files stay as they are.
+  assert 'species' not in small_table().file_header()
+  gene_table.write_table(path, 'gene_table', {}, table.columns())
+  with pytest.raises(errors.UserError, match="genes of 'rat'"):
+    gene_table.GeneTable.load(path)
+  for species, message in (
+    (('human',), 'outside'),
+    (('human', 'human'), 'different names'),
+    (('human', 'a b'), 'different names'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      dataclasses.replace(small_table(), species=species)

@@ -251,3 +251,37 @@ def test_damage_is_one_line(vocab, tmp_path):
     medians.Medians.load(path, vocab)
   with pytest.raises(errors.UserError):
     medians.Medians.load(tmp_path / 'absent.tsv', vocab)
+
+
+def test_a_third_species(tmp_path):
+  """Shared tokens have the median of the species that names them."""
+  table = gene_table.GeneTable(
+    gene_ids=('H', 'm1', 'm2', 'r1', 'r2'),
+    symbols=('H', 'm1', 'm2', 'r1', 'r2'),
+    aliases=((),) * 5,
+    entrez=('',) * 5,
+    species_G=np.array([0, 1, 1, 2, 2]),
+    biotypes=('',) * 5,
+    orthologue_groups=('1', '1', '2', '1', '2'),
+    species=('human', 'mouse', 'rat'),
+  )
+  vocab = vocabulary.Vocabulary.from_genes(table)
+  median_SV = np.array(
+    [[np.nan, np.nan, 2, np.nan], [np.nan] * 4, [np.nan] * 4]
+  )
+  median_SV[1:, 2:] = [[3, 5], [7, 11]]
+  values = medians.Medians(
+    'released',
+    median_SV,
+    np.where(np.isnan(median_SV), 0, 500),
+    vocab.is_shared_V(),
+    vocab.naming_species_V(),
+  )
+  path = tmp_path / 'medians.tsv'
+  values.save(path, vocab)
+  loaded = medians.Medians.load(path, vocab)
+  assert 'rat_median' in path.read_text()
+  for table in (values, loaded):
+    assert table.divisor_V(2).tolist() == [1, 1, 2, 5]
+    assert table.divisor_V(0).tolist() == [1, 1, 2, 5]
+  assert loaded.sha256 == values.sha256

@@ -42,3 +42,13 @@ def test_few_prints_and_unknown_totals(capsys):
 
 def test_nothing_done_has_no_estimate():
   assert '? left' in progress.Progress(5, stream=io.StringIO()).line()
+
+
+def test_shares_of_a_unit():
+  with progress.Progress(1.5, 'MB', stream=io.StringIO()) as bar:
+    bar.update(0.25)
+    bar.update(0.3333)
+    assert '39% of 1.5 MB' in bar.line()
+  with progress.Progress(None, 'MB', stream=io.StringIO()) as bar:
+    bar.update(0.3333)
+    assert bar.line().startswith('0.3 MB')

@@ -170,3 +170,85 @@ def test_damage_and_other_kinds_are_one_line(tmp_path):
 def test_choices_are_checked(name):
   with pytest.raises(ValueError, match=name):
     vocabulary.Vocabulary.from_genes(TABLE, **{name: 'other'})
+
+
+def three_species() -> gene_table.GeneTable:
+  """Human A-D, mouse a-d, rat p-u.
+
+  A-a-p one-to-one in all three; B-b pairs, with two rat genes q and r; C has
+  two mice c and d and pairs with rat s; no human gene has the pair e-t; D and
+  u are alone.
+  """
+  rows = (
+    *(('A', 0, '1'), ('B', 0, '2'), ('C', 0, '3'), ('D', 0, '')),
+    *(('a', 1, '1'), ('b', 1, '2'), ('c', 1, 'many3'), ('d', 1, 'many3')),
+    *(('e', 1, '4'), ('p', 2, '1'), ('q', 2, 'many2'), ('r', 2, 'many2')),
+    *(('s', 2, '3'), ('t', 2, '4'), ('u', 2, '')),
+  )
+  ids, codes, groups = zip(*rows)
+  return gene_table.GeneTable(
+    gene_ids=ids,
+    symbols=tuple(f'{i}_' for i in ids),
+    aliases=((),) * len(ids),
+    entrez=('',) * len(ids),
+    species_G=np.array(codes),
+    biotypes=('',) * len(ids),
+    orthologue_groups=groups,
+    species=('human', 'mouse', 'rat'),
+  )
+
+
+def test_three_species_share_tokens(tmp_path):
+  table = three_species()
+  vocab = vocabulary.Vocabulary.from_genes(table)
+  token = dict(zip(table.gene_ids, vocab.token_G.tolist()))
+  assert token['A'] == token['a'] == token['p']
+  assert token['B'] == token['b']
+  assert token['C'] == token['s']
+  assert token['e'] == token['t']
+  assert len(set(token.values())) == len(table) - 5 == vocab.size - 2
+  assert vocab.token_gene_ids()[2:] == (
+    *('A', 'B', 'C', 'D', 'c', 'd', 'e', 'q', 'r', 'u'),
+  )
+  # What a third species adds changes no sharing of the first two.
+  two = vocabulary.Vocabulary.from_genes(table.subset(table.species_G < 2))
+  assert two.tokens(['a', 'b', 'e']).tolist() == [2, 3, 8]
+  many = vocabulary.Vocabulary.from_genes(table, 'released')
+  token = dict(zip(table.gene_ids, many.token_G.tolist()))
+  assert token['B'] == token['b'] == token['q'] == token['r']
+  assert token['C'] == token['c'] == token['d'] == token['s']
+  assert vocabulary.Vocabulary.from_genes(table, 'none').size == len(table) + 2
+
+  path = tmp_path / 'v.tsv.gz'
+  vocab.save(path)
+  loaded = vocabulary.Vocabulary.load(path)
+  assert loaded.species == vocab.species == ('human', 'mouse', 'rat')
+  assert loaded.sha256 == vocab.sha256
+  assert loaded.genes.header == table.header
+  small = loaded.restrict(['p', 't'])
+  assert small.genes.gene_ids == ('A', 'a', 'e', 'p', 't')
+  assert small.species == vocab.species
+  other = dataclasses.replace(table, species=('human', 'mouse', 'pig'))
+  assert vocabulary.Vocabulary.from_genes(other).sha256 != vocab.sha256
+
+
+def test_three_species_look_up_their_own_priors():
+  table = three_species()
+  vocab = vocabulary.Vocabulary.from_genes(table)
+  rows_SV = vocab.prior_rows_SV()
+  assert rows_SV.shape == (3, vocab.size)
+  row = table.row_of
+  for name, rows in (
+    ('A', [row['A'], row['a'], row['p']]),
+    ('C', [row['C'], row['C'], row['s']]),
+    ('e', [row['e'], row['e'], row['t']]),
+  ):
+    assert rows_SV[:, vocab.tokens([name])[0]].tolist() == rows
+  shared = vocab.is_shared_V()
+  assert shared[vocab.tokens(['A', 'B', 'C', 'e'])].all()
+  assert not shared[vocab.tokens(['D', 'c', 'q', 'u'])].any()
+  assert vocab.naming_species_V().tolist() == [0] * 6 + [1] * 3 + [2] * 3
+  assert (
+    vocab.species_tokens(2).tolist()
+    == vocab.tokens(['A', 'C', 'e', 'q', 'r', 'u']).tolist()
+  )

@@ -1,8 +1,9 @@
-"""The gene table from the public annotation tables.
+"""Gene tables from the public annotation tables, of any release and species.
 
-Genes are the protein-coding, lncRNA and miRNA genes of GENCODE; older Ensembl
-tables, HGNC and the orthologue tables add names, Entrez ids, retired ids and
-orthologues. Only facts are taken: identifiers, names, biotypes, orthology.
+Genes are the protein-coding, lncRNA and miRNA genes of an annotation (GENCODE
+or Ensembl); older releases, naming committees and the orthologue tables add
+names, Entrez ids, retired ids and orthologues. Only facts are taken:
+identifiers, names, biotypes, orthology.
 
 A name belongs to the gene that holds it most strongly, and is an alias of
 several genes only where they hold it equally. From strong to weak: the current
@@ -15,28 +16,61 @@ the sources do know as former mouse symbols, all 139 were right.
 """
 
 import collections
-import csv
 import dataclasses
-import gzip
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from genecompass_jax import gene_table, paths
+from genecompass_jax import errors, gene_table, paths
+from genecompass_jax.prepare import gene_formats, gene_names, orthology
 
-Row = Mapping[str, str]
+Row = gene_formats.Row
 
 MANY = gene_table.MANY_PREFIX
 
-# Strength of the claim to an alias, strongest first.
-_OLDER, _FORMER, _NICKNAME, _BY_ORTHOLOGUE = range(4)
+
+@dataclasses.dataclass(frozen=True)
+class SpeciesSources:
+  """Files of one species.
+
+  Attributes:
+    name: of the species, such as rat.
+    annotation: the current one: a GTF, or a table of genes.
+    older: annotations of older releases, newest first: their ids and symbols
+      become aliases.
+    names: naming tables, the most trusted first.
+  """
+
+  name: str
+  annotation: str
+  older: tuple[str, ...] = ()
+  names: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What a gene table is made of.
+
+  Attributes:
+    species: in the order of the table; the first names shared tokens.
+    orthologues: tables of orthologues, the most trusted first.
+    biotypes: of the genes that are kept.
+    one_to_one: `orthology.STRICT` or `orthology.CONFIDENT`.
+    as_shipped: with the one wrong Entrez id of the table that is shipped
+      (ENSG00000083622 has that of FAM27E4), so that its bytes stay the same.
+  """
+
+  species: tuple[SpeciesSources, ...]
+  orthologues: tuple[str, ...] = ()
+  biotypes: tuple[str, ...] = gene_table.BIOTYPES
+  one_to_one: str = orthology.STRICT
+  as_shipped: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-  """Paths of the tables; `.gz` or plain, tab- or comma-separated by name.
+  """Paths of the tables of the shipped table; `.gz` or plain.
 
   Attributes:
     human_gencode, mouse_gencode: gene_id, gene_name, biotype, chromosome,
@@ -75,368 +109,320 @@ _SOURCES = {
 
 
 @dataclasses.dataclass
-class _Gene:
-  """What is known of one gene while the table is built."""
+class _Species:
+  """The genes of one species while the table is built."""
 
-  gene_id: str
-  biotype: str
-  name: str = ''
-  entrez: list[str] = dataclasses.field(default_factory=list)
-  aliases: dict[str, int] = dataclasses.field(default_factory=dict)
-  retired: set[str] = dataclasses.field(default_factory=set)
-  group: str = ''
+  name: str
+  genes: dict[str, gene_names.Gene]
+  symbols: set[str]  # of the annotation, of genes of any biotype
+  pseudogenes: set[str]
+  accessions: dict[str, gene_names.Gene]
+  notes: list[str]
 
-  def add_aliases(self, names: Iterable[str], strength: int) -> None:
-    """Remembers the strongest claim to each name."""
-    for name in names:
-      held = self.aliases.get(name, strength)
-      self.aliases[name] = min(strength, held)
+  def lookup(self, pseudogenes: frozenset[str]) -> orthology.Lookup:
+    keys = {('gene_id', gene_id): gene_id for gene_id in self.genes}
+    for name, gene in gene_names.by_any_name(self.genes).items():
+      keys['symbol', name] = keys['entrez', name] = gene.gene_id
+    for gene in self.genes.values():
+      keys |= {('retired', old): gene.gene_id for old in gene.retired}
+    for accession, gene in self.accessions.items():
+      keys['accession', accession] = gene.gene_id
+    return orthology.Lookup(self.name, keys, pseudogenes)
 
 
 def build(sources: Sources) -> gene_table.GeneTable:
-  """The table of both species; the same sources give the same table."""
-  hgnc = _read(sources.hgnc)
-  mgi = _read(sources.mgi)
-  homologene = _read(sources.homologene)
-  human = _human_genes(sources, hgnc, homologene)
-  mouse = _mouse_genes(sources, mgi, homologene)
-  pseudogenes = {
-    _name(row)
-    for path in (sources.human_gencode, sources.mouse_gencode)
-    for row in _read(path)
-    if 'pseudogene' in row['biotype']
-  }
-  _group_orthologues(human, mouse, hgnc, mgi, homologene, pseudogenes)
-  _name_by_orthologue(human, mouse, sources)
-  genes = [*human.values(), *mouse.values()]
-  header = _header(sources, human, mouse)
-  header['hgnc_last_change'] = max(row['date_modified'] for row in hgnc)
-  return gene_table.GeneTable(
-    gene_ids=tuple(gene.gene_id for gene in genes),
-    symbols=tuple(gene.name or gene.gene_id for gene in genes),
-    aliases=tuple(
-      tuple(sorted({*gene.aliases, *gene.retired})) for gene in genes
+  """The shipped table; the same sources give the same bytes."""
+  human = SpeciesSources(
+    'human', sources.human_gencode, sources.human_ensembl, (sources.hgnc,)
+  )
+  mouse = SpeciesSources(
+    'mouse', sources.mouse_gencode, sources.mouse_ensembl, (sources.mgi,)
+  )
+  recipe = Recipe(
+    (human, mouse), (sources.mgi, sources.homologene), as_shipped=True
+  )
+  table, kinds, notes = _build(recipe)
+  header = _shipped_header(sources, table, kinds)
+  (changed,) = (n for n in notes if n.startswith('last change '))
+  header['hgnc_last_change'] = changed.removeprefix('last change ')
+  return dataclasses.replace(table, header=header)
+
+
+def build_recipe(recipe: Recipe) -> gene_table.GeneTable:
+  """A table of any release and species.
+
+  Raises:
+    UserError: a file is missing, damaged, or of no known format; or the
+      species, biotypes or ids do not fit together.
+  """
+  names = [species.name for species in recipe.species]
+  if not names or len(set(names)) != len(names):
+    raise errors.UserError('give each species one annotation')
+  if recipe.one_to_one not in orthology.RULES:
+    raise errors.UserError(
+      f'one-to-one rule {recipe.one_to_one!r}: give {orthology.RULES}'
+    )
+  table, kinds, notes = _build(recipe)
+  header = {'built_by': 'genecompass prep genes'}
+  for number, (role, path) in enumerate(_files(recipe), 1):
+    name = re.split(r'[/\\]', str(path))[-1]
+    header[f'source {number}'] = (
+      f'{role}: {name}; sha256 {paths.sha256_file(path)}'
+    )
+  header |= {f'note {i}': note for i, note in enumerate(filter(None, notes), 1)}
+  header['biotypes'] = ', '.join(recipe.biotypes)
+  header['one-to-one rule'] = recipe.one_to_one
+  for species, name in enumerate(table.species):
+    counts = _biotype_counts(table, species)
+    header |= {f'{name} {b}': str(counts[b]) for b in recipe.biotypes}
+  for (one, other), counts in kinds.items():
+    between = f'{table.species[one]}-{table.species[other]}'
+    header |= {f'{between} {kind}': str(counts[kind]) for kind in _KINDS}
+  return dataclasses.replace(table, header=header)
+
+
+_KINDS = ('one2one', 'one2many', 'many2one', 'many2many')
+
+
+def _files(recipe: Recipe) -> list[tuple[str, str]]:
+  files = []
+  for species in recipe.species:
+    files.append((f'{species.name} annotation', species.annotation))
+    files += [(f'{species.name} older release', path) for path in species.older]
+    files += [(f'{species.name} names', path) for path in species.names]
+  return files + [('orthologues', path) for path in recipe.orthologues]
+
+
+def _build(
+  recipe: Recipe,
+) -> tuple[gene_table.GeneTable, dict, list[str]]:
+  """The table without its header, orthologue counts, and notes."""
+  former = [
+    row
+    for path in recipe.orthologues
+    if _names_ids_and_symbols(path)
+    for row in orthology.read(path, ()).rows
+  ]
+  every = [_genes_of(species, recipe, former) for species in recipe.species]
+  _check_ids(every)
+  pseudogenes = frozenset().union(*(species.pseudogenes for species in every))
+  lookups = [species.lookup(pseudogenes) for species in every]
+  tables = [orthology.read(path, lookups) for path in recipe.orthologues]
+  for path, table in zip(recipe.orthologues, tables):
+    _check_orthologues(path, table, lookups)
+  groups, kinds = orthology.group(tables, lookups, recipe.one_to_one)
+  for species in every:
+    for gene in species.genes.values():
+      gene.group = groups.get(gene.gene_id, '')
+  for species in every[1:]:
+    _name_by_orthologue(every[0], species)
+  genes = [gene for species in every for gene in species.genes.values()]
+  sizes = [len(species.genes) for species in every]
+  return (
+    gene_table.GeneTable(
+      gene_ids=tuple(gene.gene_id for gene in genes),
+      symbols=tuple(gene.name or gene.gene_id for gene in genes),
+      aliases=tuple(
+        tuple(sorted({*gene.aliases, *gene.retired})) for gene in genes
+      ),
+      entrez=tuple('|'.join(gene.entrez) for gene in genes),
+      species_G=np.repeat(np.arange(len(every)), sizes),
+      biotypes=tuple(gene.biotype for gene in genes),
+      orthologue_groups=tuple(gene.group for gene in genes),
+      species=tuple(species.name for species in every),
     ),
-    entrez=tuple('|'.join(gene.entrez) for gene in genes),
-    species_G=np.repeat([0, 1], [len(human), len(mouse)]),
-    biotypes=tuple(gene.biotype for gene in genes),
-    orthologue_groups=tuple(gene.group for gene in genes),
-    header=header,
+    kinds,
+    [note for species in every for note in species.notes],
   )
 
 
-def _human_genes(
-  sources: Sources, hgnc: Sequence[Row], homologene: Sequence[Row]
-) -> dict[str, _Gene]:
-  gencode = _read(sources.human_gencode)
-  older = [row for path in sources.human_ensembl for row in _read(path)]
-  official = {row['ensembl_gene_id']: row['symbol'] for row in hgnc}
-  entrez = {row['symbol']: row['entrez_id'] for row in hgnc}
-  entrez |= {row['ensembl_gene_id']: row['entrez_id'] for row in hgnc}
-  genes, ids = _current_genes(gencode, official)
-  for row in hgnc:  # GSTT1, CCL3L1, ...: no copy on a primary chromosome
-    gene_id = row['ensembl_gene_id']
-    if (
-      row['locus_type'] == 'gene with protein product'
-      and row['location'].endswith('alternate reference locus')
-      and gene_id
-      and gene_id not in ids
-    ):
-      genes[gene_id] = _Gene(gene_id, 'protein_coding', row['symbol'])
-      ids.add(gene_id)
-  # Where HGNC and GENCODE name one gene differently, GENCODE's name is current.
-  names = {_name(row) or official.get(_id(row), '') for row in gencode}
-  names |= {r['symbol'] for r in hgnc if r['ensembl_gene_id'] not in ids}
+def _names_ids_and_symbols(path: str) -> bool:
+  first = next(gene_formats.rows(path), {})
+  return 'HID' in first and any(name.endswith('_ensembl') for name in first)
+
+
+def _check_ids(every: Sequence[_Species]) -> None:
+  owner: dict[str, str] = {}
+  for species in every:
+    for gene_id in species.genes:
+      if gene_id in owner:
+        raise errors.UserError(
+          f'{gene_id} is in the annotations of {owner[gene_id]} and of '
+          f'{species.name}; give each species its own'
+        )
+      owner[gene_id] = species.name
+
+
+def _check_orthologues(
+  path: str, table: orthology.Table, lookups: Sequence[orthology.Lookup]
+) -> None:
+  classes, _ = orthology.classes_of_genes(table, lookups)
+  known = [set(lookup.keys.values()) for lookup in lookups]
+  if len(lookups) > 1 and not any(
+    len({s for s, gene in keys if gene in known[s]}) > 1 for keys in classes
+  ):
+    raise errors.UserError(
+      f'{path}: it relates no genes of {", ".join(x.name for x in lookups)}; '
+      'give a table of these species (one of Entrez ids needs --names with '
+      'Entrez ids)'
+    )
+
+
+def _genes_of(
+  sources: SpeciesSources, recipe: Recipe, former: Sequence[tuple[str, str]]
+) -> _Species:
+  """Genes of one species with their names, without orthologues."""
+  annotation = gene_formats.read_annotation(sources.annotation)
+  rows = annotation.rows
+  older = [
+    row for path in sources.older for row in gene_formats.read_older(path)
+  ]
+  with_entrez = [
+    {'ensgene': _id(row), 'symbol': _name(row), 'entrez': row['entrez']}
+    for row in rows
+    if row.get('entrez')
+  ]
+  alternates = [
+    {
+      'ensgene': _id(row),
+      'symbol': _name(row),
+      'entrez': row.get('entrez', ''),
+    }
+    for row in annotation.alternates
+  ]
+  older = with_entrez + alternates + older
+  symbols = {_name(row) for row in rows}
+  notes = (
+    [f'{sources.name}: {annotation.release}'] if annotation.release else []
+  )
+  committees: list[list[gene_formats.Name]] = []
+  for path in sources.names:
+    names, note = gene_formats.read_names(path, symbols)
+    committees.append(names)
+    notes.append(note)
+  every_name = [name for names in committees for name in names]
+  official: dict[str, str] = {}
+  entrez: dict[str, str] = {}
+  for names in reversed(committees):  # the first table has the last word
+    official |= {n.gene_id: n.symbol for n in names if n.gene_id}
+    entrez |= {n.symbol: n.entrez for n in names if n.entrez}
+    entrez |= {n.gene_id: n.entrez for n in names if n.entrez}
+  if not recipe.as_shipped:
+    entrez.pop('', None)
+  genes, ids = _current_genes(rows, official, recipe.biotypes)
+  if not genes:
+    raise errors.UserError(
+      f'{sources.annotation}: no gene of the biotypes '
+      f'{", ".join(recipe.biotypes)}; it has '
+      f'{", ".join(sorted({row["biotype"] for row in rows})[:12])}'
+    )
+  for name in every_name if 'protein_coding' in recipe.biotypes else ():
+    # GSTT1, CCL3L1, ...: no copy on a primary chromosome
+    if name.on_alternate and name.gene_id and name.gene_id not in ids:
+      genes[name.gene_id] = gene_names.Gene(
+        name.gene_id, 'protein_coding', name.symbol
+      )
+      ids.add(name.gene_id)
+  # Where the committee and the annotation name one gene differently, the
+  # annotation's name is current.
+  names = {_name(row) or official.get(_id(row), '') for row in rows}
+  for table in committees:
+    if any(name.gene_id for name in table):
+      names |= {name.symbol for name in table if name.gene_id not in ids}
   names |= {gene.name for gene in genes.values()}
   genes = dict(sorted(genes.items()))
-  _name_once(genes, official, older)
-  by_name = {gene.name: gene for gene in genes.values() if gene.name}
-  for row in hgnc:
-    gene = genes.get(row['ensembl_gene_id']) or by_name.get(row['symbol'])
-    if gene is None:
-      continue
-    gene.add_aliases([row['symbol'], *_split(row['prev_symbol'])], _FORMER)
-    gene.add_aliases(_split(row['alias_symbol']), _NICKNAME)
-  retired = [
-    (row['ensembl_gene_id'], row['symbol'], row['entrez_id']) for row in hgnc
-  ]
-  _add_names(genes, homologene, 'human_ensembl', 'human_symbol', _FORMER)
-  _finish(genes, ids, names, entrez, older, retired)
-  return genes
-
-
-def _mouse_genes(
-  sources: Sources, mgi: Sequence[Row], homologene: Sequence[Row]
-) -> dict[str, _Gene]:
-  gencode = _read(sources.mouse_gencode)
-  older = [row for path in sources.mouse_ensembl for row in _read(path)]
-  mgi = [row for row in mgi if row['NCBI Taxon ID'] == '10090']
-  entrez = {row['Symbol']: row['EntrezGene ID'] for row in mgi}
-  genes, ids = _current_genes(gencode, {})
-  names = {_name(row) for row in gencode}
-  _name_once(genes, {}, older)
-  by_entrez = _unique(
-    (_whole(row['entrez']), genes[row['ensgene']])
-    for row in older
-    if row['ensgene'] in genes
-  )
-  for row in mgi:
-    if row['Symbol'] not in names:
-      gene = by_entrez.get(row['EntrezGene ID'])
-      if gene is None:
-        names.add(row['Symbol'])  # of a gene that the table lacks
-      else:
-        gene.add_aliases([row['Symbol']], _FORMER)
-  _add_names(genes, homologene, 'mouse_ensembl', 'mouse_symbol', _FORMER)
-  _finish(genes, ids, names, entrez, older, [])
-  return genes
+  numbered = {row['ensgene'] for row in older if row['entrez']}
+  numbered = numbered or {n.gene_id for n in every_name if n.entrez}
+  gene_names.name_once(genes, official, numbered, recipe.biotypes)
+  gene_names.add_official(genes, committees, names, older)
+  for gene_id, name in former:
+    if gene_id in genes:
+      genes[gene_id].add_aliases([name], gene_names.FORMER)
+  retired = [(n.gene_id, n.symbol, n.entrez) for n in every_name]
+  gene_names.finish(genes, ids, names, entrez, older, retired)
+  pseudogenes = {
+    name
+    for row in rows
+    if 'pseudogene' in row['biotype']
+    for name in (_name(row), _id(row))
+  }
+  by_name = gene_names.by_any_name(genes)
+  accessions = {}
+  for name in every_name:
+    gene = genes.get(name.gene_id) or by_name.get(name.symbol)
+    if name.accession and gene is not None:
+      accessions[name.accession] = gene
+  return _Species(sources.name, genes, symbols, pseudogenes, accessions, notes)
 
 
 def _current_genes(
-  gencode: Iterable[Row], official: Mapping[str, str]
-) -> tuple[dict[str, _Gene], set[str]]:
+  rows: Iterable[Row], official: Mapping[str, str], biotypes: Sequence[str]
+) -> tuple[dict[str, gene_names.Gene], set[str]]:
   """Genes of the kept biotypes by id, and the ids of all biotypes.
 
   The pseudoautosomal genes of Y are the genes of X: their ids become aliases.
   """
   genes, ids, on_x = {}, set(), {}
-  for row in sorted(gencode, key=lambda row: row['gene_id']):
+  for row in sorted(rows, key=lambda row: row['gene_id']):
     gene_id = _id(row)
     ids.add(gene_id)
-    if row['biotype'] not in gene_table.BIOTYPES:
+    if row['biotype'] not in biotypes:
       continue
     name = _name(row) or official.get(gene_id, '')
-    genes[gene_id] = _Gene(gene_id, row['biotype'], name)
-    if row['chromosome'] == 'chrX':
+    genes[gene_id] = gene_names.Gene(gene_id, row['biotype'], name)
+    if row.get('chromosome') == 'chrX':
       on_x[name, row['start'], row['end']] = gene_id
-  for row in gencode:
+  for row in rows:
+    if row.get('chromosome') != 'chrY':
+      continue
     gene_id = _id(row)
     place = _name(row), row['start'], row['end']
-    on_y = row['chromosome'] == 'chrY' and place[0]
-    if on_y and place in on_x and genes.pop(gene_id, None):
+    if place[0] and place in on_x and genes.pop(gene_id, None):
       genes[on_x[place]].retired.add(gene_id)
   return genes, ids
 
 
-def _name_once(
-  genes: Mapping[str, _Gene],
-  official: Mapping[str, str],
-  older: Sequence[Row],
-) -> None:
-  """Leaves a symbol to one gene; the others go by their Ensembl id.
+def _name_by_orthologue(human: _Species, species: _Species) -> None:
+  """Gives genes the former symbols of their orthologues of the first species.
 
-  The gene keeps it that the naming committee names; else one with an Entrez
-  id; else the first by biotype and id.
+  Only where the committees name orthologues alike: `TP53` and `Tp53`.
   """
-  with_entrez = {row['ensgene'] for row in older if row['entrez']}
-
-  def rank(gene):
-    return (
-      official.get(gene.gene_id) != gene.name,
-      gene.gene_id not in with_entrez,
-      gene_table.BIOTYPES.index(gene.biotype),
-      gene.gene_id,
-    )
-
-  taken = set()
-  for gene in sorted(genes.values(), key=rank):
-    if gene.name in taken:
-      gene.name = ''
-    taken.add(gene.name)
-
-
-def _add_names(
-  genes: Mapping[str, _Gene],
-  rows: Iterable[Row],
-  id_key: str,
-  name_key: str,
-  strength: int,
-) -> None:
-  for row in rows:
-    if row[id_key] in genes:
-      genes[row[id_key]].add_aliases([row[name_key]], strength)
-
-
-def _finish(
-  genes: Mapping[str, _Gene],
-  ids: set[str],
-  names: set[str],
-  official_entrez: Mapping[str, str],
-  older: Sequence[Row],
-  retired: Iterable[tuple[str, str, str]],
-) -> None:
-  """Adds Entrez ids, former symbols and retired ids; sorts out the names."""
-  _add_names(genes, older, 'ensgene', 'symbol', _OLDER)
-  # Entrez: the committee's first, then ids that no other gene has taken.
-  owner = {}
-  for gene in genes.values():
-    number = official_entrez.get(gene.gene_id)
-    number = number or official_entrez.get(gene.name)
-    if number and number not in owner:
-      owner[number] = gene
-      gene.entrez.append(number)
-  official_owned = {gene.gene_id for gene in owner.values()}
-  reserved = set(official_entrez.values())
-  for row in older:
-    gene, number = genes.get(row['ensgene']), _whole(row['entrez'])
-    if (
-      gene is not None
-      and gene.gene_id not in official_owned
-      and number
-      and number not in reserved
-      and owner.setdefault(number, gene) is gene
-      and number not in gene.entrez
-    ):
-      gene.entrez.append(number)
-  _keep_own_aliases(genes, names)
-  # Ids on alternative contigs and of older releases: same symbol or Entrez.
-  by_name = _by_any_name(genes)
-  old_ids = [
-    (row['ensgene'], row['symbol'], _whole(row['entrez'])) for row in older
-  ]
-  found = collections.defaultdict(list)
-  for old_id, name, number in [*retired, *old_ids]:
-    if old_id and old_id not in ids:
-      gene = by_name.get(name) or by_name.get(number)
-      if gene is not None:
-        found[old_id].append(gene)
-  for old_id, owners in found.items():
-    owners[0].retired.add(old_id)
-
-
-def _keep_own_aliases(genes: Mapping[str, _Gene], names: set[str]) -> None:
-  """Leaves an alias to the genes that hold it most strongly."""
-  strongest = {}
-  for gene in genes.values():
-    for name, strength in gene.aliases.items():
-      strongest[name] = min(strength, strongest.get(name, strength))
-  for gene in genes.values():
-    gene.aliases = {
-      name: strength
-      for name, strength in gene.aliases.items()
-      if strength == strongest[name] and name not in names and _is_name(name)
-    }
-
-
-def _group_orthologues(
-  human: Mapping[str, _Gene],
-  mouse: Mapping[str, _Gene],
-  hgnc: Sequence[Row],
-  mgi: Sequence[Row],
-  homologene: Sequence[Row],
-  pseudogenes: set[str],
-) -> None:
-  """Names the group of every gene with an orthologue.
-
-  A group is a connected component of the MGI classes. HomoloGene, which is
-  older, adds groups of genes that MGI leaves alone. Pseudogenes are left out. Any
-  other member that the table lacks still counts: its group is not one-to-one.
-  """
-  human_names, mouse_names = _by_any_name(human), _by_any_name(mouse)
-  of_hgnc = {
-    row['hgnc_id']: human.get(row['ensembl_gene_id'])
-    or human_names.get(row['symbol'])
-    for row in hgnc
+  partner = {
+    gene.group: gene
+    for gene in species.genes.values()
+    if gene.group and not gene.group.startswith(MANY)
   }
-  classes = collections.defaultdict(set)
-  for row in mgi:
-    if row['NCBI Taxon ID'] == '9606':
-      gene = of_hgnc.get(row['HGNC ID'])
-      key = gene.gene_id if gene else f'human {row["HGNC ID"]}'
-    else:
-      gene = mouse_names.get(row['Symbol']) or mouse_names.get(
-        row['EntrezGene ID']
-      )
-      key = gene.gene_id if gene else f'mouse {row["Symbol"]}'
-    if gene or row['Symbol'] not in pseudogenes:
-      classes[row['DB Class Key']].add(key)
-  groups = _components(classes.values())
-  grouped = {key for group in groups for key in group}
-  classes = collections.defaultdict(set)
-  for row in homologene:
-    for species, genes, names in (
-      ('human', human, human_names),
-      ('mouse', mouse, mouse_names),
-    ):
-      gene = (
-        genes.get(row[f'{species}_ensembl'])
-        or names.get(row[f'{species}_entrez'])
-        or names.get(row[f'{species}_symbol'])
-      )
-      key = f'{species} {row[f"{species}_entrez"]}'
-      if gene or row[f'{species}_symbol'] not in pseudogenes:
-        classes[row['HID']].add(gene.gene_id if gene else key)
-  groups += [
-    group for group in _components(classes.values()) if not group & grouped
+  pairs = [
+    (gene.name, partner[gene.group].name)
+    for gene in human.genes.values()
+    if gene.group in partner
   ]
-  number = 0
-  for group in sorted(groups, key=min):
-    humans = [human[key] for key in group if key in human]
-    mice = [mouse[key] for key in group if key in mouse]
-    if humans and mice:
-      number += 1
-      name = str(number) if len(group) == 2 else f'{MANY}{number}'
-      for gene in humans + mice:
-        gene.group = name
-
-
-def _name_by_orthologue(
-  human: Mapping[str, _Gene], mouse: Mapping[str, _Gene], sources: Sources
-) -> None:
-  """Gives mouse genes the former symbols of their human orthologues."""
-  current = {_name(row).casefold() for row in _read(sources.mouse_gencode)}
-  partner = {gene.group: gene for gene in mouse.values()}
-  former = _unique(
+  alike = sum(one.capitalize() == other for one, other in pairs)
+  if alike <= 0.5 * len(pairs):
+    return
+  current = {name.casefold() for name in species.symbols}
+  former = gene_names.unique(
     (name, gene)
-    for gene in human.values()
+    for gene in human.genes.values()
     for name, strength in gene.aliases.items()
-    if strength <= _FORMER
+    if strength <= gene_names.FORMER
   )
   for name, gene in former.items():
     if (
-      gene.group
-      and not gene.group.startswith(MANY)
+      gene.group in partner
       and name.casefold() not in current
       and re.fullmatch(
         r'(?!LOC|LINC|KIAA|RP\d)[A-Z][A-Z0-9]*(-[A-Z0-9]+)?', name
       )
     ):
-      partner[gene.group].add_aliases([name.capitalize()], _BY_ORTHOLOGUE)
-  _keep_own_aliases(mouse, set())
+      partner[gene.group].add_aliases(
+        [name.capitalize()], gene_names.BY_ORTHOLOGUE
+      )
+  gene_names.keep_own(species.genes, set())
 
 
-def _components(classes: Iterable[set[str]]) -> list[set[str]]:
-  """Sets that share a member, joined."""
-  joined = {}
-  for members in classes:
-    group = set(members).union(*(joined.get(key, ()) for key in members))
-    for key in group:
-      joined[key] = group
-  return list({id(group): group for group in joined.values()}.values())
-
-
-def _by_any_name(genes: Mapping[str, _Gene]) -> dict[str, _Gene]:
-  """Genes by official name, present or former, and by Entrez id."""
-  names = _unique(
-    (name, gene)
-    for gene in genes.values()
-    for name, strength in gene.aliases.items()
-    if strength < _NICKNAME
-  )
-  names |= {number: g for g in genes.values() for number in g.entrez}
-  return names | {g.name: g for g in genes.values() if g.name}
-
-
-def _unique(pairs: Iterable[tuple[str, _Gene]]) -> dict[str, _Gene]:
-  found = {}
-  for name, gene in pairs:
-    if found.setdefault(name, gene) is not gene:
-      found[name] = None
-  return {name: gene for name, gene in found.items() if gene is not None}
-
-
-def _header(
-  sources: Sources, human: Mapping[str, _Gene], mouse: Mapping[str, _Gene]
+def _shipped_header(
+  sources: Sources, table: gene_table.GeneTable, kinds: Mapping
 ) -> dict[str, str]:
   header = {'built_by': 'data_prep/make_gene_table.py'}
   for field in dataclasses.fields(sources):
@@ -447,24 +433,21 @@ def _header(
       header[f'source {field.name} {i + 1}'] = (
         f'{name}; {_SOURCES[field.name]}; sha256 {paths.sha256_file(path)}'
       )
-  for species, genes in zip(gene_table.SPECIES, (human, mouse)):
-    counts = collections.Counter(gene.biotype for gene in genes.values())
+  for species, name in enumerate(table.species):
+    counts = _biotype_counts(table, species)
     for biotype in gene_table.BIOTYPES:
-      header[f'{species} {biotype}'] = str(counts[biotype])
-  groups = {gene.group for gene in human.values() if gene.group}
-  many = sum(group.startswith(MANY) for group in groups)
-  header['one2one orthologues'] = str(len(groups) - many)
-  header['other orthologue groups'] = str(many)
+      header[f'{name} {biotype}'] = str(counts[biotype])
+  counts = kinds[0, 1]
+  header['one2one orthologues'] = str(counts['one2one'])
+  header['other orthologue groups'] = str(counts.total() - counts['one2one'])
   return header
 
 
-def _read(path: str) -> list[dict[str, str]]:
-  data = paths.read_bytes(path)
-  if data[:2] == b'\x1f\x8b':
-    data = gzip.decompress(data)
-  comma = '.csv' in str(path).rsplit('/', 1)[-1]
-  text = io.StringIO(data.decode(), newline='')
-  return list(csv.DictReader(text, delimiter=',' if comma else '\t'))
+def _biotype_counts(
+  table: gene_table.GeneTable, species: int
+) -> collections.Counter:
+  rows = np.flatnonzero(table.species_G == species)
+  return collections.Counter(table.biotypes[g] for g in rows)
 
 
 def _id(row: Row) -> str:
@@ -473,16 +456,3 @@ def _id(row: Row) -> str:
 
 def _name(row: Row) -> str:
   return '' if row['gene_name'] == _id(row) else row['gene_name']
-
-
-def _split(text: str) -> list[str]:
-  return [name.strip() for name in text.split('|') if name.strip()]
-
-
-def _whole(number: str) -> str:
-  return number.removesuffix('.0')
-
-
-def _is_name(name: str) -> bool:
-  """Not empty, an Ensembl id, a bare number, or text with a bar or a tab."""
-  return bool(name) and not re.fullmatch(r'ENS(MUS)?G\d+|\d+|.*[|\t].*', name)

@@ -106,6 +106,11 @@ def resolve(
       choice = gene_ids.choose_identifiers(index, columns, table, asked)
       wanted = [(code, choice.species) for code in species or [choice.species]]
     for code, of in wanted:
+      if code >= len(vocabulary.SPECIES):  # corpora still count two species
+        raise errors.UserError(
+          f'cells of {table.species[code]} cannot be prepared yet, only those '
+          f'of {" and ".join(vocabulary.SPECIES)}'
+        )
       choice = gene_ids.choose_identifiers(index, columns, table, of)
       names = tuple(index if choice.column is None else columns[choice.column])
       resolution = gene_ids.resolve(names, code, table, of)
