@@ -220,7 +220,7 @@ def _build(
       test_units=config.test_units,
       seed=config.seed,
     )
-    plan.save('splits', split_U)
+    plan.save('splits', split_U[labels.unit_U])
     plan.save('units', labels.unit_U)
     paths.write_json(plan.file('categories.json'), labels.categories)
     kept = _kept_by_species(plan, opened)
