@@ -3,6 +3,7 @@
 import os
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 
@@ -77,6 +78,60 @@ def write_h5ad(
     adata.uns['simulated_atlas'] = atlas.config.sha256
     adata.write_h5ad(names[-1], compression='gzip')
   return tuple(names)
+
+
+def stream_h5ad(
+  atlas: simulate.Atlas, name: str, species: int, start: int, num_cells: int
+) -> int:
+  """Writes cells of one species into an h5ad file of any size, by chunks.
+
+  Cells of panels are left out, so that all have the same genes measured.
+
+  Args:
+    atlas: to sample.
+    name: of the file.
+    species: species code.
+    start: index of the first cell.
+    num_cells: to sample.
+
+  Returns:
+    How many cells were written.
+  """
+  rows, obs = 0, []
+  with h5py.File(name, 'w') as file:
+    group = file.create_group('X')
+    sizes = (('data', np.float32), ('indices', np.int32))
+    arrays = {
+      part: group.create_dataset(
+        part, (0,), dtype, maxshape=(None,), chunks=(1 << 16,)
+      )
+      for part, dtype in sizes
+    }
+    offsets = [np.zeros(1, np.int64)]
+    for first in range(start, start + num_cells, CHUNK_CELLS):
+      size = min(CHUNK_CELLS, start + num_cells - first)
+      cells = atlas.sample(size, species, first)
+      adata = to_anndata(cells.select(cells.obs['assay'] != 'panel'))
+      at = arrays['data'].shape[0]
+      for part, array in arrays.items():
+        array.resize((at + adata.X.nnz,))
+        array[at:] = getattr(adata.X, part)
+      offsets.append(at + adata.X.indptr[1:].astype(np.int64))
+      obs.append(adata.obs)
+      rows += adata.n_obs
+    group['indptr'] = np.concatenate(offsets)
+    group.attrs['encoding-type'] = 'csr_matrix'
+    group.attrs['encoding-version'] = '0.1.0'
+    group.attrs['shape'] = np.array([rows, adata.n_vars])
+    frame = pd.concat(obs)
+    for column in frame.select_dtypes(object).columns:
+      frame[column] = frame[column].astype('category')
+    frame.index = np.arange(rows).astype(str)
+    anndata.io.write_elem(file, 'obs', frame)
+    anndata.io.write_elem(file, 'var', adata.var)
+    file.attrs['encoding-type'] = 'anndata'
+    file.attrs['encoding-version'] = '0.1.0'
+  return rows
 
 
 def source_configs(names: tuple[str, ...]) -> list[sources.SourceConfig]:
