@@ -115,6 +115,9 @@ def main() -> int:
   parser.add_argument('--data', required=True, metavar='FOLDER')
   parser.add_argument('-o', '--output', required=True, metavar='CORPUS')
   parser.add_argument('--overwrite', action='store_true')
+  parser.add_argument(
+    '--medians', default='histogram', choices=pipeline.MEDIANS
+  )
   args = parser.parse_args()
   try:
     opened = open_sources(args.data)
@@ -123,6 +126,7 @@ def main() -> int:
       vocabulary='measured',
       validation_units=tuple(u for u in HELD_OUT if u in units),
       overwrite=args.overwrite,
+      medians=args.medians,
     )
     pipeline.prepare(opened, args.output, config)
   except errors.UserError as error:

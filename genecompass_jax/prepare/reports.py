@@ -41,6 +41,11 @@ def describe(report: Mapping) -> str:
             f'{f["removed"]:,} cells removed'
           )
       lines += [f'  WARNING {line}' for line in filtered['warnings']]
+    if source.get('copies'):
+      lines.append(
+        f'  {source["copies"]:,} cells removed that are in another source, or '
+        'here twice'
+      )
     if source['cells_without_known_genes']:
       lines.append(
         f'  {source["cells_without_known_genes"]:,} cells without a known gene '
