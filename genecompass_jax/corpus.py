@@ -67,6 +67,7 @@ class Store:
   Attributes:
     split: `train`, `validation` or `test`.
     species: species code.
+    species_name: its name.
     num_cells: cells in the store, numbered in their stored, shuffled order.
     block_cells: cells in a block; the last one may hold fewer.
     num_blocks: blocks in the store.
@@ -78,10 +79,12 @@ class Store:
     path: str,
     split: str,
     species: int,
+    species_name: str,
     facts: Mapping,
     context: shards.Context,
   ):
     self.split, self.species = split, species
+    self.species_name = species_name
     self.num_cells: int = facts['num_cells']
     self.num_elements: int = facts['num_elements']
     self.block_cells: int = facts['block_cells']
@@ -106,8 +109,7 @@ class Store:
     self._overflow = small.get('overflow', np.zeros((2, 0), np.int64))
 
   def __repr__(self) -> str:
-    name = vocabulary.SPECIES[self.species]
-    return f'Store({self.split}/{name}, {self.num_cells} cells)'
+    return f'Store({self.split}/{self.species_name}, {self.num_cells} cells)'
 
   def _read(self, *parts: str) -> np.ndarray:
     array = shards.result(shards.open_array(self._context, self._path, *parts))
@@ -329,14 +331,14 @@ class Corpus:
 
   def store(self, split: str, species: int) -> Store | None:
     """The cells of a species in a split; None where there are none."""
-    name = vocabulary.SPECIES[species]
+    name = self.vocabulary.species[species]
     facts = self.manifest['stores'].get(split, {}).get(name)
     if facts is None:
       return None
     if (split, species) not in self._stores:
       place = paths.join(self.path, split, name)
       self._stores[split, species] = Store(
-        place, split, species, facts, self._context
+        place, split, species, name, facts, self._context
       )
     return self._stores[split, species]
 
@@ -378,13 +380,13 @@ class Corpus:
         if digest != files[name]['sha256']
       ]
     for split in self.splits:
-      for species in range(len(vocabulary.SPECIES)):
+      for species, name in enumerate(self.vocabulary.species):
         try:
           store = self.store(split, species)
           if store is not None:
             found += store.problems()
         except errors.UserError as error:
-          found.append(f'{split}/{vocabulary.SPECIES[species]}: {error}')
+          found.append(f'{split}/{name}: {error}')
     return found
 
 

@@ -421,7 +421,7 @@ class CorpusWriter:
     self._shard_elements = shard_elements
     self._stores: dict[tuple[str, int], StoreWriter] = {}
     self._started = time.time()
-    for species, name in enumerate(vocabulary.SPECIES):
+    for species, name in enumerate(vocab.species):
       num_rows = len(vocab.gene_rows(species))
       if num_rows > 65_535:
         raise errors.UserError(
@@ -456,7 +456,7 @@ class CorpusWriter:
     key = (split, species)
     if key not in self._stores:
       self._stores[key] = StoreWriter(
-        paths.join(self._place, split, vocabulary.SPECIES[species]),
+        paths.join(self._place, split, self._vocab.species[species]),
         len(self._vocab.gene_rows(species)),
         self._value_dtype,
         [*self._categories, 'source_row'],
@@ -485,7 +485,7 @@ class CorpusWriter:
       raise ValueError('no store was written')
     stores: dict[str, dict] = {}
     for (split, species), store in sorted(self._stores.items()):
-      name = vocabulary.SPECIES[species]
+      name = self._vocab.species[species]
       stores.setdefault(split, {})[name] = store.close(
         self._measured[species], self._categories
       )

@@ -123,7 +123,7 @@ def describe_corpus(opened: corpus.Corpus) -> list[str]:
     f'{opened.vocabulary.sha256[:12]}'
   ]
   for split in opened.splits:
-    for species, name in enumerate(vocabulary.SPECIES):
+    for species, name in enumerate(opened.vocabulary.species):
       store = opened.store(split, species)
       if store is None:
         continue

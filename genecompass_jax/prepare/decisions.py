@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from genecompass_jax import errors, vocabulary
+from genecompass_jax import errors
 from genecompass_jax.prepare import (
   builds,
   copies,
@@ -37,6 +37,7 @@ def apply_filters(
     UserError: no cell passes.
   """
   reports = []
+  names = plan.vocabulary().species
   for source in opened:
     statistics_C = pieces.statistics_of(plan, source.number)
     sums = pieces.column_sums(plan, source.number)
@@ -59,7 +60,7 @@ def apply_filters(
         has_coding=has_coding,
         has_mito=has_mito,
       )
-      filters[vocabulary.SPECIES[species]] = report
+      filters[names[species]] = report
     unknown = int((keep_C & (statistics_C['length'] == 0)).sum())
     keep_C &= statistics_C['length'] > 0
     plan.save(f'keep/{source.number}', keep_C)
@@ -72,7 +73,7 @@ def apply_filters(
         'identifiers': source.identifiers,
         'assay': source.assay,
         'genes': {
-          vocabulary.SPECIES[species]: resolution.report(
+          names[species]: resolution.report(
             sums[species] if sums.any() else None
           )
           for species, resolution in source.resolutions.items()

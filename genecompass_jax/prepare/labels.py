@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genecompass_jax import errors, vocabulary
+from genecompass_jax import errors
 from genecompass_jax.prepare import sources
 
 ASSAY_ORDER = ('umi', 'full_length', 'panel')  # whose cells give the medians
@@ -17,14 +17,16 @@ class Labels:
 
   Attributes:
     columns: obs columns of the corpus, `source` and `unit` first.
+    species: names of the species.
     split_by_cell: for each source, whether single cells are its units.
   """
 
-  def __init__(self, carried: Sequence[str]):
+  def __init__(self, carried: Sequence[str], species: Sequence[str]):
     """Without a source yet.
 
     Args:
       carried: obs columns that any source carries.
+      species: names of the species, in the order of their codes.
 
     Raises:
       UserError: the corpus has a column of that name anyway.
@@ -37,6 +39,7 @@ class Labels:
       )
     self.columns = ('source', 'unit', 'dataset', *carried)
     self._code_of: dict[str, dict[str, int]] = {c: {} for c in self.columns}
+    self.species = tuple(species)
     self.split_by_cell: list[bool] = []
     self._units: list[np.ndarray] = []  # of each source
     self._unit_of: list[int] = []  # of each unit, the unit it belongs to
@@ -52,7 +55,7 @@ class Labels:
     codes = np.stack([self._column(source, name) for name in self.columns])
     by_cell = source.config.unit == sources.CELL
     self.split_by_cell.append(by_cell)
-    num_species = len(vocabulary.SPECIES)
+    num_species = len(self.species)
     for unit in range(len(self._unit_of), len(self._code_of['unit'])):
       self._unit_of.append(unit)
       self._cells.append([0] * num_species)
@@ -116,7 +119,7 @@ class Labels:
     Cells that are split one by one are in no unit.
     """
     num_units = len(self._unit_of)
-    cells_SU = np.zeros((len(vocabulary.SPECIES), num_units), np.int64)
+    cells_SU = np.zeros((len(self.species), num_units), np.int64)
     assay_U = np.array(self._assay, np.int64)
     for unit, root in enumerate(self._unit_of):
       cells_SU[:, root] += self._cells[unit]
@@ -220,7 +223,7 @@ def choose_splits(
         labels.categories['unit'][u] for u in np.flatnonzero(cells_U)[:3]
       )
       notes.append(
-        f'no {vocabulary.SPECIES[species]} unit can be held out: all cells '
+        f'no {labels.species[species]} unit can be held out: all cells '
         f'are of {held}'
       )
   if not (split_U == 1).any() and not any(labels.split_by_cell):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from genecompass_jax import errors, gene_ids, vocabulary
+from genecompass_jax import errors, gene_ids, gene_table, vocabulary
 from genecompass_jax.prepare import labels as labels_lib, plans, sources
 
 
@@ -78,6 +78,7 @@ def open_sources(
   labels: labels_lib.Labels,
   folder: str,
   apart: bool,
+  table: gene_table.GeneTable,
 ) -> list[Opened]:
   """Opens the sources in turn, and leaves their labels in a folder.
 
@@ -86,6 +87,7 @@ def open_sources(
     labels: is told of every source.
     folder: of the build; `codes/N.npy`, `species/N.npy` and `samples/N.npy`
       are made for source N.
+    table: genes to look identifiers up in.
     apart: refuse a unit of one name in two sources of no named dataset.
 
   Raises:
@@ -99,7 +101,7 @@ def open_sources(
     source = each if isinstance(each, sources.Source) else None
     held = source
     if source is None:
-      source = sources.open_source(each)
+      source = sources.open_source(each, table)
     name = source.name
     seen[name] = seen.get(name, 0) + 1
     if seen[name] > 1:
@@ -175,7 +177,9 @@ def hash_source(plan: plans.Plan, task: int, folder: str) -> dict:
   return {'sha256': plan.stream(task).source.sha256}
 
 
-def manifest_facts(source: Opened, report: Mapping, sha256: str) -> dict:
+def manifest_facts(
+  source: Opened, report: Mapping, sha256: str, species: Sequence[str]
+) -> dict:
   """What the manifest says of a source; no path and no time."""
   config = source.config
   return {
@@ -186,7 +190,7 @@ def manifest_facts(source: Opened, report: Mapping, sha256: str) -> dict:
     'licence': config.licence,
     'layer': source.layer[0],
     'assay': source.assay,
-    'species': sorted(vocabulary.SPECIES[s] for s in source.resolutions),
+    'species': sorted(species[s] for s in source.resolutions),
     'ids_of': config.ids_of,
     'unit': config.unit,
     'measured_columns': source.num_columns,

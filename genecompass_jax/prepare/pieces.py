@@ -11,7 +11,7 @@ import os
 
 import numpy as np
 
-from genecompass_jax import kernels, vocabulary
+from genecompass_jax import kernels
 from genecompass_jax.prepare import (
   cells as cells_lib,
   fingerprints,
@@ -78,10 +78,11 @@ def scatter(plan: plans.Plan, task: int, folder: str) -> dict:
   source = stream.source
   stream.clear_sums()
   codes = plan.load(f'codes/{piece.source}')
-  sets = [plan.gene_sets(s) for s in range(len(vocabulary.SPECIES))]
+  num_species = len(plan.vocabulary().species)
+  sets = [plan.gene_sets(s) for s in range(num_species)]
   base = kernels.fold(plan.seed, piece.source)
   statistics_C = np.zeros(piece.stop - piece.first, STATISTICS)
-  parts: list[list[cells_lib.Cells]] = [[] for _ in vocabulary.SPECIES]
+  parts: list[list[cells_lib.Cells]] = [[] for _ in range(num_species)]
   prints = []
   for first in range(piece.first, piece.stop, matrices.CHUNK_CELLS):
     stop = min(first + matrices.CHUNK_CELLS, piece.stop)

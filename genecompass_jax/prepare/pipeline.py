@@ -191,9 +191,13 @@ def _build(
   if place != output and paths.exists(paths.join(place, 'manifest.json')):
     staging.swap(place, output)  # killed between the two
     return
-  labels = labels_lib.Labels(_carried(configs))
-  opened = opening.open_sources(configs, labels, folder, config.apart)
-  vocab = _vocabulary(opened, config.vocabulary)
+  given = None
+  if config.vocabulary not in VOCABULARIES:
+    given = vocabulary.Vocabulary.load(config.vocabulary)
+  table = sources.table_of(given)
+  labels = labels_lib.Labels(_carried(configs), table.species)
+  opened = opening.open_sources(configs, labels, folder, config.apart, table)
+  vocab = given or _vocabulary(opened, config.vocabulary)
   _check_weights(config.weigh_by, labels)
   plan = _plan(opened, labels, vocab, config, folder)
   jobs = config.jobs or _jobs(opened)
@@ -270,7 +274,7 @@ def _build(
       'weights': _weights(config, labels, results),
       'value_dtype': 'float32' if plan.is_float else 'uint16',
       'sources': [
-        opening.manifest_facts(source, report, digest)
+        opening.manifest_facts(source, report, digest, vocab.species)
         for source, report, digest in zip(opened, reports, hashes)
       ],
       'stores': _store_facts(written, parts, made, vocab),
@@ -291,8 +295,7 @@ def _carried(configs: Sequence) -> list[str]:
 def _vocabulary(
   opened: Sequence[opening.Opened], name: str
 ) -> vocabulary.Vocabulary:
-  if name not in VOCABULARIES:
-    return vocabulary.Vocabulary.load(name)
+  """The default vocabulary, or what of it the sources measured."""
   vocab = vocabulary.Vocabulary.default()
   if name == 'measured':
     measured = set().union(*(source.gene_ids() for source in opened))
@@ -342,7 +345,7 @@ def _plan(
   )
   vocab.save(plan.file('vocabulary.tsv.gz'))
   plans.forget()
-  for species in range(len(vocabulary.SPECIES)):
+  for species in range(len(vocab.species)):
     measured = np.stack([source.measured(vocab, species) for source in opened])
     plan.save(f'measured/{species}', measured)
     sets = fingerprints.GeneSets.of(measured)
@@ -365,7 +368,7 @@ def _kept_by_species(
   Raises:
     UserError: none is.
   """
-  kept = [0] * len(vocabulary.SPECIES)
+  kept = [0] * len(plan.vocabulary().species)
   for source in opened:
     keep_C = plan.load(f'keep/{source.number}')
     species_C = np.asarray(plan.load(f'species/{source.number}'))[keep_C]
@@ -384,7 +387,7 @@ def _sorting(
 ) -> tuple[dict[str, str], runs.Sort]:
   """Whose cells give the medians, and the tasks that sort the buckets."""
   assays, median_sources, buckets = {}, [], []
-  for species, name in enumerate(vocabulary.SPECIES):
+  for species, name in enumerate(plan.vocabulary().species):
     kinds: dict[str, list[int]] = {}
     is_there = False
     for source in opened:
@@ -429,7 +432,7 @@ def _writing(
   results: list[dict],
 ) -> tuple[stores.Write, list[tuple[int, str, int]], list[int]]:
   """The stores to write, cut into tasks; their arrays are made, once."""
-  found = stores.stores_of(context.buckets, results)
+  found = stores.stores_of(plan.vocabulary().species, context.buckets, results)
   parts, cells = stores.parts_of(found, plan.shard_elements)
   written = stores.Write(plan, place, found, labels.columns, tuple(parts))
   mark = plan.file('created')
@@ -450,7 +453,8 @@ def _medians(
 ) -> dict[str, medians.Medians]:
   """Medians of each mode, of the species that have training cells."""
   counted = {}
-  species_of = [vocabulary.SPECIES.index(name) for name in assays]
+  names = plan.vocabulary().species
+  species_of = [names.index(name) for name in assays]
   for mode in encoding.MODES:
     histograms = {
       species: runs.merged_medians(plan, context.buckets, species, mode)
@@ -540,12 +544,10 @@ def _store_facts(
   for (number, what, _), result in zip(parts, made):
     if what == 'rest':
       store = written.stores[number]
-      facts.setdefault(store.split, {})[vocabulary.SPECIES[store.species]] = (
-        stores.facts(
-          written,
-          store,
-          np.array(result['histogram']),
-          len(vocab.gene_rows(store.species)),
-        )
+      facts.setdefault(store.split, {})[store.species_name] = stores.facts(
+        written,
+        store,
+        np.array(result['histogram']),
+        len(vocab.gene_rows(store.species)),
       )
   return facts

@@ -107,8 +107,9 @@ def _vocabulary(path: str) -> vocabulary.Vocabulary:
 def _stream(
   config: sources.SourceConfig, path: str, turned: str
 ) -> sources.CellStream:
-  opened = sources.open_source(config)
-  return opened.bind(_vocabulary(path)).by_rows(turned)
+  vocab = _vocabulary(path)
+  opened = sources.open_source(config, sources.table_of(vocab))
+  return opened.bind(vocab).by_rows(turned)
 
 
 def forget() -> None:

@@ -548,6 +548,18 @@ def from_anndata(
   return _source(config, adata.obs, layers, table)
 
 
+def table_of(vocab: vocabulary.Vocabulary | None) -> gene_table.GeneTable:
+  """Genes to look identifiers up in, for cells over a vocabulary.
+
+  The default table, where it holds the genes of the vocabulary: among a few
+  genes only, a symbol of another gene could pass for an alias of one of them.
+  """
+  table = gene_table.GeneTable.default()
+  if vocab is None or table.row_of.keys() >= set(vocab.genes.gene_ids):
+    return table
+  return vocab.genes
+
+
 def cells_of(
   data: anndata.AnnData | paths.PathLike,
   vocab: vocabulary.Vocabulary,
@@ -569,9 +581,7 @@ def cells_of(
     UserError: as `open_h5ad`.
   """
   config = config or SourceConfig()
-  table = gene_table.GeneTable.default()
-  if not table.row_of.keys() >= set(vocab.genes.gene_ids):
-    table = vocab.genes
+  table = table_of(vocab)
   if isinstance(data, anndata.AnnData):
     return from_anndata(data, config, table).bind(vocab)
   config = dataclasses.replace(config, path=os.fspath(data))

@@ -6,7 +6,7 @@ own: it finds the runs that lie in its range and writes them, whole.
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from genecompass_jax import (
   corpus_writer,
   paths,
   shards,
-  vocabulary,
 )
 from genecompass_jax.prepare import plans, runs
 
@@ -29,6 +28,7 @@ class Store:
   Attributes:
     split: name of the split.
     species: species code.
+    species_name: its name.
     tasks: of the stage `runs` that have cells for it, in order.
     cells: of each of these runs.
     elements: of each of these runs.
@@ -37,6 +37,7 @@ class Store:
 
   split: str
   species: int
+  species_name: str
   tasks: tuple[int, ...]
   cells: tuple[int, ...]
   elements: tuple[int, ...]
@@ -45,7 +46,7 @@ class Store:
   @property
   def inner(self) -> str:
     """Its folder in the corpus."""
-    return f'{self.split}/{vocabulary.SPECIES[self.species]}'
+    return f'{self.split}/{self.species_name}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +69,14 @@ class Write:
 
 
 def stores_of(
-  buckets: tuple[tuple[int, int], ...], results: list[Mapping]
+  species_names: Sequence[str],
+  buckets: tuple[tuple[int, int], ...],
+  results: list[Mapping],
 ) -> tuple[Store, ...]:
   """The stores that the runs make, from what their tasks returned."""
   found = []
   for split in corpus.SPLITS:
-    for species in range(len(vocabulary.SPECIES)):
+    for species, name in enumerate(species_names):
       tasks = tuple(
         k
         for k, (of_species, _) in enumerate(buckets)
@@ -84,6 +87,7 @@ def stores_of(
           Store(
             split,
             species,
+            name,
             tasks,
             *(
               tuple(results[k][what][split] for k in tasks)
