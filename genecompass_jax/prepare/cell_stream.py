@@ -117,9 +117,18 @@ class Source:
 
   @functools.cached_property
   def sha256(self) -> str:
-    """Digest of the file, or of all files; '' for cells that came from none."""
+    """Digest of the file, or of all files; '' for cells that came from none.
+
+    The genomes of a file of several are sources of their own.
+    """
     if self.digest:
       return self.digest
+    if self.config.genome:
+      whole = dataclasses.replace(
+        self, config=dataclasses.replace(self.config, genome='')
+      )
+      text = f'{self.config.genome} {whole.sha256}'
+      return paths.sha256_bytes(text.encode())
     files = self.files
     if files is None:
       files = (self.config.path,) if self.config.path else ()

@@ -454,6 +454,14 @@ class Ranked:
     whole_N = np.rint(counts_N)
     ulp_N = np.spacing(values_N.astype(np.float32)).astype(np.float64)
     slack_N = _ULPS * ulp_N * np.log(2) * (counts_N + median_N)
+    bad_N = slack_N > 1.5  # half of it may be true, and a quarter is let pass
+    if bad_N.any():
+      i = int(np.argmax(bad_N))
+      raise errors.UserError(
+        f'row {first + cell_N[i]}: {self.names[column_N[i]]} has some '
+        f'{counts_N[i]:.3g} counts, too many to come back exactly from '
+        'float32; do without --medians'
+      )
     off_N = np.abs(counts_N - whole_N)
     bad_N = (off_N > np.minimum(slack_N + 1e-6, 0.25)) | (whole_N < 1)
     if bad_N.any():
@@ -462,14 +470,6 @@ class Ranked:
         f'row {first + cell_N[i]}: {self.names[column_N[i]]} would have '
         f'{counts_N[i]:.6g} counts: these are not the medians that the values '
         'were divided by; find them, or do without --medians'
-      )
-    bad_N = slack_N > 1.5  # half of it may be true, and a quarter is let pass
-    if bad_N.any():
-      i = int(np.argmax(bad_N))
-      raise errors.UserError(
-        f'row {first + cell_N[i]}: {self.names[column_N[i]]} has some '
-        f'{counts_N[i]:.3g} counts, too many to come back exactly from '
-        'float32; do without --medians'
       )
     return whole_N
 

@@ -88,7 +88,7 @@ def read(config: source_config.SourceConfig) -> opened.Opened:
     for name in ['raw'] if census else list(rna.X):
       if not hasattr(rna.X[name], 'nnz'):
         continue  # dense: of scaled values, not of counts
-      matrix = Soma(rna.X[name], rows, ids)
+      matrix = Soma(rna.X[name], rows, ids, place)
       layers[_NAMES.get(name, f'layers/{name}')] = matrix, var
   return opened.Opened(obs, layers, files, digest, tuple(notes))
 
@@ -282,11 +282,13 @@ class Soma:
     array: the sparse array.
     rows: ascending joinids of the cells.
     columns: joinids of the genes.
+    place: what the array was opened through; it closes the array as it goes.
   """
 
   array: Any
   rows: np.ndarray
   columns: np.ndarray
+  place: Any
 
   @property
   def shape(self) -> tuple[int, int]:
