@@ -1,8 +1,6 @@
 """Cells of every format: the same counts, or one line."""
 
-import dataclasses
 import gzip
-import json
 import multiprocessing
 import pickle
 import shutil
@@ -12,13 +10,12 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 import scipy.sparse
 
 from experiments.benchmarks import formats
 from genecompass_jax import errors, gene_table, vocabulary
-from genecompass_jax.prepare import matrices, readers, sources
+from genecompass_jax.prepare import matrices, sources
 from tests.test_prepare_sources import check, counts, gather, human_ids
 
 CELLS, GENES = 90, 60
@@ -65,7 +62,10 @@ def test_counts_are_the_same_in_every_format(tmp_path, vocab, kind):
   assert stream.source.can_reopen
   assert len(stream.source.sha256) == 64
   names = stream.source.cell_names()
-  assert names[[0, -1]].tolist() == ['BARCODE0000-1', f'BARCODE{CELLS - 1:04d}-1']
+  assert names[[0, -1]].tolist() == [
+    'BARCODE0000-1',
+    f'BARCODE{CELLS - 1:04d}-1',
+  ]
   by_rows = stream.by_rows(str(tmp_path / 'turned'))
   for first, stop in ((80, 200), (0, 1), (33, 34)):  # in any order
     (chunk,) = by_rows.read(first, stop)
@@ -247,8 +247,12 @@ def test_only_genes_are_read(tmp_path, vocab):
   for name in ('multi.h5', 'multi'):
     source = opened(tmp_path / name)
     assert '3 of Antibody Capture, 1 of Peaks' in source.layer_reason
-    check(source.bind(vocab), matrix[:, np.flatnonzero(keep)], ids[keep].tolist())
-  formats.write_10x(adata_of(), str(tmp_path / 'atac.h5'), kinds=['Peaks'] * GENES)
+    check(
+      source.bind(vocab), matrix[:, np.flatnonzero(keep)], ids[keep].tolist()
+    )
+  formats.write_10x(
+    adata_of(), str(tmp_path / 'atac.h5'), kinds=['Peaks'] * GENES
+  )
   with pytest.raises(errors.UserError, match="'Gene Expression'; .*: Peaks"):
     opened(tmp_path / 'atac.h5')
 
@@ -517,7 +521,10 @@ def flipped_zip(tmp_path):
     (mtx_with(lambda t: t[:4000]), 'm: matrix.mtx is damaged'),
     (mtx_with(lambda t: t[: t[:4000].rfind('\n')]), 'is cut short or damaged'),
     (mtx_with(lambda t: t + '1 1 1\n'), 'holds .* entries and says'),
-    (mtx_with(lambda t: t.replace('general', 'symmetric')), 'general is needed'),
+    (
+      mtx_with(lambda t: t.replace('general', 'symmetric')),
+      'general is needed',
+    ),
     (mtx_with(lambda t: t.replace('integer', 'complex')), 'complex values'),
     (mtx_with(lambda t: t + '999 1 1\n'), 'outside of its shape'),
     (mtx_with(lambda t: t + '0 1 1\n'), 'outside of its shape'),
@@ -583,7 +590,7 @@ def test_a_census_is_pinned():
       opened(path, species='human')
 
 
-def test_selected_rows_and_columns(rng=None):
+def test_selected_rows_and_columns():
   matrix = counts(200)
   rng = np.random.default_rng(0)
   for rows in (None, np.arange(50, 70), np.flatnonzero(rng.random(200) < 0.1)):
@@ -592,7 +599,10 @@ def test_selected_rows_and_columns(rng=None):
       expected = matrix if rows is None else matrix[rows]
       expected = expected if columns is None else expected[:, columns]
       assert part.shape == expected.shape
-      found = [part.read(a, min(a + 7, part.shape[0])) for a in range(0, part.shape[0], 7)]
+      found = [
+        part.read(a, min(a + 7, part.shape[0]))
+        for a in range(0, part.shape[0], 7)
+      ]
       np.testing.assert_array_equal(
         scipy.sparse.vstack(found).toarray(), expected.toarray()
       )

@@ -200,7 +200,9 @@ def test_both_species_in_one_set(tmp_path):
   tokens = dictionary(human, mouse)
   first, second = counts(40, 30), counts(50, 30, seed=5)
   parts = [
-    formats.ranked_cells(m, np.array([tokens[i] for i in human]), np.ones(30), s)
+    formats.ranked_cells(
+      m, np.array([tokens[i] for i in human]), np.ones(30), s
+    )
     for s, m in enumerate((first, second))
   ]
   columns = {name: parts[0][name] + parts[1][name] for name in parts[0]}

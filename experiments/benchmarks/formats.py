@@ -64,9 +64,7 @@ def write_10x(
     features['_all_tag_keys'] = np.array([b'genome'])
 
 
-def write_10x_v2(
-  parts: dict[str, anndata.AnnData], path: str
-) -> None:
+def write_10x_v2(parts: dict[str, anndata.AnnData], path: str) -> None:
   """The layout of Cell Ranger 2: a group for each genome."""
   with h5py.File(path, 'w') as file:
     for genome, adata in parts.items():

@@ -7,7 +7,7 @@ import re
 from genecompass_jax import errors, vocabulary
 from genecompass_jax.prepare import quality
 
-FORMATS = ('h5ad', 'zarr', '10x', 'mtx', 'soma', 'hf')
+FORMATS = ('h5ad', 'zarr', '10x', 'mtx', 'soma', 'census', 'hf')
 _ENDING = re.compile(
   r'\.(h5ad|zarr\.zip|zarr|h5|mtx\.gz|mtx|arrow|parquet)$', re.IGNORECASE
 )

@@ -17,10 +17,9 @@ from genecompass_jax.prepare import (
   layers as layers_lib,
   matrices,
   obs_tables,
-  readers,
   source_config,
 )
-from genecompass_jax.prepare.readers import h5ad, opened as opened_lib
+from genecompass_jax.prepare.readers import formats, h5ad, opened as opened_lib
 
 CELL = 'cell'  # the unit that makes a split leak
 SourceConfig = source_config.SourceConfig
@@ -44,12 +43,12 @@ def open_source(
     UserError: no format that is known, damaged, empty, no layer that looks
       like counts, identifiers or species in doubt, a column that is not there.
   """
-  return _source(config, readers.read(config), table, can_reopen=True)
+  return _source(config, formats.read(config), table, can_reopen=True)
 
 
 def expand(config: SourceConfig) -> list[SourceConfig]:
-  """One configuration for each source of a place; see `readers.expand`."""
-  return readers.expand(config)
+  """One configuration for each source of a place; see `formats.expand`."""
+  return formats.expand(config)
 
 
 def open_h5ad(

@@ -56,9 +56,7 @@ def of_matrix(
   genomes, ids = genomes_of(features)
   names = sorted(set(genomes[is_gene]) - {''})
   rows = None
-  var = pd.DataFrame(
-    {'gene_name': features['gene_name'].to_numpy()}, index=ids
-  )
+  var = pd.DataFrame({'gene_name': features['gene_name'].to_numpy()}, index=ids)
   if config.genome and names and config.genome not in names:
     raise errors.UserError(
       f'{path}: no genome {config.genome!r}; there are: {", ".join(names)}'

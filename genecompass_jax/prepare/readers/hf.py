@@ -88,7 +88,11 @@ def read(config: source_config.SourceConfig) -> opened.Opened:
   return opened.Opened(
     pd.DataFrame(labels, index=pd.RangeIndex(rows.num_rows).astype(str)),
     {'values': (matrix, pd.DataFrame(index=list(ids)))},
-    (*files, config.tokens, *(config.medians.split(',') if not is_divided else ())),
+    (
+      *files,
+      config.tokens,
+      *(config.medians.split(',') if not is_divided else ()),
+    ),
     notes=tuple(notes),
     layer=('values', f'values: {kind}', is_divided),
     species_C=species_C,
@@ -204,7 +208,7 @@ class Table:
     Raises:
       UserError: one is cut short, or of other columns than the first.
     """
-    parts, starts, pieces = [], [0], []
+    parts, starts, pieces, names = [], [0], [], []
     for name in files:
       with open(name, 'rb') as file:
         head = file.read(6)
@@ -218,15 +222,15 @@ class Table:
       else:
         part = _mapped(name, head == b'ARROW1')
         schema, sizes = part.schema, [part.num_rows]
-      if parts and schema.names != first:
+      if names and schema.names != names:
         raise errors.UserError(f'{name}: other columns than {files[0]}')
-      first = schema.names
+      names = schema.names
       for k, size in enumerate(sizes):
         if size:
           pieces.append((len(parts), k))
           starts.append(starts[-1] + size)
       parts.append(part)
-    return cls(tuple(parts), tuple(starts), tuple(pieces), tuple(first))
+    return cls(tuple(parts), tuple(starts), tuple(pieces), tuple(names))
 
   @property
   def num_rows(self) -> int:
@@ -284,7 +288,9 @@ def _labels(rows: Table) -> dict[str, np.ndarray]:
   labels = {}
   for name in names if table is not None else ():
     column = table[name]
-    if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
+    if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(
+      column.type
+    ):
       if pyarrow.compute.any(
         pyarrow.compute.not_equal(pyarrow.compute.list_value_length(column), 1)
       ).as_py():
@@ -495,7 +501,8 @@ def _flat(column: pa.ChunkedArray, name: str) -> tuple[np.ndarray, np.ndarray]:
     or pa.types.is_fixed_size_list(kind)
   )
   if not is_list or not (
-    pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)
+    pa.types.is_integer(kind.value_type)
+    or pa.types.is_floating(kind.value_type)
   ):
     raise errors.UserError(f'{name} holds {kind}, no lists of numbers')
   flat = pyarrow.compute.list_flatten(column)

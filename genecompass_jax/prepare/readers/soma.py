@@ -46,12 +46,10 @@ def read(config: source_config.SourceConfig) -> opened.Opened:
     species = _species(config, experiments)
     experiment = experiments[species]
     obs = _obs(config, experiment, census)
-    rna = experiment.ms['RNA'] if 'RNA' in experiment.ms else None
-    if rna is None:
-      names = list(experiment.ms)
-      if len(names) != 1:
-        raise errors.UserError(f'{path}: measurements {names}, none is RNA')
-      rna = experiment.ms[names[0]]
+    names = list(experiment.ms)
+    if 'RNA' not in names and len(names) != 1:
+      raise errors.UserError(f'{path}: measurements {names}, none is RNA')
+    rna = experiment.ms['RNA' if 'RNA' in names else names[0]]
     var = rna.var.read().concat().to_pandas()
   digest = ''
   files: tuple[str, ...] = ()
@@ -251,10 +249,12 @@ def _measured(
   place: Any, rna: Any, dataset: str, ids: np.ndarray
 ) -> np.ndarray:
   """Which genes a dataset of a census measured."""
-  table = place['census_info']['datasets'].read(
-    column_names=[ID, DATASET]
-  ).concat()
-  rows = {d: j for d, j in zip(table[DATASET].to_pylist(), table[ID].to_pylist())}
+  table = (
+    place['census_info']['datasets'].read(column_names=[ID, DATASET]).concat()
+  )
+  rows = {
+    d: j for d, j in zip(table[DATASET].to_pylist(), table[ID].to_pylist())
+  }
   if dataset not in rows:
     raise errors.UserError(f'dataset {dataset} is not in the list of datasets')
   name = 'feature_dataset_presence_matrix'
@@ -338,7 +338,9 @@ class Soma:
 
   def sample(self) -> np.ndarray:
     """Values of a few cells in several places."""
-    firsts = np.unique(np.linspace(0, max(len(self.rows) - 4, 0), 8).astype(int))
+    firsts = np.unique(
+      np.linspace(0, max(len(self.rows) - 4, 0), 8).astype(int)
+    )
     parts = [self.read(a, min(a + 4, len(self.rows))).data for a in firsts]
     return np.concatenate(parts).astype(np.float64)
 
