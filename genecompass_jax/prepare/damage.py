@@ -1,9 +1,12 @@
 """What readers of other libraries meet in damaged files, in one line."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 from genecompass_jax import errors
+
+_OF_SYSTEM = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EMFILE)
 
 
 @contextlib.contextmanager
@@ -15,6 +18,19 @@ def in_one_line(path: str, part: str) -> Iterator[None]:
     raise
   except Exception as error:  # they raise whatever they stumble over
     raise damaged(path, part, error) from error
+
+
+@contextlib.contextmanager
+def anywhere(path: str) -> Iterator[None]:
+  """As `in_one_line`, but faults of the system (no permission) stay theirs."""
+  try:
+    with in_one_line(path, 'it'):
+      yield
+  except errors.UserError as error:
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in _OF_SYSTEM:
+      raise cause from None
+    raise
 
 
 def damaged(path: str, part: str, error: Exception) -> errors.UserError:

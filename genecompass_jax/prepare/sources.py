@@ -43,19 +43,22 @@ def open_source(
     UserError: no format that is known, damaged, empty, no layer that looks
       like counts, identifiers or species in doubt, a column that is not there.
   """
-  return _source(config, formats.read(config), table, can_reopen=True)
+  with damage.anywhere(config.path):
+    return _source(config, formats.read(config), table, can_reopen=True)
 
 
 def expand(config: SourceConfig) -> list[SourceConfig]:
   """One configuration for each source of a place; see `formats.expand`."""
-  return formats.expand(config)
+  with damage.anywhere(config.path):
+    return formats.expand(config)
 
 
 def open_h5ad(
   config: SourceConfig, table: gene_table.GeneTable | None = None
 ) -> Source:
   """Opens an h5ad file, and no other format; see `open_source`."""
-  return _source(config, h5ad.read(config), table, can_reopen=True)
+  with damage.anywhere(config.path):
+    return _source(config, h5ad.read(config), table, can_reopen=True)
 
 
 def from_anndata(
