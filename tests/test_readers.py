@@ -606,3 +606,16 @@ def test_selected_rows_and_columns():
       np.testing.assert_array_equal(
         scipy.sparse.vstack(found).toarray(), expected.toarray()
       )
+
+
+@pytest.mark.parametrize('place', [16, 400, 2000])
+def test_texts_without_an_end_are_refused(tmp_path, place):
+  """Zeros in a heap of texts: libhdf5 would read them for ever."""
+  path = tmp_path / 'cells.h5ad'
+  adata_of().write_h5ad(path)
+  data = bytearray(path.read_bytes())
+  at = data.index(b'GCOL')
+  data[at + place : at + place + 64] = bytes(64)
+  path.write_bytes(data)
+  with pytest.raises(errors.UserError, match='damaged HDF5|cannot be read'):
+    opened(path)

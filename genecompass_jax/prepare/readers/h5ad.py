@@ -6,7 +6,7 @@ import anndata
 import h5py
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import damage, matrices, source_config
+from genecompass_jax.prepare import damage, heaps, matrices, source_config
 from genecompass_jax.prepare.readers import opened
 
 
@@ -18,6 +18,7 @@ def read(config: source_config.SourceConfig) -> opened.Opened:
   """
   path = config.path
   _check_file(path)
+  heaps.check(path)
   try:
     file = h5py.File(path, 'r')
   except OSError as error:

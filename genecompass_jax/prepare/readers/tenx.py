@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import damage, matrices, source_config
+from genecompass_jax.prepare import damage, heaps, matrices, source_config
 from genecompass_jax.prepare.readers import barcodes, opened
 
 V3 = 'matrix'
@@ -99,6 +99,7 @@ def read(config: source_config.SourceConfig) -> opened.Opened:
 
 def _file(path: str) -> h5py.File:
   damage.check_no_pointer(path)
+  heaps.check(path)
   try:
     return h5py.File(path, 'r')
   except OSError as error:
