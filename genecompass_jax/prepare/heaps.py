@@ -11,7 +11,8 @@ from typing import BinaryIO
 
 from genecompass_jax import errors
 
-_MARK = b'GCOL\x01\0\0\0'  # of a heap; its size follows
+_NAME = b'GCOL'  # sought by itself: a needle that ends in zeros is slow
+_MARK = _NAME + b'\x01\0\0\0'  # of a heap; its size follows
 _HEAD = 16  # bytes, of a heap and of an object
 _BLOCK = 16 << 20
 
@@ -36,10 +37,11 @@ def _places(file: BinaryIO) -> list[int]:
   places, first, rest = [], 0, b''
   while block := file.read(_BLOCK):
     text = rest + block
-    at = text.find(_MARK)
+    at = text.find(_NAME)
     while at >= 0:
-      places.append(first - len(rest) + at)
-      at = text.find(_MARK, at + 1)
+      if text.startswith(_MARK, at):
+        places.append(first - len(rest) + at)
+      at = text.find(_NAME, at + 1)
     first += len(block)
     rest = text[1 - len(_MARK) :]
   return places
