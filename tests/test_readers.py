@@ -15,7 +15,13 @@ import scipy.sparse
 
 from experiments.benchmarks import formats
 from genecompass_jax import errors, gene_table, vocabulary
-from genecompass_jax.prepare import matrices, sources
+from genecompass_jax.prepare import (
+  anndatas,
+  matrices,
+  pipeline,
+  quality,
+  sources,
+)
 from tests.test_prepare_sources import check, counts, gather, human_ids
 
 CELLS, GENES = 90, 60
@@ -619,3 +625,25 @@ def test_texts_without_an_end_are_refused(tmp_path, place):
   path.write_bytes(data)
   with pytest.raises(errors.UserError, match='damaged HDF5|cannot be read'):
     opened(path)
+
+
+def test_a_corpus_is_the_same_from_every_format(tmp_path):
+  config = pipeline.PrepareConfig(
+    vocabulary='measured',
+    validation_share=0.0,
+    filters=quality.QualityConfig.off(),
+  )
+  found = set()
+  for kind in ('h5ad', 'zarr2', '10x 3', 'mtx.gz'):
+    path = written(tmp_path, kind)
+    source = sources.open_source(
+      sources.SourceConfig(path, name='cells', assay='umi')
+    )
+    corpus = pipeline.prepare([source], tmp_path / kind, config)
+    folder = tmp_path / kind / 'train' / 'human'
+    files = sorted(f for f in folder.rglob('*') if f.is_file())
+    found.add(tuple((f.name, f.read_bytes()) for f in files))
+    held = anndatas.held_out_cells(corpus, path, split='train', max_cells=9)
+    rows = np.arange(9) * CELLS // 9
+    np.testing.assert_array_equal(held.X.toarray(), counts()[rows].toarray())
+  assert len(found) == 1
