@@ -2,7 +2,7 @@
 
 Texts of HDF5 lie in heaps, chains of objects. A free object of size zero, as
 zeros over a part of a file make it, is one that libhdf5 steps on for ever
-(seen with 1.14); it is looked for in the bytes before the library reads them.
+(seen with 2.0); it is looked for in the bytes before the library reads them.
 """
 
 import os
