@@ -6,6 +6,7 @@ usage (one line says what to do), 42 stopped and to be started again.
 """
 
 import argparse
+import dataclasses
 import functools
 import logging
 import os
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import flags
+from genecompass_jax.prepare import flags, readers
 
 
 class _Parser(argparse.ArgumentParser):
@@ -131,7 +132,9 @@ def _prep(step: str, parser: argparse.ArgumentParser) -> Runner:
 
 
 def _embed(parser: argparse.ArgumentParser) -> Runner:
-  parser.add_argument('cells', metavar='CELLS.h5ad')
+  parser.add_argument(
+    'cells', metavar='CELLS', help='h5ad, zarr, 10x, mtx, SOMA or Arrow'
+  )
   parser.add_argument('-o', '--output', required=True, metavar='OUT.h5ad')
   parser.add_argument(
     '--checkpoint',
@@ -153,13 +156,15 @@ def _embed(parser: argparse.ArgumentParser) -> Runner:
     '--overwrite', action='store_true', help='replace OUT.h5ad if it is there'
   )
   flags.add_cell_flags(parser)
+  readers.add_arguments(parser)
 
   def run(args: argparse.Namespace) -> None:
     from genecompass_jax import pretrained
     from genecompass_jax.analysis import embeddings
-    from genecompass_jax.prepare import h5ad_copy
+    from genecompass_jax.prepare import h5ad_copy, sources
 
     h5ad_copy.check_output(args.output, args.overwrite)
+    reading = sources.SourceConfig(**readers.config_fields(args))
     model = pretrained.load(args.checkpoint)
     result = embeddings.embed_cells(
       args.cells,
@@ -170,6 +175,7 @@ def _embed(parser: argparse.ArgumentParser) -> Runner:
       layer=args.layer,
       batch_size=args.batch_size,
       allow_noninteger=args.allow_noninteger,
+      reading=reading,
     )
     h5ad_copy.write(
       args.cells,
@@ -177,6 +183,13 @@ def _embed(parser: argparse.ArgumentParser) -> Runner:
       obsm={embeddings.KEY: result.embeddings_CD},
       obs=result.obs,
       uns={'genecompass': result.uns},
+      config=dataclasses.replace(
+        reading,
+        species=args.species,
+        ids_of=args.ids_of,
+        layer=args.layer,
+        allow_noninteger=args.allow_noninteger,
+      ),
     )
     cells, width = result.embeddings_CD.shape
     print(

@@ -17,6 +17,7 @@ import pytest
 import scipy.sparse
 
 import genecompass_jax as gc
+from experiments.benchmarks import formats
 from genecompass_jax import cli, encoding, errors, pretrained
 from genecompass_jax.analysis import embeddings
 from genecompass_jax.prepare import sources
@@ -635,3 +636,26 @@ def test_the_facade_answers():
   assert set(gc.__all__) <= set(dir(gc))
   with pytest.raises(AttributeError):
     gc.nothing_of_that_name  # noqa: B018
+
+
+@pytest.mark.parametrize('kind', ['zarr3', '10x 3', 'mtx.gz'])
+def test_cells_of_other_formats(cells, model, trained, tmp_path, capsys, kind):
+  formats.WRITERS[kind](cells, str(tmp_path / 'cells'))
+  path = tmp_path / f'cells{formats.PATHS[kind]}'
+  expected = gc.embed_cells(cells, model)
+  labels = pd.DataFrame({'label': ['a', 'b'] * (NUM // 2)}, cells.obs_names)
+  labels.to_csv(tmp_path / 'labels.csv')
+  out = tmp_path / 'out.h5ad'
+  arguments = [path, '-o', out, '--checkpoint', trained, '--obs-table']
+  code, said, _ = run([*arguments, tmp_path / 'labels.csv'], capsys)
+  assert code == 0 and 'counts from X' in said
+  found = anndata.read_h5ad(out)
+  np.testing.assert_array_equal(
+    found.obsm['X_genecompass'], gc.embed(path, model)
+  )
+  np.testing.assert_allclose(
+    found.obsm['X_genecompass'], expected.embeddings_CD, atol=1e-5
+  )
+  assert list(found.obs_names) == list(cells.obs_names)
+  assert {'label', *COLUMNS} <= set(found.obs)
+  assert found.uns['genecompass']['checkpoint'] == model.sha256

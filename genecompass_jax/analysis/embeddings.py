@@ -68,6 +68,7 @@ def embed(
   layer: str = '',
   batch_size: int = 32,
   allow_noninteger: bool = False,
+  reading: sources.SourceConfig = sources.SourceConfig(),
 ) -> np.ndarray:
   """Embeds cells: `adata.obsm['X_genecompass'] = embed(adata, model)`.
 
@@ -86,6 +87,7 @@ def embed(
     layer=layer,
     batch_size=batch_size,
     allow_noninteger=allow_noninteger,
+    reading=reading,
   )
   if isinstance(adata, anndata.AnnData):
     for name, column in result.obs.items():
@@ -104,8 +106,9 @@ def embed_cells(
   layer: str = '',
   batch_size: int = 32,
   allow_noninteger: bool = False,
+  reading: sources.SourceConfig = sources.SourceConfig(),
 ) -> Embeddings:
-  """Embeds the cells of an AnnData or an h5ad file of any size.
+  """Embeds the cells of an AnnData or of a file of any format and size.
 
   Args:
     data: cells with counts; a file is streamed.
@@ -117,6 +120,7 @@ def embed_cells(
       counts.
     batch_size: rows that run together over all local devices.
     allow_noninteger: take corrected counts.
+    reading: what else a format needs, such as the genome of a 10x file.
 
   Raises:
     UserError: the model came without a vocabulary, or the cells cannot be read
@@ -134,7 +138,8 @@ def embed_cells(
   stream = sources.cells_of(
     data,
     model.vocabulary,
-    sources.SourceConfig(
+    dataclasses.replace(
+      reading,
       species=species,
       ids_of=ids_of,
       layer=layer,

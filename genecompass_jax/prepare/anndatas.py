@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import anndata
 import numpy as np
+import pandas as pd
 import scipy.sparse
 
 from genecompass_jax import corpus as corpus_lib, errors, paths, vocabulary
-from genecompass_jax.prepare import pipeline, sources
+from genecompass_jax.prepare import matrices, pipeline, sources
+from genecompass_jax.prepare.readers import formats
 
 Cells = anndata.AnnData | paths.PathLike
 
@@ -30,7 +32,7 @@ def build_corpus(
   seed: int = 0,
   overwrite: bool = False,
 ) -> corpus_lib.Corpus:
-  """Builds a corpus of AnnData objects or h5ad files: the short form of `prep`.
+  """Builds a corpus of AnnData objects or files: the short form of `prep`.
 
   Args:
     cells: one or several, with counts in X, raw or a layer.
@@ -78,10 +80,10 @@ def build_corpus(
 
 
 def open_cells(cells: Cells, config: sources.SourceConfig) -> sources.Source:
-  """Opens an AnnData or an h5ad file under one configuration."""
+  """Opens an AnnData or a file of any format under one configuration."""
   if isinstance(cells, anndata.AnnData):
     return sources.from_anndata(cells, config)
-  return sources.open_h5ad(dataclasses.replace(config, path=os.fspath(cells)))
+  return sources.open_source(dataclasses.replace(config, path=os.fspath(cells)))
 
 
 def held_out_cells(
@@ -130,6 +132,9 @@ def held_out_cells(
     rows = rows[np.arange(max_cells) * len(rows) // max_cells]
   if isinstance(cells, anndata.AnnData):
     return cells[rows].copy()
+  config = sources.SourceConfig(os.fspath(cells))
+  if formats.find_format(config) != 'h5ad':
+    return _rows_of(sources.open_source(config), rows)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # files of older versions
     backed = anndata.read_h5ad(cells, backed='r')
@@ -137,6 +142,16 @@ def held_out_cells(
       return backed[rows].to_memory()
     finally:
       backed.file.close()
+
+
+def _rows_of(source: sources.Source, rows: np.ndarray) -> anndata.AnnData:
+  """Some cells of a source that is no h5ad file."""
+  part = matrices.Selected(source.matrix.by_rows(), rows)
+  return anndata.AnnData(
+    part.read(0, len(rows)),
+    source.obs.iloc[rows].copy(),
+    pd.DataFrame(index=list(source.names)),
+  )
 
 
 def token_counts(

@@ -1,5 +1,6 @@
-"""Writes results into a copy of an h5ad file, whatever its size."""
+"""Writes results into a copy of an h5ad file, or a new one for other formats."""
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -11,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from genecompass_jax import errors
+from genecompass_jax.prepare import sources
+from genecompass_jax.prepare.readers import formats
 
 
 def check_output(path: str, overwrite: bool) -> None:
@@ -42,20 +45,31 @@ def write(
   obsm: Mapping[str, np.ndarray],
   obs: Mapping[str, np.ndarray],
   uns: Mapping[str, object],
+  config: sources.SourceConfig = sources.SourceConfig(),
 ) -> None:
   """Copies an h5ad file and adds columns; the matrices are never loaded.
 
+  Cells of another format get a new file with their labels and the columns,
+  without a matrix.
+
   Args:
-    source: h5ad file.
+    source: file or folder of cells.
     target: h5ad file to write; it appears only when it is complete.
     obsm: arrays [cells, ...] to add.
     obs: columns [cells] to add or replace.
     uns: entries to add or replace.
+    config: how the cells were read, but for their place.
   """
+  config = dataclasses.replace(config, path=source)
+  is_copy = formats.find_format(config) == 'h5ad'
   target = os.path.realpath(target)  # a link stays, and leads to the result
   staging = f'{target}.tmp-{os.getpid()}'
   try:
-    shutil.copyfile(source, staging)
+    if is_copy:
+      shutil.copyfile(source, staging)
+    else:
+      labels = _plain(sources.open_source(config).obs)
+      anndata.AnnData(obs=labels).write_h5ad(staging)
     with h5py.File(staging, 'r+') as file:
       for name, array in obsm.items():
         group = file.require_group('obsm')
@@ -77,3 +91,14 @@ def write(
   finally:
     if os.path.exists(staging):
       os.remove(staging)
+
+
+def _plain(obs: pd.DataFrame) -> pd.DataFrame:
+  """Columns as an h5ad file takes them: mixed ones as text."""
+  obs = obs.copy()
+  obs.index = obs.index.astype(str)
+  for name in obs:
+    if obs[name].dtype == object:
+      text = obs[name].map(str).where(obs[name].notna(), None)
+      obs[name] = pd.Categorical(text)
+  return obs

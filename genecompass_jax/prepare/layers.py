@@ -67,7 +67,7 @@ def _whole_share(rows: list[np.ndarray]) -> float:
 
 def _sample_rows(matrix: matrices.Matrix) -> list[np.ndarray]:
   """Non-zero values of some rows, whole rows, from several places."""
-  if isinstance(matrix, matrices.Columns):
+  if matrices.is_turned(matrix):
     if matrix.num_entries > matrices.TURN_IN_MEMORY // 16:
       return []
     matrix = matrix.by_rows()

@@ -8,9 +8,11 @@ passes.
 """
 
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import anndata
@@ -180,12 +182,92 @@ class Columns:
         (self.data[:], held, self.indptr), shape=self.shape
       ).tocsr()
       return Rows(turned.data, turned.indices, turned.indptr, self.shape)
-    if folder is None:
-      place = tempfile.TemporaryDirectory(prefix='genecompass-turned-')
-      rows = write_rows(self, place.name)
-      object.__setattr__(rows, '_place', place)  # goes when the matrix goes
-      return rows
-    return write_rows(self, folder)
+    return in_folder(functools.partial(write_rows, self), folder)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Selected:
+  """Some rows and columns of another matrix.
+
+  Attributes:
+    matrix: the other one.
+    rows: ascending row numbers of it; None for all.
+    columns: ascending column numbers of it; None for all.
+  """
+
+  matrix: Matrix
+  rows: np.ndarray | None = None
+  columns: np.ndarray | None = None
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Cells and genes that were selected."""
+    rows, columns = self.matrix.shape
+    return (
+      rows if self.rows is None else len(self.rows),
+      columns if self.columns is None else len(self.columns),
+    )
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Of the values."""
+    return self.matrix.dtype
+
+  @property
+  def num_entries(self) -> int:
+    """A guess: entries are spread evenly over the other matrix."""
+    whole = max(int(np.prod(self.matrix.shape)), 1)
+    return int(self.matrix.num_entries * (np.prod(self.shape) / whole))
+
+  @property
+  def is_turned(self) -> bool:
+    """Whether reading it turns all of the other matrix first."""
+    return is_turned(self.matrix)
+
+  def read(self, first: int, stop: int) -> scipy.sparse.csr_matrix:
+    """Rows of the matrix."""
+    if self.rows is None:
+      return self._columns_of(self.matrix.read(first, stop))
+    rows = self.rows[first:stop]
+    if not len(rows):
+      return scipy.sparse.csr_matrix((0, self.shape[1]), dtype=self.dtype)
+    # pieces of the other matrix, and never more of it than is asked for here
+    size = max(CHUNK_CELLS, stop - first)
+    parts = []
+    for a in range(rows[0], rows[-1] + 1, size):
+      inside = rows[(rows >= a) & (rows < a + size)]
+      if len(inside):
+        low, high = inside[0], inside[-1] + 1
+        parts.append(
+          self._columns_of(self.matrix.read(low, high)[inside - low])
+        )
+    return scipy.sparse.vstack(parts, format='csr')
+
+  def _columns_of(self, rows) -> scipy.sparse.csr_matrix:
+    return rows if self.columns is None else rows[:, self.columns]
+
+  def sample(self) -> np.ndarray:
+    """Values of the other matrix."""
+    return self.matrix.sample()
+
+  def by_rows(self, folder: str | None = None) -> 'Selected':
+    """The same part of the other matrix by rows."""
+    return dataclasses.replace(self, matrix=self.matrix.by_rows(folder))
+
+
+def is_turned(matrix: Matrix) -> bool:
+  """Whether `read` goes through all of a matrix, unless `by_rows` was first."""
+  return isinstance(matrix, Columns) or getattr(matrix, 'is_turned', False)
+
+
+def in_folder(write: Any, folder: str | None) -> Rows:
+  """What `write(folder)` gives; without one, in a folder that goes with it."""
+  if folder is not None:
+    return write(folder)
+  place = tempfile.TemporaryDirectory(prefix='genecompass-turned-')
+  rows = write(place.name)
+  object.__setattr__(rows, '_place', place)  # goes when the matrix goes
+  return rows
 
 
 def wrapped(matrix: object) -> Matrix:
@@ -196,7 +278,7 @@ def wrapped(matrix: object) -> Matrix:
   """
   if isinstance(matrix, Dense | Rows | Columns):
     return matrix
-  if isinstance(matrix, h5py.Group):
+  if isinstance(matrix, h5py.Group) or _is_zarr(matrix, 'Group'):
     matrix = anndata.io.sparse_dataset(matrix)
   if hasattr(matrix, 'group') and hasattr(matrix, 'format'):
     group, shape = matrix.group, tuple(int(n) for n in matrix.shape)
@@ -214,9 +296,31 @@ def wrapped(matrix: object) -> Matrix:
       check_sparse(matrix.indices, matrix.indptr, matrix.shape[0])
     matrix = matrix.tocsr()
     return Rows(matrix.data, matrix.indices, matrix.indptr, matrix.shape)
-  if isinstance(matrix, h5py.Dataset):
+  if isinstance(matrix, h5py.Dataset) or _is_zarr(matrix, 'Array'):
     return Dense(matrix)
   return Dense(np.asarray(matrix))
+
+
+def _is_zarr(matrix: object, kind: str) -> bool:
+  # by its name: zarr is imported by the one reader that needs it
+  cls = type(matrix)
+  return cls.__name__ == kind and cls.__module__.partition('.')[0] == 'zarr'
+
+
+def csr(
+  rows: np.ndarray,
+  columns: np.ndarray,
+  values: np.ndarray,
+  shape: tuple[int, int],
+) -> scipy.sparse.csr_matrix:
+  """Entries in any order -> rows with ascending columns, duplicates summed.
+
+  Raises:
+    UserError: an entry outside of the shape.
+  """
+  for numbers, size in ((rows, shape[0]), (columns, shape[1])):
+    check_sparse(numbers, np.array([0, len(numbers)]), size)
+  return scipy.sparse.coo_matrix((values, (rows, columns)), shape).tocsr()
 
 
 def _places(values: Any, length: int, size: int) -> np.ndarray:
@@ -318,45 +422,83 @@ class RowsWriter:
     return self.finished(self._folder, self._dtype, shape)
 
 
-_ENTRY = np.dtype([('row', '<i4'), ('column', '<i4'), ('value', '<f8')])
+ENTRY = np.dtype([('row', '<i4'), ('column', '<i4'), ('value', '<f8')])
 
 
 def write_rows(matrix: Columns, folder: str) -> Rows:
-  """Turns a matrix into files in a folder, or finds it turned there.
+  """Turns a matrix into files in a folder, or finds it turned there."""
+  slab = max(TURN_IN_MEMORY // 16, 1)  # entries held at a time
+  return write_entries(
+    lambda: _entries(matrix, slab),
+    matrix.num_entries,
+    matrix.shape,
+    matrix.dtype,
+    folder,
+    slab,
+  )
 
-  One pass scatters slabs of entries over files of row ranges, one turns each of
-  those: memory holds a slab.
+
+def _entries(matrix: Columns, slab: int) -> Iterator[np.ndarray]:
+  for a in range(0, matrix.num_entries, slab):
+    b = min(a + slab, matrix.num_entries)
+    entries = np.empty(b - a, ENTRY)
+    entries['row'], entries['value'] = matrix.indices[a:b], matrix.data[a:b]
+    columns = np.searchsorted(matrix.indptr, np.arange(a, b), side='right') - 1
+    entries['column'] = columns
+    yield entries
+
+
+def write_entries(
+  entries_of: Any,
+  num_entries: int,
+  shape: tuple[int, int],
+  dtype: np.dtype,
+  folder: str,
+  slab: int,
+) -> Rows:
+  """Entries in any order -> files by rows, or those found in the folder.
+
+  One pass scatters the entries over files of row ranges, one turns each of
+  those: memory holds about `slab` entries. Entries of one place are summed.
+
+  Args:
+    entries_of: gives an iterator over arrays of `ENTRY`.
+    num_entries: of all of them.
+    shape: rows and columns.
+    dtype: of the values.
+    folder: for the files.
+    slab: entries of a row range, about.
+
+  Raises:
+    UserError: an entry outside of the shape.
   """
-  found = RowsWriter.finished(folder, matrix.dtype, matrix.shape)
+  found = RowsWriter.finished(folder, dtype, shape)
   if found is not None:
     return found
-  num_rows, num_columns = matrix.shape
-  slab = max(TURN_IN_MEMORY // 16, 1)  # entries held at a time
-  num_parts = max(-(-matrix.num_entries // slab), 1)
+  num_rows, num_columns = shape
+  num_parts = max(-(-num_entries // slab), 1)
   rows_each = max(-(-num_rows // num_parts), 1)
   names = [
     os.path.join(folder, f'part-{k}') for k in range(-(-num_rows // rows_each))
   ]
   shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
   os.makedirs(folder)
-  for a in range(0, matrix.num_entries, slab):
-    b = min(a + slab, matrix.num_entries)
-    entries = np.empty(b - a, _ENTRY)
-    entries['row'], entries['value'] = matrix.indices[a:b], matrix.data[a:b]
-    check_sparse(entries['row'], np.array([0, b - a]), num_rows)
-    columns = np.searchsorted(matrix.indptr, np.arange(a, b), side='right') - 1
-    entries['column'] = columns
+  for entries in entries_of():
+    for column, size in (('row', num_rows), ('column', num_columns)):
+      check_sparse(entries[column], np.array([0, len(entries)]), size)
     part = entries['row'] // rows_each
-    entries = entries[np.argsort(part, kind='stable')]
-    ends = np.cumsum(np.bincount(part, minlength=len(names)))
-    for name, piece in zip(names, np.split(entries, ends[:-1])):
-      with open(name, 'ab') as file:
+    if (np.diff(part) < 0).any():
+      order = np.argsort(part, kind='stable')
+      entries, part = entries[order], part[order]
+    used, firsts = np.unique(part, return_index=True)
+    for k, piece in zip(used, np.split(entries, firsts[1:])):
+      with open(names[k], 'ab') as file:
         piece.tofile(file)
-  writer = RowsWriter(folder, matrix.dtype, num_columns)
+  writer = RowsWriter(folder, dtype, num_columns)
   for k, name in enumerate(names):
-    entries = np.zeros(0, _ENTRY)
+    entries = np.zeros(0, ENTRY)
     if os.path.exists(name):
-      entries = np.fromfile(name, _ENTRY)
+      entries = np.fromfile(name, ENTRY)
       os.remove(name)
     first = k * rows_each
     size = min(rows_each, num_rows - first)
