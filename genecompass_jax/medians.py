@@ -95,6 +95,18 @@ class Medians:
       vocab.naming_species_V(),
     )
 
+  @classmethod
+  def ones(cls, vocab: vocabulary.Vocabulary, mode: str) -> 'Medians':
+    """No medians at all: every divisor is 1."""
+    shape = len(vocab.species), vocab.size
+    return cls(
+      mode,
+      np.full(shape, np.nan),
+      np.zeros(shape, np.int64),
+      vocab.is_shared_V(),
+      vocab.naming_species_V(),
+    )
+
   def is_supported_SV(self) -> np.ndarray:
     """bool [S, V]: at least `MIN_SUPPORT` cells stand behind the median."""
     return self.support_SV >= MIN_SUPPORT

@@ -31,6 +31,7 @@ class Opened:
     layer: the matrix that is read, and why.
     identifiers: which were used.
     is_float: whether values are corrected counts.
+    is_divided: whether they are counts divided by medians already.
     resolutions: for each species, where the columns lead.
     flags: for each species, whether coding and mitochondrial genes are known.
   """
@@ -46,6 +47,7 @@ class Opened:
   layer: tuple[str, str]
   identifiers: str
   is_float: bool
+  is_divided: bool
   resolutions: dict[int, gene_ids.Resolution]
   flags: dict[int, tuple[bool, bool]]
 
@@ -99,7 +101,7 @@ def open_sources(
   units: dict[str, str] = {}
   for number, each in enumerate(configs):
     source = each if isinstance(each, sources.Source) else None
-    held = source
+    held = source if source is not None and not source.can_reopen else None
     if source is None:
       source = sources.open_source(each, table)
     name = source.name
@@ -132,17 +134,28 @@ def open_sources(
         (source.layer, source.layer_reason),
         source.identifier_reason,
         source.is_float,
+        source.is_divided,
         source.resolutions,
         {s: source.has_flag(s) for s in source.resolutions},
       )
     )
-  floats = [source.name for source in opened if source.is_float]
-  if floats and len(floats) < len(opened):
-    raise errors.UserError(
-      f'{floats[0]} holds corrected counts and others whole counts; they are '
-      'not mixed in a corpus: prepare one corpus of each'
-    )
+  for kind in ('is_float', 'is_divided'):
+    _check_alike(opened, kind)
   return opened
+
+
+def _check_alike(opened: Sequence[Opened], kind: str) -> None:
+  """Refuses values of several kinds."""
+  mine = [source.name for source in opened if getattr(source, kind)]
+  if mine and len(mine) < len(opened):
+    what = {
+      'is_float': 'corrected counts and others whole counts',
+      'is_divided': 'counts divided by medians and others not',
+    }
+    raise errors.UserError(
+      f'{mine[0]} holds {what[kind]}; they are not mixed in a corpus: prepare '
+      'one corpus of each'
+    )
 
 
 def _check_units(source: sources.Source, seen: dict[str, str]) -> None:

@@ -158,12 +158,10 @@ def prepare(
 
 def _identity(configs: Sequence, config: PrepareConfig) -> dict | None:
   """All that the result depends on; None for objects in memory."""
-  if any(isinstance(c, sources.Source) and not c.config.path for c in configs):
-    return None
   found = []
   for each in configs:
     if isinstance(each, sources.Source):
-      return None  # it may have been changed since it was opened
+      return None
     file = builds.identity_of_file(each.path) if _is_there(each.path) else []
     found.append([dataclasses.asdict(each), file])
   text = json.dumps(
@@ -195,6 +193,7 @@ def _build(
   if config.vocabulary not in VOCABULARIES:
     given = vocabulary.Vocabulary.load(config.vocabulary)
   table = sources.table_of(given)
+  configs = _expanded(configs)
   labels = labels_lib.Labels(_carried(configs), table.species)
   opened = opening.open_sources(configs, labels, folder, config.apart, table)
   vocab = given or _vocabulary(opened, config.vocabulary)
@@ -266,7 +265,7 @@ def _build(
       'split': split,
       'copies': found['report'],
       'medians_of': assays,
-      'medians_by': config.medians,
+      'medians_by': 'source' if plan.is_divided else config.medians,
       'quality': dataclasses.asdict(config.filters),
       'vocabulary_choice': (
         config.vocabulary if config.vocabulary in VOCABULARIES else 'file'
@@ -282,6 +281,17 @@ def _build(
     seconds=time.time() - started,
     known=known,
   )
+
+
+def _expanded(configs: Sequence) -> list:
+  """A census becomes its datasets, a folder of samples the samples."""
+  found: list = []
+  for each in configs:
+    if isinstance(each, sources.Source):
+      found.append(each)
+    else:
+      found += sources.expand(each)
+  return found
 
 
 def _carried(configs: Sequence) -> list[str]:
@@ -335,6 +345,7 @@ def _plan(
     configs=tuple(source.config for source in opened),
     held=tuple(source.held for source in opened),
     is_float=opened[0].is_float,
+    is_divided=opened[0].is_divided,
     num_labels=len(labels.columns),
     seed=config.seed,
     bits=pieces.bucket_bits(sum(entries), config.bucket_bytes),
@@ -461,6 +472,10 @@ def _medians(
       for species in species_of
     }
     if not histograms:
+      continue
+    if plan.is_divided:  # by medians already: 1 is that of every gene
+      if mode == encoding.RELEASED:
+        counted[mode] = medians.Medians.ones(plan.vocabulary(), mode)
       continue
     values = medians.Medians.from_histograms(plan.vocabulary(), histograms)
     if config.medians == 'exact':

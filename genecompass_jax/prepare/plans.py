@@ -30,6 +30,7 @@ class Plan:
     held: sources that were opened by the caller, in memory; they do not travel
       to other processes.
     is_float: whether counts are corrected ones.
+    is_divided: whether they are counts divided by medians already.
     num_labels: columns of labels, source and unit first.
     seed: of the order of the cells.
     bits: a bucket is a range of the ordering hash: there are 2 ** bits.
@@ -43,6 +44,7 @@ class Plan:
   configs: tuple[sources.SourceConfig, ...]
   held: tuple[Any, ...]
   is_float: bool
+  is_divided: bool
   num_labels: int
   seed: int
   bits: int
