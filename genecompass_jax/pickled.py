@@ -1,0 +1,321 @@
+"""Reads pickled data without unpickling: a machine that knows only values.
+
+A pickle is a program. Here the few instructions that build dicts, lists,
+tuples, text, bytes, numbers and NumPy arrays are carried out; the names of
+NumPy's own constructors are known as words, and nothing is ever imported or
+called. Anything else is refused in one line.
+"""
+
+import math
+import pickletools
+import struct
+from collections.abc import Callable
+
+import numpy as np
+
+from genecompass_jax import errors, paths
+
+LFS_POINTER = b'version https://git-lfs.github.com/spec/'
+# What the names in a pickle stand for; they are compared, never looked up.
+_WORDS = {
+  'numpy ndarray': 'ndarray',
+  'numpy dtype': 'dtype',
+  '_codecs encode': 'encode',
+} | {
+  f'numpy.{core}.{place}': word
+  for core in ('core', '_core')
+  for place, word in (
+    ('multiarray _reconstruct', 'array'),
+    ('multiarray scalar', 'scalar'),
+    ('numeric _frombuffer', 'frombuffer'),
+  )
+}
+_PLAIN = (str, int, float, bytes, bool, type(None))
+_PUSH_ARGUMENT = frozenset(
+  'INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE '
+  'SHORT_BINUNICODE BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 '
+  'BYTEARRAY8'.split()
+)
+_NO_WORK = frozenset(('PROTO', 'FRAME'))
+_MARK = object()
+
+
+class _Word:
+  """A known name; it can be built from, and does nothing else."""
+
+  def __init__(self, word: str):
+    self.word = word
+
+
+class _Array:
+  """An array, number or dtype under construction."""
+
+  def __init__(self, word: str):
+    self.word = word
+    self.value = None
+
+
+def read(path: paths.PathLike) -> object:
+  """The value in a file of pickled data.
+
+  Raises:
+    UserError: no such file, a Git-LFS pointer, damage, or a pickle of more
+      than plain values and numeric arrays.
+  """
+  try:
+    data = paths.read_bytes(path)
+  except FileNotFoundError:
+    raise errors.UserError(f'{path}: no such file') from None
+  if data.startswith(LFS_POINTER):
+    raise errors.UserError(
+      f'{path} is a Git-LFS pointer of {len(data)} bytes, not the data; fetch '
+      'it with "git lfs pull" in the repository it comes from'
+    )
+  try:
+    return loads(data)
+  except errors.UserError as error:
+    raise errors.UserError(f'{path}: {error}') from None
+
+
+def loads(data: bytes) -> object:
+  """The value of pickled data; see `read` for what is refused."""
+  try:
+    return _Machine().run(data)
+  except errors.UserError:
+    raise
+  except (
+    *(ValueError, IndexError, KeyError, TypeError, AttributeError),
+    *(struct.error, OverflowError, MemoryError, RecursionError),
+  ) as error:
+    raise errors.UserError(
+      f'damaged pickle ({errors.first_line(error)}); fetch it again'
+    ) from error
+
+
+class _Machine:
+  """The stack, the memo and the instructions that are known."""
+
+  def __init__(self):
+    self.stack: list = []
+    self.memo: dict = {}
+    self.done: Callable = {
+      'MARK': lambda: self.stack.append(_MARK),
+      'POP': self.stack.pop,
+      'POP_MARK': self._above_mark,
+      'DUP': lambda: self.stack.append(self.stack[-1]),
+      'NONE': lambda: self.stack.append(None),
+      'NEWTRUE': lambda: self.stack.append(True),
+      'NEWFALSE': lambda: self.stack.append(False),
+      'EMPTY_DICT': lambda: self.stack.append({}),
+      'EMPTY_LIST': lambda: self.stack.append([]),
+      'EMPTY_TUPLE': lambda: self.stack.append(()),
+      'DICT': lambda: self._dict({}, self._above_mark(), push=True),
+      'LIST': lambda: self.stack.append(self._above_mark()),
+      'TUPLE': lambda: self._tuple(self._above_mark()),
+      'TUPLE1': lambda: self._tuple(self._popped(1)),
+      'TUPLE2': lambda: self._tuple(self._popped(2)),
+      'TUPLE3': lambda: self._tuple(self._popped(3)),
+      'APPEND': lambda: self._extend([self.stack.pop()]),
+      'APPENDS': lambda: self._extend(self._above_mark()),
+      'SETITEM': lambda: self._set_item(),
+      'SETITEMS': lambda: self._set_items(),
+      'MEMOIZE': self._memoize,
+      'STACK_GLOBAL': lambda: self._name(*self._popped(2)),
+      'REDUCE': lambda: self._reduce(*self._popped(2)),
+      'BUILD': self._build,
+    }
+
+  def run(self, data: bytes) -> object:
+    """Carries out a pickle; ends at its STOP."""
+    for opcode, argument, place in pickletools.genops(data):
+      name = opcode.name
+      if name in _PUSH_ARGUMENT:
+        self.stack.append(argument)
+      elif name in ('BINGET', 'LONG_BINGET', 'GET'):
+        self.stack.append(self.memo[int(argument)])
+      elif name in ('BINPUT', 'LONG_BINPUT', 'PUT'):
+        self.memo[int(argument)] = self.stack[-1]
+      elif name in ('STRING', 'BINSTRING', 'SHORT_BINSTRING'):
+        self.stack.append(argument)  # of Python 2: bytes read as Latin-1
+      elif name == 'GLOBAL':
+        self._name(*argument.split(' ', 1))
+      elif name == 'STOP':
+        (value,) = self.stack
+        return self._value(value)
+      elif name in self.done:
+        self.done[name]()
+      elif name not in _NO_WORK:
+        raise errors.UserError(
+          f'the pickle asks for {name} at byte {place}; only plain values and '
+          'numeric arrays are read, so export it as npz, csv or parquet'
+        )
+    raise ValueError('it has no end')
+
+  def _value(self, value: object) -> object:
+    """A finished value in place of what it was built in."""
+    unfinished = isinstance(value, _Word) or value is _MARK
+    if type(value) is tuple:
+      unfinished = any(isinstance(v, _Word | _Array) for v in value)
+    if unfinished or (isinstance(value, _Array) and value.word == 'dtype'):
+      raise errors.UserError(
+        'the pickle holds a class or function; only plain values and numeric '
+        'arrays are read'
+      )
+    if isinstance(value, _Array):
+      if value.value is None:
+        raise ValueError('an array without content')
+      return value.value
+    return value
+
+  def _popped(self, number: int) -> list:
+    if number > len(self.stack):
+      raise IndexError('the stack is empty')
+    found = self.stack[-number:]
+    del self.stack[-number:]
+    return found
+
+  def _above_mark(self) -> list:
+    for place in range(len(self.stack) - 1, -1, -1):
+      if self.stack[place] is _MARK:
+        found = self.stack[place + 1 :]
+        del self.stack[place:]
+        return [self._value(v) if _is_array(v) else v for v in found]
+    raise IndexError('a mark is missing')
+
+  def _tuple(self, values: list) -> None:
+    # Words and dtypes may stand here: tuples are arguments of constructors.
+    self.stack.append(
+      tuple(
+        self._value(v) if _is_array(v) or type(v) is tuple else v
+        for v in values
+      )
+    )
+
+  def _extend(self, values: list) -> None:
+    if not isinstance(self.stack[-1], list):
+      raise TypeError('appends to what is no list')
+    self.stack[-1].extend(self._value(v) for v in values)
+
+  def _dict(self, target: dict, flat: list, push: bool = False) -> None:
+    if type(target) is not dict or len(flat) % 2:
+      raise TypeError('items of what is no dict')
+    for key, value in zip(flat[::2], flat[1::2]):
+      if not isinstance(key, _PLAIN) and not (
+        isinstance(key, tuple) and all(isinstance(k, _PLAIN) for k in key)
+      ):
+        if isinstance(key, np.generic):
+          key = key.item()
+        else:
+          raise errors.UserError(
+            f'the pickle has a {type(key).__name__} for a key of a dict; only '
+            'text, numbers and tuples of them are read'
+          )
+      target[key] = self._value(value)
+    if push:
+      self.stack.append(target)
+
+  def _set_item(self) -> None:
+    pair = [self._value(v) for v in self._popped(2)]
+    self._dict(self.stack[-1], pair)
+
+  def _set_items(self) -> None:
+    flat = self._above_mark()
+    self._dict(self.stack[-1], flat)
+
+  def _memoize(self) -> None:
+    self.memo[len(self.memo)] = self.stack[-1]
+
+  def _name(self, module: str, name: str) -> None:
+    word = _WORDS.get(f'{module} {name}')
+    if word is None:
+      raise errors.UserError(
+        f'the pickle names {module}.{name}; only plain values and numeric '
+        'arrays are read, so export it as npz, csv or parquet'
+      )
+    self.stack.append(_Word(word))
+
+  def _reduce(self, what: object, arguments: object) -> None:
+    if not isinstance(what, _Word) or type(arguments) is not tuple:
+      raise TypeError('a call of what is no constructor')
+    if what.word == 'dtype':
+      built = _Array('dtype')
+      built.value = _dtype(arguments[0])
+    elif what.word == 'array':
+      built = _Array('array')  # its content comes with BUILD
+    elif what.word == 'scalar':
+      dtype, data = arguments
+      built = _Array('scalar')
+      built.value = np.frombuffer(_bytes(data), _dtype_of(dtype), 1)[0]
+    elif what.word == 'frombuffer':
+      data, dtype, shape, order = arguments
+      built = _Array('array')
+      built.value = _array(data, _dtype_of(dtype), shape, order == 'F')
+    elif what.word == 'encode':
+      text, encoding = arguments
+      if encoding not in ('latin1', 'latin-1') or not isinstance(text, str):
+        raise TypeError('text of an unknown encoding')
+      built = text.encode('latin-1')
+    else:
+      raise TypeError('a call of what is no constructor')
+    self.stack.append(built)
+
+  def _build(self) -> None:
+    state = self.stack.pop()
+    built = self.stack[-1]
+    if not isinstance(built, _Array) or type(state) is not tuple:
+      raise errors.UserError(
+        'the pickle sets the state of an object; only plain values and numeric '
+        'arrays are read'
+      )
+    if built.word == 'dtype':
+      order = state[1]
+      if order not in ('<', '>', '|', '='):
+        raise ValueError(f'byte order {order!r}')
+      if any(part is not None for part in state[2:5]):
+        raise errors.UserError('arrays of records are not read')
+      built.value = built.value.newbyteorder(order)
+    elif built.word == 'array':
+      _, shape, dtype, is_fortran, data = state
+      built.value = _array(data, _dtype_of(dtype), shape, is_fortran)
+    else:
+      raise TypeError('a state of what has none')
+
+
+def _is_array(value: object) -> bool:
+  return isinstance(value, _Array) and value.word != 'dtype'
+
+
+def _dtype(code: object) -> np.dtype:
+  if not isinstance(code, str) or code[:1] not in tuple('biufSU'):
+    raise errors.UserError(
+      f'the pickle has an array of {code!r}; only numbers and text are read'
+    )
+  return np.dtype(code)
+
+
+def _dtype_of(value: object) -> np.dtype:
+  if not isinstance(value, _Array) or value.word != 'dtype':
+    raise TypeError('an array without a dtype')
+  return value.value
+
+
+def _bytes(data: object) -> bytes:
+  if isinstance(data, str):  # Python 2
+    return data.encode('latin-1')
+  if not isinstance(data, bytes | bytearray):
+    raise TypeError('an array without bytes')
+  return bytes(data)
+
+
+def _array(
+  data: object, dtype: np.dtype, shape: object, is_fortran: object
+) -> np.ndarray:
+  if type(shape) is not tuple or not all(
+    type(n) is int and n >= 0 for n in shape
+  ):
+    raise TypeError(f'an array of shape {shape!r}')
+  content = _bytes(data)
+  if math.prod(shape) * dtype.itemsize != len(content):
+    raise ValueError(f'an array of {shape} has {len(content)} bytes')
+  flat = np.frombuffer(content, dtype)
+  return flat.reshape(shape, order='F' if is_fortran else 'C').copy()
