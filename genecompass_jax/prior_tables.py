@@ -179,9 +179,9 @@ def _vectors(column: pyarrow.ChunkedArray) -> np.ndarray:
   if len(widths) != 1 or not widths[0]:
     raise ValueError('the vectors differ in width')
   flat = array.flatten().cast(pyarrow.float32())
-  return np.array(
-    flat.to_numpy(zero_copy_only=False), np.float32
-  ).reshape(len(array), int(widths[0]))
+  return np.array(flat.to_numpy(zero_copy_only=False), np.float32).reshape(
+    len(array), int(widths[0])
+  )
 
 
 def _json(facts: Mapping) -> str:

@@ -17,7 +17,9 @@ COMPLEXES = {
   'AP1': ('FOS', 'FOSB', 'FOSL1', 'FOSL2', 'JUN', 'JUNB', 'JUND'),
 }
 _ALIASES = {'NFKAPPAB': 'NFKB', 'NF-KB': 'NFKB', 'AP-1': 'AP1'}
-_JOINED = re.compile(r'(?:COMPLEX:)?([A-Za-z][\w.-]*(?:(?:::|[_+:/])[A-Za-z][\w.-]*)+)')
+_JOINED = re.compile(
+  r'(?:COMPLEX:)?([A-Za-z][\w.-]*(?:(?:::|[_+:/])[A-Za-z][\w.-]*)+)'
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,8 +56,8 @@ def project(matrix_NM: Matrix, width: int, seed: int) -> np.ndarray:
   of the norms, however many dimensions the rows have (Johnson-Lindenstrauss).
   """
   rng = np.random.default_rng([seed, 1])
-  return matrix_NM @ rng.normal(size=(matrix_NM.shape[1], width)) / np.sqrt(
-    width
+  return (
+    matrix_NM @ rng.normal(size=(matrix_NM.shape[1], width)) / np.sqrt(width)
   )
 
 

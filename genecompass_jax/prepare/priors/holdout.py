@@ -122,7 +122,9 @@ def _index(paralogues, max_paralogues):
   if paralogues is None:
     return groups_of, members, ignored
   size_K = np.bincount(paralogues.group_M)
-  for row, group in zip(paralogues.gene_M.tolist(), paralogues.group_M.tolist()):
+  for row, group in zip(
+    paralogues.gene_M.tolist(), paralogues.group_M.tolist()
+  ):
     if families.NAMED_ALIKE.search(paralogues.titles[group]):
       continue
     if size_K[group] > max_paralogues:

@@ -68,7 +68,9 @@ def collect(
       a source inside another one counts once; 'sum': weights are added.
   """
   if len(sources) > MAX_SOURCES:
-    raise errors.UserError(f'{len(sources)} sources; give {MAX_SOURCES} at most')
+    raise errors.UserError(
+      f'{len(sources)} sources; give {MAX_SOURCES} at most'
+    )
   keep_N = a_N != b_N
   a_N, b_N = a_N[keep_N].astype(np.int64), b_N[keep_N].astype(np.int64)
   key_N = a_N << 32 | b_N
