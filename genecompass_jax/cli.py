@@ -89,6 +89,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
   for name, help_text, fill in (
     ('demo', 'the whole way on real cells, in minutes', _demo),
     ('prep', 'files of cells -> a corpus', _prep),
+    ('prior', 'public knowledge of genes -> prior tables', _prior),
     ('embed', 'cells -> embeddings in an h5ad file', _embed),
     ('convert', 'weights of the original model -> ours', _convert),
     ('report', 'held-out losses of a run beside the null models', _report),
@@ -114,6 +115,12 @@ def _prep(parser: argparse.ArgumentParser) -> Runner:
 
   command.add_arguments(parser)
   return command.run
+
+
+def _prior(parser: argparse.ArgumentParser) -> Runner:
+  from genecompass_jax.prepare.priors import command
+
+  return command.add_arguments(parser)
 
 
 def _embed(parser: argparse.ArgumentParser) -> Runner:

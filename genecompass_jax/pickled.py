@@ -32,9 +32,25 @@ _WORDS = {
 }
 _PLAIN = (str, int, float, bytes, bool, type(None))
 _PUSH_ARGUMENT = frozenset(
-  'INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE '
-  'SHORT_BINUNICODE BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 '
-  'BYTEARRAY8'.split()
+  [
+    'INT',
+    'BININT',
+    'BININT1',
+    'BININT2',
+    'LONG',
+    'LONG1',
+    'LONG4',
+    'FLOAT',
+    'BINFLOAT',
+    'UNICODE',
+    'SHORT_BINUNICODE',
+    'BINUNICODE',
+    'BINUNICODE8',
+    'BINBYTES',
+    'SHORT_BINBYTES',
+    'BINBYTES8',
+    'BYTEARRAY8',
+  ]
 )
 _NO_WORK = frozenset(('PROTO', 'FRAME'))
 _MARK = object()

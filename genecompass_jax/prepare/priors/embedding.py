@@ -129,6 +129,15 @@ def embed(
   return Embedded(rows_N, rescaled(vectors_NP, config.rms), facts)
 
 
+def components(vectors_NP: np.ndarray, width: int) -> np.ndarray:
+  """Scores of the first principal components of wide vectors."""
+  centred_NP = vectors_NP - vectors_NP.mean(0)
+  _, v_PP = np.linalg.eigh(centred_NP.T @ centred_NP)
+  v_PK = v_PP[:, ::-1][:, :width]
+  largest_K = np.abs(v_PK).argmax(0)
+  return centred_NP @ (v_PK * np.sign(v_PK[largest_K, np.arange(width)]))
+
+
 def rescaled(vectors_NP: np.ndarray, rms: float) -> np.ndarray:
   """float32 vectors times one factor, so that an entry has a given RMS."""
   size = np.sqrt(np.square(vectors_NP, dtype=np.float64).mean())

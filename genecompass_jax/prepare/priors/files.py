@@ -77,7 +77,7 @@ def table(path: paths.PathLike, header: bool = True) -> pd.DataFrame:
 
   Args:
     path: comma-separated where its name says csv, else tab-separated.
-    header: the first line names the columns; else they are numbered from 0.
+    header: the first line names the columns; else they are numbered from 1.
 
   Raises:
     UserError: no such file, damage, or rows of several lengths.
@@ -99,7 +99,10 @@ def table(path: paths.PathLike, header: bool = True) -> pd.DataFrame:
       ) from None
   if not len(frame):
     raise errors.UserError(f'{path}: a table without rows')
-  frame.columns = [str(c).lstrip('\ufeff#') for c in frame.columns]
+  if header:
+    frame.columns = [str(c).lstrip('\ufeff#') for c in frame.columns]
+  else:
+    frame.columns = [str(c + 1) for c in range(frame.shape[1])]
   return frame.fillna('')
 
 

@@ -40,9 +40,8 @@ def read(path: paths.PathLike) -> tuple[list[str], np.ndarray]:
 
 
 def by_gene(
-  symbols: list[str], vectors: np.ndarray, species: int,
-  genes: gene_table.GeneTable,
-) -> tuple[np.ndarray, np.ndarray, dict]:  # fmt: skip
+  symbols: list[str], species: int, genes: gene_table.GeneTable
+) -> tuple[np.ndarray, np.ndarray, dict]:
   """Rows of the gene table, and the number of the vector each takes.
 
   Where several symbols lead to a gene, its current symbol wins, then the
@@ -51,7 +50,6 @@ def by_gene(
   Returns:
     Rows of the gene table, numbers of vectors, and the report.
   """
-  del vectors
   found = gene_ids.resolve(symbols, species, genes)
   chosen: dict[int, int] = {}
   for n, (gene, how) in enumerate(zip(found.gene_ids, found.how)):

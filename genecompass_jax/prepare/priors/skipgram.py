@@ -134,7 +134,7 @@ def _walk(
       low_weight = before_K[here]
       total = cumulative_N[end - 1] - low_weight
       chosen = here
-      for attempt in range(_TRIES):
+      for _attempt in range(_TRIES):
         state += kernels.GOLDEN
         draw = np.float64(kernels.mix64(state) >> np.uint64(11)) / 2.0**53
         at = np.searchsorted(cumulative_N[first:end], low_weight + draw * total)

@@ -144,8 +144,9 @@ def score(
   Returns:
     `sets`, `genes`; `cosine` (mean over sets of the mean cosine of pairs) and
     `permuted` (its mean over permutations); `z` and `p` of the difference;
-    `auroc`: the chance that a pair of a set is nearer than the same pair after
-    permutation; `auroc_new`: of pairs that are not the prior's own.
+    `auroc`: the chance that a pair of a set is nearer than a pair of others
+    from the same strata; `auroc_new`: of pairs that are not the prior's own;
+    `auroc_edges`: of regulators and their targets.
   """
   mine = np.flatnonzero(genes.species_G[rows_N] == truth.species)
   rows_N, x_NP = rows_N[mine], vectors_NP[mine].astype(np.float64)
@@ -196,6 +197,8 @@ def score(
     'auroc': round(_auroc(near, far), 3),
     'zero_vectors': int(is_zero.sum()),
   }
+  if (truth.regulator_K >= 0).any():
+    found['auroc_edges'] = _edges(truth, at_G, x_NP, order, again)
   if known is not None:
     is_own = np.isin(pairs_lib.keys(rows_N[one], rows_N[other]), known)
     found['share_own_pairs'] = round(float(is_own.mean()), 3)
@@ -262,6 +265,18 @@ def _drawn(member_KN, rng) -> tuple[np.ndarray, np.ndarray]:
   second = (first + step) % size_K[k]
   start = member_KN.indptr[k]
   return member_KN.indices[start + first], member_KN.indices[start + second]
+
+
+def _edges(truth, at_G, x_NP, order, again) -> float | None:
+  one = at_G[truth.regulator_K[truth.set_M]]
+  other = at_G[truth.gene_M]
+  both = (one >= 0) & (other >= 0)
+  if both.sum() < 10:
+    return None
+  one, other = one[both], other[both]
+  near = (x_NP[one] * x_NP[other]).sum(1)
+  far = (x_NP[order[one]] * x_NP[again[other]]).sum(1)
+  return round(_auroc(near, far), 3)
 
 
 def _auroc(high: np.ndarray, low: np.ndarray) -> float:
