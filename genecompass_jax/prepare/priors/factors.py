@@ -13,7 +13,7 @@ Matrix = np.ndarray | sparse.sparray
 
 _EXACT = 1200  # rows or columns up to which the SVD is a dense one
 _EXTRA = 16  # columns of a block beyond those wanted
-_ROUNDS = 3  # of block Krylov: error of singular values below 1e-6 as measured
+_ROUNDS = 3  # of block Krylov; the test states the accuracy
 _NOISE = 1e-9  # of the largest singular value: what is below is rounding
 
 
@@ -24,7 +24,8 @@ def svd(
 
   Small matrices are decomposed exactly. Large ones by a block Krylov space
   (Musco and Musco 2015) from a seeded start, which unlike Lanczos finds equal
-  singular values too. The entry of largest size in each vector is positive.
+  singular values too; in the flat part of a spectrum they are up to 1 % low.
+  The entry of largest size in each vector is positive.
 
   Args:
     matrix_NM: dense or sparse.
