@@ -71,7 +71,7 @@ def test_projection_keeps_cosines():
 
 def test_ppmi_by_hand():
   # a-b twice as heavy as a-c; each gene beside itself with its mean weight
-    counts = embedding._counts(
+  counts = embedding._counts(
     np.array([0, 0]), np.array([1, 2]), np.array([2.0, 1.0]), 3, 1
   ).toarray()
   np.testing.assert_allclose(counts, [[1.5, 2, 1], [2, 2, 0], [1, 0, 1]])
