@@ -76,7 +76,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--seed', type=int, default=0, help='of everything')
 
 
-def _embedding(parser: argparse.ArgumentParser, method: str) -> None:
+def _embedding(
+  parser: argparse.ArgumentParser, method: str, window: int = 1
+) -> None:
   group = parser.add_argument_group('embedding')
   group.add_argument(
     '--method',
@@ -88,7 +90,7 @@ def _embedding(parser: argparse.ArgumentParser, method: str) -> None:
   group.add_argument(
     '--window',
     type=int,
-    default=1,
+    default=window,
     help='steps of a walk that pair two genes; 1: the pairs themselves',
   )
   group.add_argument(
@@ -194,7 +196,7 @@ def _grn(parser: argparse.ArgumentParser) -> None:
     default=120,
     help='groups of more genes are no paralogues',
   )
-  _embedding(parser, 'svd')
+  _embedding(parser, 'svd', window=3)
 
 
 def _promoter(parser: argparse.ArgumentParser) -> None:

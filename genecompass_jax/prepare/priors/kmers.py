@@ -10,7 +10,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from genecompass_jax import errors, kernels
-from genecompass_jax.prepare.priors import embedding, sequences as sequences_lib
+from genecompass_jax.prepare.priors import (
+  embedding,
+  factors,
+  sequences as sequences_lib,
+)
 
 MAX_K = 6
 _CODE = np.full(256, 4, np.uint8)
@@ -175,7 +179,10 @@ def _tf_idf(counts_NF: np.ndarray) -> np.ndarray:
 
 
 def _components(x_NF: np.ndarray, width: int, power: float):
-  """Scores of the principal components from the covariance, exactly."""
+  """Scores of the principal components, exactly, from the smaller square."""
+  if len(x_NF) < x_NF.shape[1]:
+    u_NP, s_P, share = factors.svd(x_NF.astype(np.float64), width, 0)
+    return u_NP * s_P**power, share
   gram_FF = np.zeros((x_NF.shape[1],) * 2)
   for first in range(0, len(x_NF), _CHUNK):
     part = x_NF[first : first + _CHUNK].astype(np.float64)
