@@ -207,18 +207,19 @@ def test_the_recipe_of_the_documentation(tmp_path, monkeypatch):
 
 def test_released_pickles(tmp_path, capsys):
   rng = np.random.default_rng(0)
-  low = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 768))
-  noise = rng.normal(size=(20, 768))
-  table = dict(zip(SYMBOLS, np.concatenate([low, noise]).astype(np.float32)))
+  low = rng.normal(size=(400, 3)) @ rng.normal(size=(3, 768))
+  noise = rng.normal(size=(200, 768))
+  symbols = [GENES.symbols[g] for g in HUMAN[:600]]
+  table = dict(zip(symbols, np.concatenate([low, noise]).astype(np.float32)))
   table['FOO1'] = table[SYMBOLS[0]]
   path = tmp_path / 'Human_dim_768_gene_61_random.pickle'
   path.write_bytes(pickle.dumps(table))
   said = run('released', path, '--species', 'human', '-o', tmp_path / 'out',
              capsys=capsys)  # fmt: skip
-  assert '20 rows look random' in said
+  assert '200 rows look random' in said
   assert '1 duplicate' in said
   prior = prior_tables.read(tmp_path / 'out' / f'{path.stem}.parquet')
-  assert prior.vectors_GP.shape == (60, 768)
+  assert prior.vectors_GP.shape == (600, 768)
   np.testing.assert_array_equal(
     prior.vectors_GP[0], table[GENES.symbols[GENES.row_of[prior.gene_ids[0]]]]
   )
@@ -226,7 +227,7 @@ def test_released_pickles(tmp_path, capsys):
   run('released', path, '--species', 'human', '-o', tmp_path / 'less',
       '--drop-random')  # fmt: skip
   less = prior_tables.read(tmp_path / 'less' / f'{path.stem}.parquet')
-  assert len(less.gene_ids) == 40
+  assert len(less.gene_ids) == 400
 
 
 @pytest.mark.parametrize(
@@ -488,7 +489,8 @@ def test_a_built_table_trains(missing, tiny_corpus, tiny_run, tmp_path):
   losses = [json.loads(line)['loss'] for line in lines if '"loss"' in line]
   assert np.isfinite(losses).all()
   config = json.loads((tmp_path / 'run/config.json').read_text())
-  assert 'co' in str(config['priors'])
+  assert config['run']['model']['priors'] == [['co', 8]]
+  assert config['run']['model']['missing_prior'] == missing
 
 
 def test_expression_of_a_table(tmp_path):
