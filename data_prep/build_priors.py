@@ -26,15 +26,17 @@ import sys
 
 from genecompass_jax import cli, paths
 from genecompass_jax.prepare import priors
+from genecompass_jax.prepare.priors import files
 
 FILES = {
   'collectri': 'grn_collectri/collectri_human.csv.gz',
   'dorothea_human': 'grn_dorothea/dorothea_hs.tsv.gz',
   'dorothea_mouse': 'grn_dorothea/dorothea_mm.tsv.gz',
   'trrust': 'grn_trrust_v2_human/trrust_rawdata.human.tsv',
-  'beeline': 'beeline_hesc_genecompass/BL-hESC-ChIP-seq-no-peca-network.csv.gz',
+  'genelink': 'grn_beeline_genelink/edges.tsv.gz',
   'hgnc': 'hgnc_genes_and_groups/hgnc_group_members.tsv.gz',
   'promoters': 'promoter_sequences_epd60/promoters_human_epd_60bp.tsv.gz',
+  'go_human': 'gene_sets_msigdb_v2025/human_go_mf.gmt.gz',
   'reactome_human': 'gene_sets_msigdb_v2025/human_reactome.gmt.gz',
   'reactome_mouse': 'gene_sets_msigdb_v2025/mouse_reactome.gmt.gz',
   'hallmark_human': 'gene_sets_msigdb_v2025/human_hallmark.gmt.gz',
@@ -46,6 +48,12 @@ LICENCES = {
   'dorothea_mouse': 'DoRothEA (Garcia-Alonso 2019); GPL-3, parts academic only',
   'hgnc': 'HGNC; CC0 1.0',
   'promoters': 'EPDnew promoters as tabulated by HUPTA; no licence stated',
+}
+# Cell-type ChIP-seq of BEELINE: the truth that no curated table is made of.
+CHIP = {
+  'hesc_chip': ('human', 'specific|hESC|TFs1000'),
+  'mesc_chip': ('mouse', 'specific|mESC|TFs1000'),
+  'mdc_chip': ('mouse', 'specific|mDC|TFs1000'),
 }
 CONTROLS = ('shuffled', 'random', 'constant', 'rewired')
 
@@ -107,7 +115,7 @@ def main() -> int:
   if os.path.exists(rewired):
     # Under a name of its own beside the prior it is compared with.
     checked.append(rewired)
-  argv = ['prior', 'check', *checked, *expression, *_truths(have)]
+  argv = ['prior', 'check', *checked, *expression, *_truths(have, args.output)]
   report = os.path.join(args.output, 'check.json')
   argv += ['-o', report, '--permutations', args.permutations]
   return _step('check', argv, [report], done, recorded)
@@ -146,17 +154,22 @@ def _builds(args, have):
     yield 'coexpression', ['coexpression', args.corpus, '--width', args.width]
 
 
-def _truths(have):
+def _truths(have, output):
   sets = [
     f'--sets={species}:{name}={have[f"{name}_{species}"]}'
-    for name in ('reactome', 'hallmark')
+    for name in ('reactome', 'hallmark', 'go')
     for species in ('human', 'mouse')
     if f'{name}_{species}' in have
   ]
   if 'trrust' in have:
     sets.append(f'--edges=human:trrust:trrust={have["trrust"]}')
-  if 'beeline' in have:
-    sets.append(f'--edges=human:hesc_chip:table(Gene1,Gene2)={have["beeline"]}')
+  if 'genelink' in have:
+    frame = files.table(have['genelink'])
+    for name, (species, which) in CHIP.items():
+      path = os.path.join(output, 'truths', f'{name}.tsv')
+      chosen = frame[frame['set'] == which][['TF', 'Target']]
+      paths.write_text(path, chosen.to_csv(sep='\t', index=False))
+      sets.append(f'--edges={species}:{name}:table(TF,Target)={path}')
   return sets
 
 

@@ -46,6 +46,7 @@ OWNERS = {
   'flax': ('model',),
   'optax': ('optimizer', 'train', 'tasks', 'scaling'),
   'ml_collections': ('main',),
+  'gensim': ('prepare',),
 }
 FORBIDDEN = ('torch', 'tensorflow', 'pickle', 'cloudpickle', 'dill', 'joblib')
 NO_JAX = (

@@ -1,6 +1,7 @@
 """Files of priors, tables from elsewhere, released pickles, controls."""
 
 import json
+import pathlib
 import pickle
 import re
 
@@ -21,8 +22,7 @@ from genecompass_jax.prepare.priors import (
   vectors,
 )
 
-from .conftest import ROOT
-
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 VOCAB = vocabulary.Vocabulary.default()
 GENES = VOCAB.genes
 HUMAN = np.flatnonzero(
