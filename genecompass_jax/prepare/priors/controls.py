@@ -51,20 +51,26 @@ def random(
   given = vectors_NP.astype(np.float64)
   norm_N = np.linalg.norm(given, axis=1)
   norm_N = norm_N[strata.permutation(strata_N, rng)]
-  s_P = np.linalg.svd(given, compute_uv=False)
-  number = min(given.shape)
+  s_P = _singular(given)[0]
   x_NP = rng.normal(size=given.shape)
   error = np.inf
   for _ in range(_ROUNDS):
-    u_NK, _, v_KP = np.linalg.svd(x_NP, full_matrices=False)
-    x_NP = (u_NK * s_P[:number]) @ v_KP
+    now_P, v_PP = _singular(x_NP)
+    x_NP = x_NP @ (
+      (v_PP * (s_P / np.maximum(now_P, 1e-12 * now_P[0]))) @ v_PP.T
+    )
     length_N = np.linalg.norm(x_NP, axis=1)
     x_NP *= (norm_N / np.maximum(length_N, 1e-300))[:, None]
-    now_P = np.linalg.svd(x_NP, compute_uv=False)
-    error = float(np.abs(now_P - s_P).max() / s_P[0])
+    error = float(np.abs(_singular(x_NP)[0] - s_P).max() / s_P[0])
     if error < _CLOSE:
       break
   return x_NP.astype(np.float32), {'largest_error_of_spectrum': error}
+
+
+def _singular(x_NP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Singular values, largest first, and right vectors, from the P x P square."""
+  square_P, v_PP = np.linalg.eigh(x_NP.T @ x_NP)
+  return np.sqrt(np.maximum(square_P[::-1], 0)), v_PP[:, ::-1]
 
 
 def constant(vectors_NP: np.ndarray) -> tuple[np.ndarray, dict]:
