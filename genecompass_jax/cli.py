@@ -101,6 +101,7 @@ def _parser(chosen: str, step: str) -> argparse.ArgumentParser:
       'files of cells -> a corpus; also official files, gene tables',
       functools.partial(_prep, step),
     ),
+    ('prior', 'public knowledge of genes -> prior tables', _prior),
     ('embed', 'cells -> embeddings in an h5ad file', _embed),
     ('convert', 'weights of the original model -> ours', _convert),
     ('report', 'held-out losses of a run beside the null models', _report),
@@ -129,6 +130,12 @@ def _prep(step: str, parser: argparse.ArgumentParser) -> Runner:
     parser.epilog = steps.epilog(parser.prog)
     return command.run
   return steps.add_step(step, parser)
+
+
+def _prior(parser: argparse.ArgumentParser) -> Runner:
+  from genecompass_jax.prepare.priors import command
+
+  return command.add_arguments(parser)
 
 
 def _embed(parser: argparse.ArgumentParser) -> Runner:

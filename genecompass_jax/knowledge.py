@@ -12,9 +12,13 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-import pyarrow.parquet
 
-from genecompass_jax import errors, paths, vocabulary as vocabulary_lib
+from genecompass_jax import (
+  errors,
+  paths,
+  prior_tables,
+  vocabulary as vocabulary_lib,
+)
 
 Array = jax.Array | np.ndarray
 
@@ -107,22 +111,11 @@ def read_table(path: paths.PathLike) -> tuple[tuple[str, ...], np.ndarray]:
     Gene ids and float32 [genes, P] vectors.
 
   Raises:
-    UserError: no such file, not parquet, other columns, or ragged vectors.
+    UserError: no such file, not parquet, other columns, ragged vectors, or
+      not the table that the JSON file beside it names.
   """
-  try:
-    with paths.path(path).open('rb') as file:
-      table = pyarrow.parquet.read_table(file, columns=['gene_id', 'vector'])
-    gene_ids = tuple(table['gene_id'].to_pylist())
-    vectors = np.array(table['vector'].to_pylist(), np.float32)
-  except (OSError, pyarrow.ArrowException, KeyError, ValueError) as error:
-    line = errors.first_line(error)
-    raise errors.UserError(
-      f'{path}: not a prior table ({line}); it must be a parquet file with '
-      'the columns gene_id (text) and vector (list of float, one width)'
-    ) from error
-  if vectors.ndim != 2:
-    raise errors.UserError(f'{path}: the vectors differ in width')
-  return gene_ids, vectors
+  prior = prior_tables.read(path)
+  return prior.gene_ids, prior.vectors_GP
 
 
 def coverage(knowledge: Knowledge) -> dict[str, float]:

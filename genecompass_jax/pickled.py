@@ -21,6 +21,7 @@ _WORDS = {
   'numpy ndarray': 'ndarray',
   'numpy dtype': 'dtype',
   '_codecs encode': 'encode',
+  '__builtin__ bytes': 'bytes',  # how protocols 0 to 2 write b''
 } | {
   f'numpy.{core}.{place}': word
   for core in ('core', '_core')
@@ -266,6 +267,8 @@ class _Machine:
       data, dtype, shape, order = arguments
       built = _Array('array')
       built.value = _array(data, _dtype_of(dtype), shape, order == 'F')
+    elif what.word == 'bytes' and arguments == ():
+      built = b''
     elif what.word == 'encode':
       text, encoding = arguments
       if encoding not in ('latin1', 'latin-1') or not isinstance(text, str):

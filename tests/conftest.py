@@ -63,6 +63,24 @@ def oracle() -> pathlib.Path:
   return _folder('GENECOMPASS_ORACLE', 'shared/oracle')
 
 
+@pytest.fixture(scope='session')
+def simulated_knowledge(tmp_path_factory):
+  """An atlas of 600 genes a species, and the folder of tables about it."""
+  from genecompass_jax import simulate
+
+  folder = tmp_path_factory.mktemp('knowledge')
+  atlas = simulate.Atlas(
+    simulate.AtlasConfig(
+      num_genes=600, num_tfs=60, num_cycle_genes=20, one_to_many=10,
+      panel_genes=200,
+    )
+  )  # fmt: skip
+  simulate.write_knowledge(
+    atlas, folder, precision=0.9, recall=0.9, withheld=0.0
+  )
+  return atlas, folder
+
+
 def tiny_genes(species: int, num: int = 90) -> list[str]:
   """Genes of a species, half of them with their one-to-one orthologue."""
   from genecompass_jax import gene_table

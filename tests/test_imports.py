@@ -17,7 +17,7 @@ PACKAGE = ROOT / 'genecompass_jax'
 LEVELS = (
   (0, 'errors schemas progress kernels interruption'),
   (0, 'paths'),
-  (0, 'gene_table metrics sharding workdir ranking pickled'),
+  (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'vocabulary encoding'),
   (1, 'gene_ids medians masking knowledge losses optimizer simulate'),
   (1, 'packing rows null_kernels'),
@@ -50,6 +50,7 @@ OWNERS = {
   'flax': ('model',),
   'optax': ('optimizer', 'train', 'tasks', 'scaling'),
   'ml_collections': ('main',),
+  'gensim': ('prepare',),
 }
 FORBIDDEN = ('torch', 'tensorflow', 'pickle', 'cloudpickle', 'dill', 'joblib')
 NO_JAX = (
@@ -57,7 +58,7 @@ NO_JAX = (
   *('vocabulary', 'gene_ids', 'encoding', 'medians', 'masking', 'packing'),
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
   *('kernels', 'ranking', 'null_kernels', 'null_counts', 'cli', 'main'),
-  'pickled',
+  *('pickled', 'prior_tables'),
 )
 
 

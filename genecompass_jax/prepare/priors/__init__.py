@@ -1,0 +1,1 @@
+"""Prior tables from public raw files: networks, promoters, families, cells."""
