@@ -1,12 +1,14 @@
 # make demo       real cells -> corpus -> pretraining -> checkpoint -> embeddings
 # make test       everything that needs the core install (two cores: < 12 min)
-# make test-full  also the slow tests; reported with every finished piece of work
+# make test-full  also slow tests and optional readers; reported with every
+#                 finished piece of work
 # Each makes its own .venv on first use; nothing else has to be set up.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FULL := $(VENV)/.installed-full
 DATA ?=
 SPECIES ?= auto
 OUT ?= demo_output
@@ -23,7 +25,7 @@ demo: $(STAMP)
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
-test-full: $(STAMP) lint
+test-full: $(FULL) lint
 	$(BIN)/python -m pytest -n $(JOBS) --durations=15
 
 lint: $(STAMP)
@@ -45,6 +47,12 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt \
 	  --config-settings editable_mode=compat -e '.[test]'
 	touch $(STAMP)
+
+# The optional readers, Beam and gensim, in the same environment.
+$(FULL): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt \
+	  --config-settings editable_mode=compat -e '.[test,full]'
+	touch $(FULL)
 
 clean:
 	rm -rf $(OUT) build *.egg-info
