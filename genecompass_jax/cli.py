@@ -105,7 +105,7 @@ def _parser(chosen: str, step: str) -> argparse.ArgumentParser:
     ('embed', 'cells -> embeddings in an h5ad file', _embed),
     ('convert', 'weights of the original model -> ours', _convert),
     ('report', 'held-out losses of a run beside the null models', _report),
-    ('corpus', 'check or describe a corpus', _corpus),
+    ('corpus', 'check, describe, merge or convert corpora', _corpus),
     ('doctor', 'is everything here in order?', _doctor),
   ):
     command = commands.add_parser(
@@ -294,21 +294,54 @@ def _report(parser: argparse.ArgumentParser) -> Runner:
 
 
 def _corpus(parser: argparse.ArgumentParser) -> Runner:
-  parser.add_argument('action', choices=('verify', 'stats'))
+  from genecompass_jax.prepare import corpus_command
+
+  actions = parser.add_subparsers(
+    title='actions', metavar='ACTION', required=True
+  )
+  for name, help_text, fill, run in (
+    ('verify', 'hash and read every file', _add_corpus, _verify),
+    ('stats', 'what a corpus holds', _add_corpus, _stats),
+    (
+      'merge',
+      'several corpora -> one, shuffled anew, without copies',
+      corpus_command.add_merge,
+      corpus_command.merge,
+    ),
+    (
+      'convert',
+      'h5ad files, or the layout that GeneCompass released',
+      corpus_command.add_convert,
+      corpus_command.convert,
+    ),
+  ):
+    action = actions.add_parser(
+      name,
+      help=help_text,
+      description=help_text,
+      formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    fill(action)
+    action.set_defaults(act=run)
+  return lambda args: args.act(args)
+
+
+def _add_corpus(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('corpus', metavar='CORPUS')
 
-  def run(args: argparse.Namespace) -> int:
-    from genecompass_jax import corpus, doctor
 
-    opened = corpus.Corpus.open(args.corpus)
-    if args.action == 'stats':
-      print('\n'.join(doctor.describe_corpus(opened)))
-      return errors.EXIT_OK
-    problems = opened.verify()
-    print('\n'.join(problems) or f'{args.corpus}: every file is as written')
-    return errors.EXIT_FAILED if problems else errors.EXIT_OK
+def _stats(args: argparse.Namespace) -> None:
+  from genecompass_jax import corpus, doctor
 
-  return run
+  print('\n'.join(doctor.describe_corpus(corpus.Corpus.open(args.corpus))))
+
+
+def _verify(args: argparse.Namespace) -> int:
+  from genecompass_jax import corpus
+
+  problems = corpus.Corpus.open(args.corpus).verify()
+  print('\n'.join(problems) or f'{args.corpus}: every file is as written')
+  return errors.EXIT_FAILED if problems else errors.EXIT_OK
 
 
 def _doctor(parser: argparse.ArgumentParser) -> Runner:

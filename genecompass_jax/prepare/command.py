@@ -7,7 +7,6 @@ import argparse
 
 from genecompass_jax import errors
 from genecompass_jax.prepare import (
-  engines,
   flags,
   quality,
   readers,
@@ -33,35 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--seed', type=int, default=0, help='of the order and of what is held out'
   )
-  work = parser.add_argument_group(
-    'work (the corpus does not depend on it; a build that was killed is '
-    'continued by the same command)'
-  )
-  work.add_argument(
-    '--jobs',
-    type=int,
-    default=0,
-    help='processes; 0: one a core, one for little work',
-  )
-  work.add_argument(
-    '--engine',
-    default='pool',
-    choices=engines.ENGINES,
-    help='pool: processes here; beam: Apache Beam, on any of its runners',
-  )
-  work.add_argument(
-    '--beam-options',
-    '--beam_options',
-    default='',
-    metavar='"--runner=FlinkRunner ..."',
-    help='flags of Beam; workers must see the files under the same names',
-  )
-  work.add_argument(
-    '--scratch',
-    default='',
-    metavar='DIR',
-    help='folder for the build, some 10 bytes an entry (beside CORPUS)',
-  )
+  flags.add_work_flags(parser)
 
   cells = parser.add_argument_group('cells')
   flags.add_cell_flags(cells)
@@ -201,7 +172,6 @@ def run(args: argparse.Namespace) -> int:
   Raises:
     UserError: one line for the user; nothing that looks like a corpus is left.
   """
-  from genecompass_jax import corpus
   from genecompass_jax.prepare import pipeline, reports, sources
 
   kind, files = '', args.files
@@ -251,22 +221,13 @@ def run(args: argparse.Namespace) -> int:
     apart=True,
     seed=args.seed,
     overwrite=args.overwrite,
-    scratch=args.scratch,
     medians='exact' if args.exact_medians else 'histogram',
     keep_copies=args.keep_copies,
     weigh_by=_names(args.weigh_by),
-    jobs=args.jobs,
-    engine=args.engine,
-    beam_options=tuple(args.beam_options.split()),
+    **flags.work_fields(args),
   )
-  built = pipeline.prepare(configs, args.output, config)
-  print(reports.describe(reports.read(args.output)))
-  cells = ', '.join(
-    f'{built.num_cells(split):,} {split}'
-    for split in corpus.SPLITS
-    if built.num_cells(split)
-  )
-  print(f'{args.output}: {cells} cells')
+  pipeline.prepare(configs, args.output, config)
+  print(reports.describe_corpus(args.output))
   return errors.EXIT_OK
 
 

@@ -135,7 +135,9 @@ class Labels:
     if name == 'unit':
       codes_C, names = source.codes(unit)
       # cells without a unit are one, and are never scattered over splits
-      names = [f'{source.dataset}:{n}' for n in [*names, 'unknown']]
+      if not source.config.member:  # a corpus has given them whole
+        names = [f'{source.dataset}:{n}' for n in names]
+      names = [*names, f'{source.dataset}:unknown']
       codes_C = np.where(codes_C < 0, len(names) - 1, codes_C)
     elif name in source.obs:
       codes_C, names = source.codes(name)

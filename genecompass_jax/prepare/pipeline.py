@@ -506,6 +506,8 @@ def _hashes(
   seen: dict[str, str] = {}
   for source, digest in zip(opened, hashes):
     path = source.config.path
+    if source.config.member:  # corpora may have files in common
+      continue
     if source.held is None and digest in seen:
       raise errors.UserError(
         f'{path} is the same file as {seen[digest]}; give it once, or its '

@@ -3,12 +3,21 @@
 import json
 from collections.abc import Mapping
 
-from genecompass_jax import paths
+from genecompass_jax import corpus, paths
 
 
 def read(path: paths.PathLike) -> dict:
   """The report of a corpus."""
   return json.loads(paths.read_text(paths.join(path, 'report.json')))
+
+
+def describe_corpus(path: paths.PathLike) -> str:
+  """The report of a corpus, and its cells by split, in plain text."""
+  built = corpus.Corpus.open(path)
+  cells = ', '.join(
+    f'{built.num_cells(split):,} {split}' for split in built.splits
+  )
+  return f'{describe(read(path))}\n{built.path}: {cells} cells'
 
 
 def describe(report: Mapping) -> str:
@@ -32,6 +41,8 @@ def describe(report: Mapping) -> str:
         lines.append(f'    lost: {", ".join(genes["examples_lost"][:5])}')
     for species, filtered in source['quality'].items():
       for f in filtered['filters']:
+        if f.get('note') == 'off':
+          continue
         if f['threshold'] is None:
           lines.append(f'  {species} {f["name"]}: skipped, {f["note"]}')
         else:

@@ -3,12 +3,11 @@
 import os
 
 import anndata
-import h5py
 import numpy as np
 import pandas as pd
 
 from genecompass_jax import errors, gene_table, paths, simulate
-from genecompass_jax.prepare import pipeline, quality, sources
+from genecompass_jax.prepare import h5ad_writer, pipeline, quality, sources
 
 CHUNK_CELLS = 1 << 14
 
@@ -97,41 +96,20 @@ def stream_h5ad(
   Returns:
     How many cells were written.
   """
-  rows, obs = 0, []
-  with h5py.File(name, 'w') as file:
-    group = file.create_group('X')
-    sizes = (('data', np.float32), ('indices', np.int32))
-    arrays = {
-      part: group.create_dataset(
-        part, (0,), dtype, maxshape=(None,), chunks=(1 << 16,)
-      )
-      for part, dtype in sizes
-    }
-    offsets = [np.zeros(1, np.int64)]
+
+  def chunk(first: int) -> anndata.AnnData:
+    size = min(CHUNK_CELLS, start + num_cells - first)
+    cells = atlas.sample(size, species, first)
+    adata = to_anndata(cells.select(cells.obs['assay'] != 'panel'))
+    adata.obs_names = [f'{first + i}' for i in range(adata.n_obs)]
+    return adata
+
+  var = chunk(start).var
+  with h5ad_writer.H5adWriter(name, var, compression=None) as writer:
     for first in range(start, start + num_cells, CHUNK_CELLS):
-      size = min(CHUNK_CELLS, start + num_cells - first)
-      cells = atlas.sample(size, species, first)
-      adata = to_anndata(cells.select(cells.obs['assay'] != 'panel'))
-      at = arrays['data'].shape[0]
-      for part, array in arrays.items():
-        array.resize((at + adata.X.nnz,))
-        array[at:] = getattr(adata.X, part)
-      offsets.append(at + adata.X.indptr[1:].astype(np.int64))
-      obs.append(adata.obs)
-      rows += adata.n_obs
-    group['indptr'] = np.concatenate(offsets)
-    group.attrs['encoding-type'] = 'csr_matrix'
-    group.attrs['encoding-version'] = '0.1.0'
-    group.attrs['shape'] = np.array([rows, adata.n_vars])
-    frame = pd.concat(obs)
-    for column in frame.select_dtypes(object).columns:
-      frame[column] = frame[column].astype('category')
-    frame.index = np.arange(rows).astype(str)
-    anndata.io.write_elem(file, 'obs', frame)
-    anndata.io.write_elem(file, 'var', adata.var)
-    file.attrs['encoding-type'] = 'anndata'
-    file.attrs['encoding-version'] = '0.1.0'
-  return rows
+      adata = chunk(first)
+      writer.add(adata.X, adata.obs)
+  return writer.num_cells
 
 
 def source_configs(names: tuple[str, ...]) -> list[sources.SourceConfig]:

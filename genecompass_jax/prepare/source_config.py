@@ -7,7 +7,7 @@ import re
 from genecompass_jax import errors, vocabulary
 from genecompass_jax.prepare import quality
 
-FORMATS = ('h5ad', 'zarr', '10x', 'mtx', 'soma', 'census', 'hf')
+FORMATS = ('h5ad', 'zarr', '10x', 'mtx', 'soma', 'census', 'hf', 'corpus')
 _ENDING = re.compile(
   r'\.(h5ad|zarr\.zip|zarr|h5|mtx\.gz|mtx|arrow|parquet)$', re.IGNORECASE
 )
@@ -51,6 +51,8 @@ class SourceConfig:
     tokens: of released cells: their dictionary of tokens, a file.
     medians: of released cells: the medians that their counts were divided by,
       a file, or several joined by commas; '' keeps the quotients.
+    member: of a corpus: the source whose cells are meant; its units keep
+      their names.
   """
 
   path: str = ''
@@ -72,6 +74,7 @@ class SourceConfig:
   obs_filter: str = ''
   tokens: str = ''
   medians: str = ''
+  member: str = ''
 
   def __post_init__(self):
     if self.assay not in quality.ASSAYS:

@@ -19,6 +19,7 @@ from genecompass_jax.prepare.readers import (
   mtx,
   opened,
   soma,
+  stored,
   tenx,
   zarr_anndata,
 )
@@ -30,6 +31,7 @@ _READERS = {
   'mtx': mtx.read,
   'soma': soma.read,
   'hf': hf.read,
+  'corpus': stored.read,
 }
 _TAR = 257  # where a tar archive says what it is
 
@@ -65,6 +67,8 @@ def find_format(config: source_config.SourceConfig) -> str:
 
 def _of_folder(path: str) -> str:
   names = os.listdir(path)
+  if {'manifest.json', 'vocabulary.tsv.gz'} <= set(names):
+    return 'corpus'
   if {'zarr.json', '.zgroup', '.zattrs', '.zmetadata'} & set(names):
     return 'zarr'
   if any(name.startswith('__tiledb') or name == '__group' for name in names):
@@ -150,7 +154,8 @@ def expand(
   """One configuration for each set of cells that measured the same genes.
 
   A census becomes its datasets, a 10x file or folder of several genomes the
-  genomes, a folder of several matrices the matrices; anything else stays.
+  genomes, a folder of several matrices the matrices, a corpus its sources;
+  anything else stays.
 
   Raises:
     UserError: as `read`.
@@ -158,6 +163,8 @@ def expand(
   kind = find_format(config)
   if kind == 'soma':
     return soma.expand(config)
+  if kind == 'corpus':
+    return stored.expand(config)
   if kind == 'mtx' and os.path.isdir(config.path):
     files = mtx.files_of(config.path)
     if len(files) > 1:

@@ -1,0 +1,223 @@
+"""Finished corpora merged, and converted to formats of others."""
+
+import json
+
+import anndata
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from genecompass_jax import cli, corpus, errors
+from genecompass_jax.prepare import (
+  exports,
+  merging,
+  pipeline,
+  quality,
+  sources,
+)
+from tests.test_copies import counts as many_counts, source as wide_source
+from tests.test_prepare_pipeline import GENES, make, prepare, source
+
+OFF = quality.QualityConfig.off()
+
+
+def contents(built):
+  """{(species, name)} -> counts by gene, and labels, of all cells."""
+  found = {}
+  for split in built.splits:
+    for species in range(len(built.vocabulary.species)):
+      store = built.store(split, species)
+      if store is None:
+        continue
+      ids = np.array(built.gene_ids(species))
+      names = store.cell_names()
+      labels = {
+        name: np.array([*store.categories(name), None], object)[store.obs(name)]
+        for name in store.obs_names
+        if name != 'source_row'
+      }
+      done = 0
+      for block in store.read_blocks(range(store.num_blocks)):
+        for i in range(block.num_cells):
+          a, b = block.starts_C1[i : i + 2]
+          cell = dict(zip(ids[block.gene_rows_N[a:b]], block.counts_N[a:b]))
+          key = labels['source'][done], names[done]
+          found[key] = (
+            cell,
+            float(block.totals_C[i]),
+            split,
+            labels['unit'][done],
+            labels['dataset'][done],
+          )
+          done += 1
+  return found
+
+
+@pytest.fixture
+def two(tmp_path):
+  first = [source(make(300, 0), 'a'), source(make(200, 1, species=1), 'b')]
+  prepare(first, tmp_path / 'A', validation_units=('a:d1', 'b:d2'))
+  prepare([source(make(250, 2), 'c')], tmp_path / 'B', validation_share=0.2)
+  return tmp_path / 'A', tmp_path / 'B'
+
+
+def test_a_merged_corpus_holds_all_cells_and_splits(two, tmp_path):
+  parts = [corpus.Corpus.open(path) for path in two]
+  merged = merging.merge(two, tmp_path / 'C')
+  expected = contents(parts[0]) | contents(parts[1])
+  assert contents(merged) == expected
+  assert not merged.verify()
+  assert merged.num_cells('train') == sum(p.num_cells('train') for p in parts)
+  for mode in ('released', 'library'):  # medians of all training cells
+    supports = [p.medians(mode).support_SV.sum() for p in parts]
+    assert merged.medians(mode).support_SV.sum() == sum(supports)
+
+
+def test_merging_does_not_depend_on_how_cells_were_stored(two, tmp_path):
+  once = merging.merge(two, tmp_path / 'C')
+  config = pipeline.PrepareConfig(jobs=2, bucket_bytes=20_000)
+  again = merging.merge(two, tmp_path / 'D', config)
+  assert once.manifest['files'] == again.manifest['files']
+
+
+def test_copies_across_corpora_are_removed_and_held_out_together(tmp_path):
+  matrix, other = many_counts(200, 0), many_counts(200, 1)
+  other[:50] = matrix[:50]
+  columns = np.arange(matrix.shape[1])
+  config = {'vocabulary': 'measured', 'filters': OFF}
+  pipeline.prepare(
+    [
+      wide_source(matrix, columns, 'held'),
+      wide_source(many_counts(100, 7), columns, 'rest'),
+    ],
+    tmp_path / 'A',
+    pipeline.PrepareConfig(validation_units=('held',), **config),
+  )
+  pipeline.prepare(
+    [wide_source(other, columns[:1200], 'other')],
+    tmp_path / 'B',
+    pipeline.PrepareConfig(validation_share=0, **config),
+  )
+  merged = merging.merge([tmp_path / 'A', tmp_path / 'B'], tmp_path / 'C')
+  assert merged.manifest['copies']['removed'] == 50
+  assert merged.num_cells('validation') == 350
+  assert merged.num_cells('train') == 100
+  assert merged.manifest['split']['validation_units'] == ['held+other']
+
+
+def test_merging_says_what_it_cannot(two, tmp_path):
+  with pytest.raises(errors.UserError, match='two corpora or more'):
+    merging.merge(two[:1], tmp_path / 'C')
+  with pytest.raises(errors.UserError, match='no corpus here'):
+    merging.merge([two[0], tmp_path], tmp_path / 'C')
+  halves = make(200, 5)
+  halves.X.data += 0.5
+  prepare(
+    [source(halves, 'f', allow_noninteger=True)],
+    tmp_path / 'F',
+    validation_share=0,
+  )
+  with pytest.raises(errors.UserError, match='corrected counts and others'):
+    merging.merge([two[0], tmp_path / 'F'], tmp_path / 'C')
+  assert not (tmp_path / 'C').exists()
+
+
+def test_a_corpus_is_a_source_like_any_other(two, tmp_path):
+  made = pipeline.prepare(
+    [sources.SourceConfig(path=str(two[0])), source(make(100, 9), 'new')],
+    tmp_path / 'C',
+    pipeline.PrepareConfig(
+      vocabulary='measured', filters=OFF, validation_units=('a:d1',)
+    ),
+  )
+  names = [facts['name'] for facts in made.manifest['sources']]
+  assert names == ['a', 'b', 'new']
+
+
+def test_h5ad_files_of_a_corpus(two, tmp_path, capsys):
+  out = tmp_path / 'H'
+  assert cli.main(['corpus', 'convert', str(two[0]), '-o', str(out)]) == 0
+  assert 'a.h5ad: 300 cells' in capsys.readouterr().out
+  expected = contents(corpus.Corpus.open(two[0]))
+  seen = 0
+  for name in ('a', 'b'):
+    adata = anndata.read_h5ad(out / f'{name}.h5ad')
+    assert adata.n_vars == GENES
+    for i, cell in enumerate(adata.obs_names):
+      counts, total, split, unit, _ = expected[name, cell]
+      row = adata.X[i]
+      assert dict(zip(adata.var_names[row.indices], row.data)) == counts
+      assert adata.obs['total'].iloc[i] == total
+      assert (adata.obs['split'].iloc[i], adata.obs['unit'].iloc[i]) == (
+        split,
+        unit,
+      )
+      seen += 1
+  assert seen == len(expected)
+  held = exports.to_h5ad(two[0], str(tmp_path / 'V'), 'validation')
+  assert sum(cells for _, cells in held) == sum(
+    split == 'validation' for _, _, split, *_ in expected.values()
+  )
+  with pytest.raises(errors.UserError, match='no split'):
+    exports.to_h5ad(two[0], str(tmp_path / 'W'), 'tests')
+  with pytest.raises(errors.UserError, match='is there already'):
+    exports.to_h5ad(two[0], str(out))
+
+
+def test_released_layout_and_back(two, tmp_path, monkeypatch):
+  monkeypatch.setattr(exports, '_FILE_CELLS', 180)
+  out = str(tmp_path / 'R')
+  written = exports.to_arrow(two[0], out)
+  assert [cells for _, cells in written] == [180, 180, 140]
+  with pa.memory_map(written[0][0]) as file:
+    table = pa.ipc.open_stream(file).read_all()
+  assert table.column_names == ['input_ids', 'values', 'length', 'species']
+  values = np.array(table['values'].to_pylist())
+  assert values.shape == (180, 2048)
+  assert (np.diff(values, axis=1) <= 0).all()
+  state = json.loads((tmp_path / 'R' / 'state.json').read_text())
+  assert len(state['_data_files']) == 3
+  config = sources.SourceConfig(
+    path=out, tokens=f'{out}/tokens.tsv', medians=f'{out}/medians.tsv'
+  )
+  back = pipeline.prepare(
+    [config],
+    tmp_path / 'back',
+    pipeline.PrepareConfig(
+      vocabulary='measured', filters=OFF, validation_share=0, keep_copies=True
+    ),
+  )
+  expected = contents(corpus.Corpus.open(two[0])).values()
+  cells = [counts for counts, *_ in contents(back).values()]
+  assert sorted(map(repr_of, cells)) == sorted(
+    repr_of(counts) for counts, *_ in expected
+  )
+
+
+def repr_of(counts):
+  return repr(sorted((gene, int(count)) for gene, count in counts.items()))
+
+
+def test_quotients_have_medians_of_one(two, tmp_path):
+  out = str(tmp_path / 'R')
+  exports.to_arrow(two[0], out)
+  config = sources.SourceConfig(path=out, tokens=f'{out}/tokens.tsv')
+  made = pipeline.prepare(
+    [config],
+    tmp_path / 'Q',
+    pipeline.PrepareConfig(
+      vocabulary='measured', filters=OFF, validation_share=0, keep_copies=True
+    ),
+  )
+  assert made.manifest['medians_by'] == 'source'
+  assert (made.medians('released').divisor_V(0) == 1).all()
+  with pytest.raises(errors.UserError, match='no medians of mode'):
+    made.medians('library')
+
+
+def test_the_command_has_help_for_every_action(capsys):
+  for action in ('verify', 'stats', 'merge', 'convert'):
+    with pytest.raises(SystemExit) as ended:
+      cli.main(['corpus', action, '--help'])
+    assert ended.value.code == 0
+  assert 'GeneCompass released' in capsys.readouterr().out
