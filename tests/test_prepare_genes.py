@@ -298,19 +298,24 @@ def test_three_species(files):
   )
 
 
-def test_cells_of_a_third_species_are_refused_in_one_line(files):
+def test_cells_of_a_third_species_find_their_genes(files):
   import pandas as pd
 
   from genecompass_jax.prepare import identifiers
 
   table = build(files)
-  var = pd.DataFrame(index=[i for i in table.gene_ids if 'RNO' in i])
-  with pytest.raises(errors.UserError, match='cells of rat cannot'):
-    identifiers.resolve('cells', var, '', (), table)
-  var = pd.DataFrame(index=[i for i in table.gene_ids if 'ENSG' in i])
-  names, found, _ = identifiers.resolve('cells', var, '', (), table)
-  assert set(found) == {0}
-  assert found[0].share_mapped == 1
+  for code, prefix in enumerate(('ENSG', 'ENSMUSG', 'ENSRNOG')):
+    var = pd.DataFrame(index=[i for i in table.gene_ids if prefix in i])
+    names, found, _ = identifiers.resolve('cells', var, '', (), table)
+    assert set(found) == {code}
+    assert found[code].share_mapped == 1
+  obs = pd.DataFrame({'organism': ['Homo sapiens', 'rat', 'mouse']})
+  codes = identifiers.species_of_cells('a', obs, 'obs:organism', table)
+  assert codes.tolist() == [0, 2, 1]
+  with pytest.raises(errors.UserError, match='none of human, mouse'):
+    identifiers.species_of_cells(
+      'a', obs, 'obs:organism', gene_table.GeneTable.default()
+    )
 
 
 def test_only_confident_pairs(files):

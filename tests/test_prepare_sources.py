@@ -470,9 +470,10 @@ def test_a_sparse_matrix_that_lies(tmp_path, vocab):
 @pytest.mark.parametrize(
   'kwargs', [{'species': 'rat'}, {'assay': 'atac'}, {'ids_of': 'rat'}]
 )
-def test_impossible_choices(kwargs):
+def test_impossible_choices(tmp_path, vocab, kwargs):
+  path = save(tmp_path, adata_of(counts()))
   with pytest.raises(errors.UserError, match='give '):
-    sources.SourceConfig(**kwargs)
+    sources.cells_of(path, vocab, sources.SourceConfig(**kwargs))
 
 
 def test_two_species_with_human_identifiers(real_data, vocab):

@@ -159,7 +159,7 @@ def embed_cells(
     'gc_n_genes_used': np.zeros(num_cells, np.int32),
     'gc_share_umi_mapped': np.zeros(num_cells, np.float32),
     'gc_share_umi_truncated': np.zeros(num_cells, np.float32),
-    'gc_species': np.array(vocabulary_lib.SPECIES)[stream.source.species_C],
+    'gc_species': np.array(stream.vocabulary.species)[stream.source.species_C],
   }
   embeddings_CD = np.zeros((num_cells, model.config.width), np.float32)
   runner = _Runner(model, pooling, batch_size)

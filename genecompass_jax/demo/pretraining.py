@@ -14,7 +14,6 @@ from genecompass_jax import (
   paths,
   pretrained,
   train,
-  vocabulary,
 )
 
 STEPS = 5000  # of cells of up to SHORT slots; of longer ones in proportion
@@ -32,7 +31,9 @@ def default_steps(corpus: corpus_lib.Corpus) -> int:
 
 def _lengths(corpus: corpus_lib.Corpus) -> tuple[np.ndarray, int]:
   """Genes of every training cell, and how many of them are kept."""
-  stores = [corpus.store('train', s) for s in range(len(vocabulary.SPECIES))]
+  stores = [
+    corpus.store('train', s) for s in range(len(corpus.vocabulary.species))
+  ]
   lengths_C = np.concatenate([s.length_N for s in stores if s is not None])
   # The longest hundredth of the cells may lose their lowest ranks. Two shapes
   # of batches waste little then; each costs seconds to compile.

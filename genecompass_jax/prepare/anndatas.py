@@ -117,7 +117,7 @@ def held_out_cells(
       f'{corpus.path}: no source {source!r}; there are: {", ".join(names)}'
     )
   rows = []
-  for species in range(len(vocabulary.SPECIES)):
+  for species in range(len(corpus.vocabulary.species)):
     store = corpus.store(split, species)
     if store is not None:
       code = store.categories('source').index(source)

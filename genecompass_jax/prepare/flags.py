@@ -3,7 +3,6 @@
 import argparse
 from typing import Any
 
-from genecompass_jax import gene_table
 from genecompass_jax.prepare import engines
 
 
@@ -16,14 +15,14 @@ def add_cell_flags(parser: argparse._ActionsContainer) -> None:
   parser.add_argument(
     '--species',
     default='auto',
-    metavar='human|mouse|auto|obs:COLUMN',
+    metavar='human|mouse|...|auto|obs:COLUMN',
     help='species of the cells; auto: by their gene identifiers',
   )
   parser.add_argument(
     '--ids-of',
     '--ids_of',
     default='',
-    choices=gene_table.SPECIES,
+    metavar='SPECIES',
     help='species of the gene identifiers, where it is not that of the cells',
   )
   parser.add_argument(

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from genecompass_jax import errors, gene_ids, gene_table, vocabulary
+from genecompass_jax import errors, gene_ids, gene_table
 from genecompass_jax.prepare import counting
 
 SPECIES_NAMES = {
-  'human': 0,
-  'homo sapiens': 0,
-  'h. sapiens': 0,
-  'ncbitaxon:9606': 0,
-  'mouse': 1,
-  'mus musculus': 1,
-  'm. musculus': 1,
-  'ncbitaxon:10090': 1,
+  'human': 'human',
+  'homo sapiens': 'human',
+  'h. sapiens': 'human',
+  'ncbitaxon:9606': 'human',
+  'mouse': 'mouse',
+  'mus musculus': 'mouse',
+  'm. musculus': 'mouse',
+  'ncbitaxon:10090': 'mouse',
 }
 # the 24 mitochondrial rRNA and tRNA genes of each species (Ensembl), which no
 # gene table here holds, but files of counts do
@@ -39,24 +39,34 @@ MITO_RNA = frozenset(
 )
 
 
-def species_of_cells(name: str, obs: pd.DataFrame, species: str) -> np.ndarray:
-  """int8 code of every cell; -1 where the identifiers are to decide."""
+def species_of_cells(
+  name: str, obs: pd.DataFrame, species: str, table: gene_table.GeneTable
+) -> np.ndarray:
+  """int8 code of every cell; -1 where the identifiers are to decide.
+
+  Raises:
+    UserError: no species of the table, or no such obs column.
+  """
   if species == 'auto':
     return np.full(len(obs), -1, np.int8)
-  if species in vocabulary.SPECIES:
-    code = vocabulary.SPECIES.index(species)
-    return np.full(len(obs), code, np.int8)
+  if species in table.species:
+    return np.full(len(obs), table.species.index(species), np.int8)
+  if not species.startswith('obs:'):
+    raise errors.UserError(
+      f'--species {species}: give {", ".join(table.species)}, auto or obs:COLUMN'
+    )
   column = species.removeprefix('obs:')
   if column not in obs:
     raise errors.UserError(
       f'{name}: --species {species}, but there is no such obs column'
     )
   text = obs[column].astype(str).str.strip().str.casefold()
-  codes = text.map(SPECIES_NAMES)
+  code_of = {species: code for code, species in enumerate(table.species)}
+  codes = text.map(lambda value: code_of.get(SPECIES_NAMES.get(value, value)))
   if codes.isna().any():
     raise errors.UserError(
       f'{name}: obs column {column!r} holds {text[codes.isna()].iloc[0]!r}, '
-      'which is neither human nor mouse'
+      f'which is none of {", ".join(table.species)}'
     )
   return codes.to_numpy(np.int8)
 
@@ -95,7 +105,11 @@ def resolve(
         columns[str(column)] = text
   asked: int | None = None
   if ids_of:
-    asked = vocabulary.SPECIES.index(ids_of)
+    if ids_of not in table.species:
+      raise errors.UserError(
+        f'--ids-of {ids_of}: give {" or ".join(table.species)}'
+      )
+    asked = table.species.index(ids_of)
   elif len(species) == 1:
     asked = species[0]
   resolutions, reasons, names = {}, [], ()
@@ -106,11 +120,6 @@ def resolve(
       choice = gene_ids.choose_identifiers(index, columns, table, asked)
       wanted = [(code, choice.species) for code in species or [choice.species]]
     for code, of in wanted:
-      if code >= len(vocabulary.SPECIES):  # corpora still count two species
-        raise errors.UserError(
-          f'cells of {table.species[code]} cannot be prepared yet, only those '
-          f'of {" and ".join(vocabulary.SPECIES)}'
-        )
       choice = gene_ids.choose_identifiers(index, columns, table, of)
       names = tuple(index if choice.column is None else columns[choice.column])
       resolution = gene_ids.resolve(names, code, table, of)

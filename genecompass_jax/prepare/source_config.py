@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 
-from genecompass_jax import errors, vocabulary
+from genecompass_jax import errors
 from genecompass_jax.prepare import quality
 
 FORMATS = ('h5ad', 'zarr', '10x', 'mtx', 'soma', 'census', 'hf', 'corpus')
@@ -28,8 +28,9 @@ class SourceConfig:
       CELLxGENE Census; of an AnnData in memory the file it came from, for the
       manifest, or ''.
     name: of the source, in the manifest; the file's stem where ''.
-    species: `human`, `mouse`, `auto` or `obs:COLUMN`.
-    ids_of: `human` or `mouse` where cells of the other species carry its
+    species: of the gene table, such as `human` or `mouse`; `auto`, or
+      `obs:COLUMN`.
+    ids_of: a species, where cells of another species carry its
       identifiers; their genes become the one-to-one orthologues.
     layer: `X`, `raw` or `layers/NAME`; '' takes the one that looks like counts.
     unit: obs column that must not be split (donor, study); '' makes the whole
@@ -84,13 +85,6 @@ class SourceConfig:
     if self.format and self.format not in FORMATS:
       raise errors.UserError(
         f'format {self.format}: give one of {", ".join(FORMATS)}'
-      )
-    if self.ids_of not in ('', *vocabulary.SPECIES):
-      raise errors.UserError(f'--ids-of {self.ids_of}: give human or mouse')
-    known = ('auto', *vocabulary.SPECIES)
-    if self.species not in known and not self.species.startswith('obs:'):
-      raise errors.UserError(
-        f'--species {self.species}: give human, mouse, auto or obs:COLUMN'
       )
 
   @property

@@ -148,7 +148,7 @@ def _source(
     )
   species_C = found.species_C
   if species_C is None:
-    species_C = identifiers.species_of_cells(name, obs, config.species)
+    species_C = identifiers.species_of_cells(name, obs, config.species, table)
   if found.identify is not None:
     names, resolutions, id_reason = found.identify(table)
   else:
