@@ -129,7 +129,9 @@ def write_shard(data: np.ndarray, number: int, shard: int, *place: str) -> str:
   }
   array = ts.open(spec, open=True).result()
   first = number * shard
-  array[..., first : first + data.shape[-1]].write(data).result()
+  whole = array[..., first : first + data.shape[-1]]
+  # a shard is large: no copy of it is made before it is encoded
+  whole.write(data, can_reference_source_data_indefinitely=True).result()
   return '/'.join(['c', *['0'] * (data.ndim - 1), str(number)])
 
 

@@ -90,7 +90,8 @@ class Watch:
   """Wall, CPU of this process and its children, and sizes, by stage."""
 
   def __init__(self, folder: str):
-    self.folder, self.stages, self.peak = folder, {}, 0
+    self.folder, self.stages = folder, {}
+    self.peak = self.highest = 0  # of any process; in the stage that runs
     self._run = builds.run_stage
     self._ended = threading.Event()
 
@@ -106,17 +107,21 @@ class Watch:
   def run_stage(self, engine, stage, *rest):
     """Runs a stage and notes what it took."""
     wall, cpu = time.time(), _cpu_of_all()
+    self.highest = 0
     results = self._run(engine, stage, *rest)
     self.stages[stage.name] = (
       time.time() - wall,
       _cpu_of_all() - cpu,
       _size_of(os.path.join(stage.folder, stage.name)),
+      self.highest,
     )
     return results
 
   def _look(self) -> None:
     while not self._ended.wait(0.25):
-      self.peak = max(self.peak, max(_resident(pid) for pid in _family()))
+      now = max(_resident(pid) for pid in _family())
+      self.peak = max(self.peak, now)
+      self.highest = max(self.highest, now)
 
 
 def _family() -> list[int]:
@@ -209,36 +214,38 @@ def measure(names: list[str], args: argparse.Namespace) -> None:
     f'\n{cells:,} cells of {len(names)} files, {kept:,} kept, '
     f'{elements / kept:,.0f} genes a cell, {args.jobs} jobs'
   )
-  print('| stage | wall s | CPU us a cell | bytes a cell left behind |')
-  print('|---|---|---|---|')
+  print(
+    '| stage | wall s | CPU us a cell | bytes a cell left behind | MiB of the '
+    'largest process |'
+  )
+  print('|---|---|---|---|---|')
   source_bytes = sum(map(os.path.getsize, names))
-  print(f'| (source files) | | | {source_bytes / cells:,.0f} |')
-  for name, (seconds, spent, size) in watch.stages.items():
+  print(f'| (source files) | | | {source_bytes / cells:,.0f} | |')
+  for name, (seconds, spent, size, peak) in watch.stages.items():
     print(
       f'| {name} | {seconds:,.1f} | {spent / cells * 1e6:,.1f} | '
-      f'{size / cells:,.0f} |'
+      f'{size / cells:,.0f} | {peak / 2**20:,.0f} |'
     )
   corpus_bytes = _size_of(output)
   print(
     f'| all | {wall:,.1f} | {cpu / cells * 1e6:,.1f} | '
-    f'{corpus_bytes / cells:,.0f} (the corpus) |'
+    f'{corpus_bytes / cells:,.0f} (the corpus) | {watch.peak / 2**20:,.0f} |'
   )
   print(
-    f'\n{cells / wall:,.0f} cells/s; largest process '
-    f'{watch.peak / 2**20:,.0f} MiB of its own; this process '
+    f'\n{cells / wall:,.0f} cells/s; this process '
     f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB '
     'with mapped files'
   )
-  scratch = sum(size for *_, size in watch.stages.values())
+  scratch = sum(size for *_, size, _ in watch.stages.values())
   scale = TARGET / cells
   print(f'\nFor {TARGET:,} such cells:')
   print(
     f'  {cpu * scale / 3600:,.0f} core-hours, '
-    f'{cpu * scale / 3600 * CORE_HOUR:,.0f} dollars at {CORE_HOUR} an hour'
+    f'{cpu * scale / 3600 * CORE_HOUR:,.2f} dollars at {CORE_HOUR} an hour'
   )
   print(
     f'  {corpus_bytes * scale / 1e12:.2f} TB corpus, '
-    f'{corpus_bytes * scale / 1e9 * GB_MONTH:,.0f} dollars a month at '
+    f'{corpus_bytes * scale / 1e9 * GB_MONTH:,.2f} dollars a month at '
     f'{GB_MONTH} a GB; {scratch * scale / 1e12:.2f} TB of scratch while it '
     f'is built; {source_bytes * scale / 1e12:.2f} TB read'
   )

@@ -202,28 +202,29 @@ def _range(
     if start >= stop:
       break
     a, b = max(first, start), min(stop, int(ends[k]))
-    piece = _load(context, store, store.tasks[k], name, a - start, b - start)
+    planes = _load(context, store, store.tasks[k], name)
     if out is None:
-      out = np.empty([*piece.shape[:-1], stop - first], piece.dtype)
-    out[..., a - first : b - first] = piece
+      lead = [len(planes)] if name == 'counts' else []
+      out = np.empty([*lead, stop - first], planes[0].dtype)
+    for plane, values in zip(out if name == 'counts' else [out], planes):
+      plane[a - first : b - first] = values[a - start : b - start]
   if out is None:  # a store whose cells have no genes at all
     lead = [1 if plan.is_float else 2] if name == 'counts' else []
     out = np.zeros([*lead, 0], np.uint16 if name == 'counts' else np.float32)
   return out
 
 
-def _load(context, store, run, name, a, b) -> np.ndarray:
-  """Elements or cells a to b of a run."""
+def _load(context, store, run, name) -> list[np.ndarray]:
+  """The planes of an array of a run, mapped into memory."""
   plan = context.plan
   if name == 'counts':
     kinds = ('steps',) if plan.is_float else ('steps', 'counts')
-    return np.stack(
-      [runs.load(plan, run, store.split, kind)[a:b] for kind in kinds]
-    )
-  if name.startswith('obs/') and name != 'obs/source_row':
-    column = context.labels.index(name.removeprefix('obs/'))
-    return runs.load(plan, run, store.split, 'codes')[column, a:b]
-  return runs.load(plan, run, store.split, name.removeprefix('obs/'))[a:b]
+    return [runs.load(plan, run, store.split, kind) for kind in kinds]
+  inner = name.removeprefix('obs/')
+  if name != inner and inner != 'source_row':
+    codes = runs.load(plan, run, store.split, 'codes')
+    return [codes[context.labels.index(inner)]]
+  return [runs.load(plan, run, store.split, inner)]
 
 
 def _write_rest(context: Write, store: Store, place: str) -> dict:
