@@ -33,7 +33,7 @@ from genecompass_jax import errors, paths, progress, staging
 from genecompass_jax.prepare import engines
 
 ENDING = '.building'
-ALMOST_FULL = 4 << 20  # bytes
+_FULL = ('No space left', 'Not enough free space', 'requested and')
 _LOCK, _IDENTITY = '.lock', 'identity.json'
 
 
@@ -109,10 +109,8 @@ def opened(folder: str, identity: Mapping | None) -> Iterator[None]:
 def _is_full(folder: str, error: Exception) -> bool:
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
     return True
-  if 'No space left' in str(error):
-    return True
-  # NumPy says only that less was written than asked for
-  return shutil.disk_usage(folder).free < ALMOST_FULL
+  # NumPy and TensorStore say it in words
+  return any(words in str(error) for words in _FULL)
 
 
 def _holds(name: str, text: str) -> bool:
