@@ -284,15 +284,16 @@ def mask_cells(
 def _order_apart(starts_C1, gene_ids_N, hides_rank_N, order_N, unranked_C):
   """Order in which genes without rank come last, by token."""
   for cell in range(len(starts_C1) - 1):
-    at = start = starts_C1[cell]
+    start = starts_C1[cell]
     stop = starts_C1[cell + 1]
+    hidden_h = start + np.flatnonzero(hides_rank_N[start:stop])
+    at = start
     for i in range(start, stop):
       if not hides_rank_N[i]:
         order_N[at] = i
         at += 1
-    hidden_h = start + np.flatnonzero(hides_rank_N[start:stop])
     order_N[at:stop] = hidden_h[np.argsort(gene_ids_N[hidden_h])]
-    unranked_C[cell] = stop - at
+    unranked_C[cell] = len(hidden_h)
 
 
 def set_apart(
