@@ -15,7 +15,7 @@ import numpy as np
 
 from genecompass_jax import kernels, null_kernels, vocabulary
 
-NUM_FEATURES = 3
+NUM_FEATURES = 4
 # Moments of a gene: cells, sum y, sums x, sums x x (upper half), sums x y.
 NUM_MOMENTS = 2 + NUM_FEATURES + NUM_FEATURES * (NUM_FEATURES + 3) // 2
 _UPPER = np.triu_indices(NUM_FEATURES)
@@ -43,17 +43,18 @@ class Rules(NamedTuple):
 
 
 @kernels.compiled
-def _features(mean_value, num_genes, scale, x_X):
+def _features(mean_value, lowest_value, num_genes, scale, x_X):
   x_X[0] = mean_value
-  x_X[1] = np.log2(num_genes)
-  x_X[2] = np.log2(scale)
+  x_X[1] = lowest_value
+  x_X[2] = np.log2(num_genes)
+  x_X[3] = np.log2(scale)
 
 
 @kernels.compiled
 def add_moments(
   ids_N, values_N, starts_C1, gene_V, divisor_V, library, moments_TM
 ):
-  """Adds the moments of whole cells; a gene sees the means of the others."""
+  """Adds the moments of whole cells; a gene sees only the others."""
   x_X = np.empty(NUM_FEATURES)
   for cell in range(len(starts_C1) - 1):
     start = starts_C1[cell]
@@ -68,12 +69,14 @@ def add_moments(
     total = 0.0
     for i in range(n):
       total += values_n[i]
+    lowest, second = np.partition(values_n, 1)[:2]
     for i in range(n):
       gene = gene_V[ids_n[i]]
       if gene < 0:
         continue
       y = np.float64(values_n[i])
-      _features((total - y) / (n - 1), n, scale, x_X)
+      others = second if values_n[i] == lowest else lowest
+      _features((total - y) / (n - 1), others, n, scale, x_X)
       moments_m = moments_TM[gene]
       moments_m[0] += 1
       moments_m[1] += y
@@ -309,7 +312,8 @@ def _score_cell(
     total += values_n[i]
   x_X = np.empty(NUM_FEATURES)
   if ranked:
-    _features(total / ranked, n, scale, x_X)
+    lowest = np.min(values_n[:ranked])
+    _features(total / ranked, lowest, n, scale, x_X)
   for i in range(ranked, n):
     gene = tables.gene_V[ids_n[i]]
     value_3n[:, i] = tables.mean_T[gene]

@@ -30,8 +30,8 @@ shown and whose rank is not, by
   null_value_count_mean    in `library` mode: mean over the gene's counts in
                            training cells, at the scale of the cell.
   null_value_cell_scaled   the mean of the gene, moved along a line in the mean
-                           of the visible values, log2 of the number of genes,
-                           and log2 of the scale of the cell.
+                           and the lowest of the visible values, log2 of the
+                           number of genes, and log2 of the scale of the cell.
 
 Ids are scored by cross-entropy in nats over the tokens of the species, values
 by squared error in log2 units.
@@ -63,9 +63,10 @@ up to float32. A gene is a candidate if that times its divisor is whole; where
 none is, as with corrected counts, by the density of its counts there. With
 token ties the tokens of equal neighbours bound the candidates as well.
 
-**Lines.** Slopes of a gene are least squares over its training cells (the mean
-value is that of the other genes), drawn towards the slopes of all genes with
-a weight chosen on training cells.
+**Lines.** Slopes of a gene are least squares over its training cells (mean and
+lowest value are those of the other genes), drawn towards the slopes of all
+genes with a weight chosen on training cells. In a cell cut at max_genes the
+lowest value is the cut, which every gene of the cell lies above.
 
 **Shown ids.** Under the default policy a hidden position shows `<mask>`, its
 true id (share k) or a random one of T tokens (share q). Given a shown id s,
@@ -131,7 +132,7 @@ _CALIBRATION_CELLS = 256
 _CALIBRATION_EVERY = 8
 _MIXES = (1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 0.6)
 _PSEUDO_CELLS = (0.0, 1.0, 10.0, 30.0)
-_SLOPE_CELLS = (3.0, 10.0, 30.0, 100.0, 1000.0)
+_SLOPE_CELLS = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
 _END_EPOCHS = 8
 
 
