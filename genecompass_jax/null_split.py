@@ -171,8 +171,9 @@ def _value_masses(
   If no gene has a whole count there, as with corrected counts, any count does:
   the mass is then a density, and a step of one count is 1 / divisor of key.
   """
+  total = 0.0
   for exact in (True, False):
-    total = 0.0
+    found = False
     for gene in range(len(mass_T)):
       mass_T[gene] = 0.0
       if is_visible_T[gene] or gene <= low_gene or gene >= high_gene:
@@ -181,12 +182,13 @@ def _value_masses(
       whole = max(np.rint(count), 1.0)
       if exact and abs(count - whole) > _WHOLE * count:
         continue
+      found = True
       mass = _mass_at(gene, whole, divisor_T[gene], tables)
       mass_T[gene] = mass if exact else mass * divisor_T[gene]
       total += mass_T[gene]
-    if total > 0.0:
-      return total
-  return 0.0
+    if found:
+      break
+  return total
 
 
 @kernels.compiled

@@ -85,7 +85,7 @@ def batch_of(cells, masked):
   picks_P = np.flatnonzero(masked.is_masked_N)
   picks_C1 = np.searchsorted(picks_P, cells.starts_C1)
   dropped = rows.place_labels(
-    batch, cells, picks_P, picks_C1, *where, np.zeros(3, int), masked.unranked_C
+    batch, cells, picks_P, picks_C1, *where, where[1], masked.unranked_C
   )
   assert not dropped
   return batch
