@@ -163,32 +163,60 @@ def _mass_at(gene, whole, divisor, tables):
 
 
 @kernels.compiled
-def _value_masses(
-  key, low_gene, high_gene, divisor_T, is_visible_T, tables, mass_T
-):
-  """Mass of every gene between two at a key -> the sum.
+def _gene_mass(gene, key, exact, divisor_T, tables):
+  """Mass of a gene at a key, -1 where its count would not be whole.
 
-  If no gene has a whole count there, as with corrected counts, any count does:
-  the mass is then a density, and a step of one count is 1 / divisor of key.
+  Not `exact`, any count does: the mass is then a density, and a step of one
+  count is 1 / divisor of key.
   """
-  total = 0.0
-  for exact in (True, False):
-    found = False
-    for gene in range(len(mass_T)):
-      mass_T[gene] = 0.0
-      if is_visible_T[gene] or gene <= low_gene or gene >= high_gene:
-        continue
-      count = key * divisor_T[gene]
-      whole = max(np.rint(count), 1.0)
-      if exact and abs(count - whole) > _WHOLE * count:
-        continue
-      found = True
-      mass = _mass_at(gene, whole, divisor_T[gene], tables)
-      mass_T[gene] = mass if exact else mass * divisor_T[gene]
-      total += mass_T[gene]
-    if found:
-      break
-  return total
+  count = key * divisor_T[gene]
+  whole = max(np.rint(count), 1.0)
+  if not exact:
+    return divisor_T[gene] * _mass_at(gene, whole, divisor_T[gene], tables)
+  if abs(count - whole) > _WHOLE * count:
+    return -1.0
+  return _mass_at(gene, whole, divisor_T[gene], tables)
+
+
+@kernels.compiled
+def _pairs_mass(key, low_gene, high_gene, divisor_T, is_visible_T, tables):
+  """Mass of all pairs at a key whose counts have a bin of their own."""
+  key_A = tables.key_key_A
+  at = np.searchsorted(key_A, key * (1 - _WHOLE))
+  highest = key * (1 + _WHOLE)
+  mass = 0.0
+  while at < len(key_A) and key_A[at] <= highest:
+    gene = tables.key_gene_A[at]
+    is_single = key * divisor_T[gene] < null_kernels.EXACT_COUNTS - 0.5
+    if is_single and not is_visible_T[gene] and low_gene < gene < high_gene:
+      mass += tables.key_mass_A1[at + 1] - tables.key_mass_A1[at]
+    at += 1
+  return mass
+
+
+@kernels.compiled
+def _total_mass(key, low_gene, high_gene, divisor_T, is_visible_T, tables):
+  """Mass of all genes between two at a key, and whether counts are whole.
+
+  If no gene has a whole count there, as with corrected counts, any count does.
+  """
+  total = _pairs_mass(key, low_gene, high_gene, divisor_T, is_visible_T, tables)
+  binned = (null_kernels.EXACT_COUNTS - 0.5) / key
+  found = total > 0.0
+  if not found or divisor_T.max() >= binned:
+    for gene in range(low_gene + 1, high_gene):
+      if not is_visible_T[gene] and (not found or divisor_T[gene] >= binned):
+        mass = _gene_mass(gene, key, True, divisor_T, tables)
+        if mass >= 0.0:
+          found = True
+          if divisor_T[gene] >= binned:
+            total += mass
+  if found:
+    return total, True
+  for gene in range(low_gene + 1, high_gene):
+    if not is_visible_T[gene]:
+      total += _gene_mass(gene, key, False, divisor_T, tables)
+  return total, False
 
 
 @kernels.compiled
@@ -198,9 +226,9 @@ def _score_value_bracket(
 ):  # fmt: skip
   """Losses of the value-bracket null; equal keys are looked up once."""
   num_genes = len(divisor_T)
-  mass_T = np.empty(num_genes)
   last_key = -1.0
   total = 0.0
+  exact = True
   for h in range(len(hidden.place_h)):
     i = hidden.place_h[h]
     label = hidden.label_gene_h[h]
@@ -225,15 +253,18 @@ def _score_value_bracket(
           break
         j += 1
     if rules.by_token or abs(key - last_key) > _WHOLE * key:
-      total = _value_masses(
-        key, low_gene, high_gene, divisor_T, is_visible_T, tables, mass_T
+      total, exact = _total_mass(
+        key, low_gene, high_gene, divisor_T, is_visible_T, tables
       )
       last_key = key
     backoff = tables.marginal_T[label] / hidden.unseen
     p = backoff
     if total > 0.0:
+      mass = 0.0
+      if low_gene < label < high_gene:
+        mass = max(_gene_mass(label, key, exact, divisor_T, tables), 0.0)
       mix = rules.mix_value_bracket
-      p = (1.0 - mix) * mass_T[label] / total + mix * backoff
+      p = (1.0 - mix) * min(mass / total, 1.0) + mix * backoff
     loss_h[h] = -np.log(p)
 
 
