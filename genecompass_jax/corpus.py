@@ -342,6 +342,14 @@ class Corpus:
       )
     return self._stores[split, species]
 
+  def stores(self, split: str) -> list[Store]:
+    """The stores of a split, in the order of the species."""
+    found = (
+      self.store(split, species)
+      for species in range(len(self.vocabulary.species))
+    )
+    return [store for store in found if store is not None]
+
   def gene_ids(self, species: int) -> tuple[str, ...]:
     """The gene list of a species: Ensembl id of each row [R]."""
     ids = self.vocabulary.genes.gene_ids

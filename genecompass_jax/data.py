@@ -133,11 +133,7 @@ def fit_buckets(
   """A configuration with buckets: its own, or those that pad least."""
   if config.buckets:
     return config
-  stores = [
-    corpus.store('train', species)
-    for species in range(len(vocabulary_lib.SPECIES))
-  ]
-  lengths_C = np.concatenate([s.length_N for s in stores if s is not None])
+  lengths_C = np.concatenate([s.length_N for s in corpus.stores('train')])
   buckets = packing.choose_buckets(
     lengths_C, encoding_config.max_genes, _MAX_BUCKETS
   )

@@ -123,16 +123,13 @@ def describe_corpus(opened: corpus.Corpus) -> list[str]:
     f'{opened.vocabulary.sha256[:12]}'
   ]
   for split in opened.splits:
-    for species, name in enumerate(opened.vocabulary.species):
-      store = opened.store(split, species)
-      if store is None:
-        continue
+    for store in opened.stores(split):
       length_N = store.length_N
       found = {
         kind: len(np.unique(store.obs(kind))) for kind in ('dataset', 'unit')
       }
       lines.append(
-        f'{split} {name}: {store.num_cells:,} cells of {found["dataset"]} '
+        f'{split} {store.species_name}: {store.num_cells:,} cells of {found["dataset"]} '
         f'dataset(s) and {found["unit"]} unit(s), '
         f'{length_N.mean():.0f} genes a cell (most {length_N.max()})'
       )

@@ -24,7 +24,6 @@ from genecompass_jax import (
   progress,
   reading,
   sharding,
-  vocabulary as vocabulary_lib,
 )
 
 # A corpus of many units would fill metrics.jsonl; past these the line holds
@@ -216,7 +215,7 @@ def fit_nulls(
   evenly spaced blocks that hold about so many.
   """
   medians = corpus.medians(encoding_config.mode)
-  num_species = len(vocabulary_lib.SPECIES)
+  num_species = len(corpus.vocabulary.species)
   return nulls.NullModels.fit(
     _training_cells(corpus, encoding_config, split),
     encoding_config=encoding_config,
@@ -236,11 +235,7 @@ def _training_cells(
 ) -> Iterator[nulls.TrainingCells]:
   """Encoded cells of a split, a few blocks at a time."""
   medians = corpus.medians(encoding_config.mode)
-  stores = [
-    store
-    for species in range(len(vocabulary_lib.SPECIES))
-    if (store := corpus.store(split, species)) is not None
-  ]
+  stores = corpus.stores(split)
   total = sum(min(store.num_cells, MAX_NULL_CELLS) for store in stores)
   with progress.Progress(total, 'cells', 'null models') as bar:
     for store in stores:
@@ -276,21 +271,17 @@ def _cell_groups(
   corpus: corpus_lib.Corpus, split: str
 ) -> dict[str, tuple[np.ndarray, list[str]]]:
   """Groupings of the split's cells: kind -> (code of each cell, names)."""
-  stores = [
-    (species, corpus.store(split, species))
-    for species in range(len(vocabulary_lib.SPECIES))
-  ]
-  stores = [(species, store) for species, store in stores if store is not None]
+  stores = corpus.stores(split)
   groups = {
     'species': (
-      np.concatenate([np.full(s.num_cells, species) for species, s in stores]),
-      list(vocabulary_lib.SPECIES),
+      np.concatenate([np.full(s.num_cells, s.species) for s in stores]),
+      list(corpus.vocabulary.species),
     )
   }
   for kind in ('dataset', 'unit'):
     names: dict[str, int] = {}
     parts = []
-    for _, store in stores:
+    for store in stores:
       own = [names.setdefault(n, len(names)) for n in store.categories(kind)]
       parts.append(np.asarray(own, np.int64)[store.obs(kind)])
     codes_C = np.concatenate(parts)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numba
 import numpy as np
+from numba.core import caching
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # steps of it are spread evenly
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -20,9 +21,27 @@ def compiled(function: Callable) -> Callable:
   with the machine.
   """
   try:
-    return numba.njit(nogil=True, cache=True)(function)
+    kernel = numba.njit(nogil=True, cache=True)(function)
+    kernel._cache = _Cache(function)
+    return kernel
   except RuntimeError:  # no writable folder for the cache: compile each run
     return numba.njit(nogil=True)(function)
+
+
+class _Cache(caching.FunctionCache):
+  """Numba's, which forgets what an older version of a module has left.
+
+  Its index names the types of arguments. Where a named tuple was renamed since,
+  it cannot be read any more, and Numba would end the program.
+  """
+
+  def load_overload(self, sig, target_context):
+    """The machine code kept for a signature; None where there is none."""
+    try:
+      return super().load_overload(sig, target_context)
+    except (AttributeError, ImportError, TypeError):
+      self.flush()
+      return None
 
 
 @compiled

@@ -95,11 +95,8 @@ class Split:
     Raises:
       UserError: no such split; medians of another mode.
     """
-    self.stores = [
-      store
-      for species in range(len(vocabulary_lib.SPECIES))
-      if (store := corpus.store(split, species)) is not None
-    ]
+    self.stores = corpus.stores(split)
+    self._species = corpus.vocabulary.species
     if not self.stores:
       raise errors.UserError(
         f'{corpus.path} has no split {split!r}; it has:'
@@ -159,7 +156,7 @@ class Split:
     sources = {n for store in self.stores for n in store.categories('source')}
     for what, named, known in (
       ('source', by_source, sources),
-      ('species', by_species, set(vocabulary_lib.SPECIES)),
+      ('species', by_species, set(self._species)),
     ):
       if unknown := set(named) - known:
         raise errors.UserError(
@@ -170,8 +167,8 @@ class Split:
     for store, source_C in zip(self.stores, self.source_T):
       names = store.categories('source')
       table = np.array([by_source.get(n, 1.0) for n in names] + [1.0])
-      species = vocabulary_lib.SPECIES[store.species]
-      weights.append(table[source_C] * by_species.get(species, 1.0))
+      weight = by_species.get(store.species_name, 1.0)
+      weights.append(table[source_C] * weight)
     return np.concatenate(weights).astype(np.float32)
 
   def read(self, number_C: np.ndarray) -> Window:

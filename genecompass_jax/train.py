@@ -37,7 +37,6 @@ from genecompass_jax import (
   schemas,
   sharding,
   training_log,
-  vocabulary as vocabulary_lib,
   workdir,
 )
 
@@ -233,7 +232,7 @@ def resolve_config(
     knowledge = knowledge_lib.align(corpus.vocabulary, tables)
   else:
     knowledge = knowledge_lib.empty(
-      len(vocabulary_lib.SPECIES), corpus.vocabulary.size
+      len(corpus.vocabulary.species), corpus.vocabulary.size
     )
   model_config = dataclasses.replace(
     config.model,
@@ -249,7 +248,8 @@ def resolve_config(
   found = {
     name for stores in corpus.manifest['stores'].values() for name in stores
   }
-  codes = [s for s, n in enumerate(vocabulary_lib.SPECIES) if n in found]
+  names = corpus.vocabulary.species
+  codes = [s for s, name in enumerate(names) if name in found]
   if max(codes) >= model_config.num_species:
     raise errors.UserError(
       f'model.num_species={model_config.num_species}, but the corpus holds '

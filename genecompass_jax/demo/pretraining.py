@@ -31,10 +31,7 @@ def default_steps(corpus: corpus_lib.Corpus) -> int:
 
 def _lengths(corpus: corpus_lib.Corpus) -> tuple[np.ndarray, int]:
   """Genes of every training cell, and how many of them are kept."""
-  stores = [
-    corpus.store('train', s) for s in range(len(corpus.vocabulary.species))
-  ]
-  lengths_C = np.concatenate([s.length_N for s in stores if s is not None])
+  lengths_C = np.concatenate([s.length_N for s in corpus.stores('train')])
   # The longest hundredth of the cells may lose their lowest ranks. Two shapes
   # of batches waste little then; each costs seconds to compile.
   longest = 64 * -(-(int(np.quantile(lengths_C, 0.99)) + 1) // 64)

@@ -117,11 +117,9 @@ def held_out_cells(
       f'{corpus.path}: no source {source!r}; there are: {", ".join(names)}'
     )
   rows = []
-  for species in range(len(corpus.vocabulary.species)):
-    store = corpus.store(split, species)
-    if store is not None:
-      code = store.categories('source').index(source)
-      rows.append(store.obs('source_row')[store.obs('source') == code])
+  for store in corpus.stores(split):
+    code = store.categories('source').index(source)
+    rows.append(store.obs('source_row')[store.obs('source') == code])
   rows = np.sort(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
   if not len(rows):
     raise errors.UserError(

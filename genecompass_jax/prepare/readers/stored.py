@@ -55,12 +55,9 @@ def expand(
 
 
 def stores_of(found: corpus_lib.Corpus) -> Iterator[corpus_lib.Store]:
-  """The stores of a corpus, split by split, human first."""
+  """The stores of a corpus, split by split."""
   for split in found.splits:
-    for species in range(len(found.vocabulary.species)):
-      store = found.store(split, species)
-      if store is not None:
-        yield store
+    yield from found.stores(split)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
