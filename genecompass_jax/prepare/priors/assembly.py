@@ -11,7 +11,6 @@ import scipy
 import genecompass_jax
 from genecompass_jax import (
   errors,
-  gene_table,
   paths,
   prior_tables,
   vocabulary as vocabulary_lib,
@@ -81,7 +80,7 @@ def coverage(
   has_G[rows_N] = True
   coding_G = np.array([b == 'protein_coding' for b in vocab.genes.biotypes])
   found = {}
-  for s, name in enumerate(gene_table.SPECIES):
+  for s, name in enumerate(vocab.species):
     mine_G = vocab.genes.species_G == s
     found[name] = {
       'with_vector': int((has_G & mine_G).sum()),

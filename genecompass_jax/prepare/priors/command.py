@@ -328,8 +328,9 @@ def _table(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--species',
     default='auto',
-    choices=(*_SPECIES, 'both', 'auto'),
-    help='of the identifiers; both: stable ids of both',
+    metavar='SPECIES|both|auto',
+    help='of the identifiers; both: stable ids of all species of the '
+    'vocabulary',
   )
   parser.add_argument(
     '--gene-column', default='', help='(the first column of text)'

@@ -7,17 +7,17 @@ import numpy as np
 from genecompass_jax import errors, gene_ids, gene_table
 
 
-def species_code(name: str) -> int:
-  """Code of a species by its name.
+def species_code(name: str, species: Sequence[str] = gene_table.SPECIES) -> int:
+  """Code of a species by its name, among those of a gene table.
 
   Raises:
-    UserError: it is none of ours.
+    UserError: it is none of them.
   """
-  if name not in gene_table.SPECIES:
+  if name not in species:
     raise errors.UserError(
-      f'species {name!r}: give one of {", ".join(gene_table.SPECIES)}'
+      f'species {name!r}: give one of {", ".join(species)}'
     )
-  return gene_table.SPECIES.index(name)
+  return list(species).index(name)
 
 
 def rows(

@@ -68,8 +68,8 @@ def by_gene(
     found: names of the rows.
     vectors: a row each.
     genes: the gene table.
-    species: 'human', 'mouse', 'both' (each name by the species it is of, for
-      tables of stable ids) or 'auto'.
+    species: a species of the gene table, 'both' (each name by the species it
+      is of, for tables of stable ids) or 'auto'.
     path: for messages.
 
   Raises:
@@ -77,21 +77,25 @@ def by_gene(
   """
   if species == 'auto':
     try:
-      species = gene_table.SPECIES[gene_ids.infer_species(found, genes)]
+      species = genes.species[gene_ids.infer_species(found, genes)]
     except errors.UserError:
       stable = sum(name.upper().startswith('ENS') for name in found)
       if stable < 0.95 * len(found):
         raise
       species = 'both'
-  if species == 'both':
+  if species == 'both':  # every species of the table
     row_N, report = names.rows(found, 0, genes)
-    mouse_N, more = names.rows(found, 1, genes)
-    row_N = np.where(row_N < 0, mouse_N, row_N)
-    reports = [report, more]
+    reports = [report]
+    for code in range(1, len(genes.species)):
+      more_N, more = names.rows(found, code, genes)
+      row_N = np.where(row_N < 0, more_N, row_N)
+      reports.append(more)
     if (row_N >= 0).mean() < 0.2:
       names.check_known(path, report)
   else:
-    row_N, report = names.rows(found, names.species_code(species), genes)
+    row_N, report = names.rows(
+      found, names.species_code(species, genes.species), genes
+    )
     reports = [report]
     names.check_known(path, report)
   known = np.flatnonzero(row_N >= 0)
