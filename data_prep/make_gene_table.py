@@ -13,7 +13,7 @@ Ten seconds on one core. The same tables give the same bytes.
 
 import argparse
 
-from genecompass_jax.prepare import gene_tables
+from genecompass_jax.prepare.genes import gene_tables
 
 
 def main() -> None:

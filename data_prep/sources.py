@@ -3,7 +3,7 @@
   python data_prep/sources.py [KEY ...]
 
 prints keys, releases and titles, or the addresses and licences of some. The
-rows stand in `genecompass_jax/prepare/official.py`, because `genecompass prep
+rows stand in `genecompass_jax/prepare/fetching/official.py`, because `genecompass prep
 download` needs them where the package is installed without this folder; two
 copies would drift apart. Change them there.
 """
@@ -11,7 +11,7 @@ copies would drift apart. Change them there.
 import sys
 
 from genecompass_jax import cli
-from genecompass_jax.prepare import official
+from genecompass_jax.prepare.fetching import official
 
 FILES = official.FILES
 

@@ -13,14 +13,8 @@ import numpy as np
 import pytest
 
 from genecompass_jax import corpus, errors
-from genecompass_jax.prepare import (
-  builds,
-  engines,
-  pieces,
-  pipeline,
-  quality,
-  sources,
-)
+from genecompass_jax.prepare import pipeline, quality, sources
+from genecompass_jax.prepare.building import builds, engines, pieces
 from tests.test_prepare_pipeline import make
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -10,14 +10,8 @@ import pytest
 import scipy.sparse
 
 from genecompass_jax import gene_table
-from genecompass_jax.prepare import (
-  copies,
-  fingerprints,
-  pipeline,
-  quality,
-  reports,
-  sources,
-)
+from genecompass_jax.prepare import pipeline, quality, reports, sources
+from genecompass_jax.prepare.building import copies, fingerprints
 
 OFF = quality.QualityConfig.off()
 GENES = 2000

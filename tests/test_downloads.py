@@ -15,7 +15,7 @@ import time
 import pytest
 
 from genecompass_jax import cli, errors
-from genecompass_jax.prepare import downloads, transfers
+from genecompass_jax.prepare.fetching import downloads, transfers
 from tests.conftest import ROOT
 
 # Random bytes do not compress: the file is as long as its text.
@@ -557,7 +557,7 @@ def test_the_command_goes_on_after_a_failure(
 ):
   import dataclasses
 
-  from genecompass_jax.prepare import official
+  from genecompass_jax.prepare.fetching import official
 
   row = dataclasses.replace(
     official.FILES[0],

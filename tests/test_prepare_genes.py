@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from genecompass_jax import cli, errors, gene_ids, gene_table, vocabulary
-from genecompass_jax.prepare import (
+from genecompass_jax.prepare.genes import (
   gene_formats,
   gene_reports,
   gene_tables,

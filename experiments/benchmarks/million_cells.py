@@ -23,13 +23,8 @@ import time
 import numpy as np
 
 from genecompass_jax import corpus, gene_table, simulate
-from genecompass_jax.prepare import (
-  builds,
-  pipeline,
-  quality,
-  simulated,
-  sources,
-)
+from genecompass_jax.prepare import pipeline, quality, simulated, sources
+from genecompass_jax.prepare.building import builds
 
 TARGET = 100_000_000  # cells
 CORE_HOUR = 0.04  # dollars, a spot core on a large cloud; change it here

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from genecompass_jax.prepare import engines
+from genecompass_jax.prepare.building import engines
 
 
 def add_cell_flags(parser: argparse._ActionsContainer) -> None:

@@ -28,19 +28,17 @@ from genecompass_jax import (
   staging,
   vocabulary,
 )
-from genecompass_jax.prepare import (
+from genecompass_jax.prepare import labels as labels_lib, quality, sources
+from genecompass_jax.prepare.building import (
   builds,
   decisions,
   engines,
   exact_medians,
   fingerprints,
-  labels as labels_lib,
   opening,
   pieces,
   plans,
-  quality,
   runs,
-  sources,
   stores,
 )
 

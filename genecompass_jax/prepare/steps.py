@@ -10,8 +10,11 @@ from collections.abc import Callable
 
 # Step -> the module with its `add_arguments` and `run`, and its help.
 STEPS = {
-  'download': ('download_command', 'official files: annotation, networks, ...'),
-  'genes': ('genes_command', 'a gene table of any release or species'),
+  'download': (
+    'fetching.download_command',
+    'official files: annotation, networks, ...',
+  ),
+  'genes': ('genes.genes_command', 'a gene table of any release or species'),
 }
 
 

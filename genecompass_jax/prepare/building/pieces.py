@@ -12,10 +12,10 @@ import os
 import numpy as np
 
 from genecompass_jax import kernels
-from genecompass_jax.prepare import (
+from genecompass_jax.prepare import matrices
+from genecompass_jax.prepare.building import (
   cells as cells_lib,
   fingerprints,
-  matrices,
   plans,
 )
 

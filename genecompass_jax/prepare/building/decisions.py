@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import (
+from genecompass_jax.prepare import labels as labels_lib, quality
+from genecompass_jax.prepare.building import (
   builds,
   copies,
   engines,
-  labels as labels_lib,
   opening,
   pieces,
   plans,
-  quality,
 )
 
 NO_COPIES: Mapping = {

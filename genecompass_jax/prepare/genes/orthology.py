@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from genecompass_jax import errors, gene_table
-from genecompass_jax.prepare import gene_formats
+from genecompass_jax.prepare.genes import gene_formats
 
 Row = gene_formats.Row
 

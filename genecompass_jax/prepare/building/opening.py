@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from genecompass_jax import errors, gene_ids, gene_table, vocabulary
-from genecompass_jax.prepare import labels as labels_lib, plans, sources
+from genecompass_jax.prepare import labels as labels_lib, sources
+from genecompass_jax.prepare.building import plans
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from genecompass_jax import errors, paths
-from genecompass_jax.prepare import contents, transfers
+from genecompass_jax.prepare.fetching import contents, transfers
 
 RECORD = 'downloads.json'
 LOCK = '.downloads.lock'

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from genecompass_jax import vocabulary
-from genecompass_jax.prepare import builds, cells, fingerprints, sources
+from genecompass_jax.prepare import sources
+from genecompass_jax.prepare.building import builds, cells, fingerprints
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 import genecompass_jax
 from genecompass_jax import errors, paths, progress
-from genecompass_jax.prepare import contents
+from genecompass_jax.prepare.fetching import contents
 
 _CHUNK = 1 << 18
 _LONGEST_WAIT = 60.0  # seconds between two attempts

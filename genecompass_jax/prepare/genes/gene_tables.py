@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from genecompass_jax import errors, gene_table, paths
-from genecompass_jax.prepare import gene_formats, gene_names, orthology
+from genecompass_jax.prepare.genes import gene_formats, gene_names, orthology
 
 Row = gene_formats.Row
 

@@ -10,7 +10,7 @@ import sys
 import urllib.parse
 
 from genecompass_jax import errors, staging
-from genecompass_jax.prepare import official
+from genecompass_jax.prepare.fetching import official
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +107,7 @@ def _fetch_all(
   args: argparse.Namespace,
   chosen: list[tuple[official.OfficialFile, str]],
 ) -> int:
-  from genecompass_jax.prepare import downloads, transfers
+  from genecompass_jax.prepare.fetching import downloads, transfers
 
   wanted = []
   for file, release in chosen:

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from genecompass_jax.prepare import gene_formats
+from genecompass_jax.prepare.genes import gene_formats
 
 Row = gene_formats.Row
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from genecompass_jax import corpus, encoding, kernels, medians
-from genecompass_jax.prepare import builds, engines, pieces, runs
+from genecompass_jax.prepare.building import builds, engines, pieces, runs
 
 _COLLECTED = 1 << 26  # values that are put in order at a time
 

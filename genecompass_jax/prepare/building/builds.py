@@ -30,7 +30,7 @@ import numpy as np
 
 import genecompass_jax
 from genecompass_jax import errors, paths, progress, staging
-from genecompass_jax.prepare import engines
+from genecompass_jax.prepare.building import engines
 
 ENDING = '.building'
 _FULL = ('No space left', 'Not enough free space', 'requested and')

@@ -16,7 +16,7 @@ from genecompass_jax import (
   paths,
   shards,
 )
-from genecompass_jax.prepare import plans, runs
+from genecompass_jax.prepare.building import plans, runs
 
 NAME = 'shards'  # of the stage
 

@@ -18,7 +18,7 @@ from genecompass_jax import (
   kernels,
   medians,
 )
-from genecompass_jax.prepare import cells as cells_lib, pieces, plans
+from genecompass_jax.prepare.building import cells as cells_lib, pieces, plans
 
 NAME = 'runs'  # of the stage
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genecompass_jax.prepare import fingerprints, pieces, plans
+from genecompass_jax.prepare.building import fingerprints, pieces, plans
 
 NAME = 'copies'  # of the stage
 PRINTS_PER_TASK = 1 << 22

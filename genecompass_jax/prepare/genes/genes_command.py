@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from genecompass_jax import errors, gene_table
-from genecompass_jax.prepare import orthology
+from genecompass_jax.prepare.genes import orthology
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     UserError: one line for the user; nothing is written.
   """
   from genecompass_jax import paths, vocabulary
-  from genecompass_jax.prepare import gene_reports, gene_tables
+  from genecompass_jax.prepare.genes import gene_reports, gene_tables
 
   outputs = [p for p in (args.output, args.vocabulary, args.changes) if p]
   if len(set(outputs)) < len(outputs):
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _recipe(args: argparse.Namespace):
-  from genecompass_jax.prepare import gene_tables
+  from genecompass_jax.prepare.genes import gene_tables
 
   current = _by_species('annotation', args.annotation)
   older = _by_species('older', args.older)

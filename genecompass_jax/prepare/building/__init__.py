@@ -1,0 +1,1 @@
+"""A corpus is built: stages of tasks, and who runs them."""

@@ -1,0 +1,1 @@
+"""Official files: where they are, and how they are fetched."""

@@ -1,0 +1,1 @@
+"""Gene tables of any release and species, from annotation files."""
