@@ -23,7 +23,8 @@ OFF = quality.QualityConfig.off()
 # a build of many small tasks, in a process of its own
 BUILD = """
 import sys
-from genecompass_jax.prepare import pieces, pipeline, quality, sources
+from genecompass_jax.prepare import pipeline, quality, sources
+from genecompass_jax.prepare.building import pieces
 
 def main(out, engine, jobs, *files):
   pieces.MIN_ENTRIES = 3000
