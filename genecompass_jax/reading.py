@@ -17,6 +17,7 @@ from genecompass_jax import (
   corpus as corpus_lib,
   encoding,
   errors,
+  filling,
   kernels,
   masking,
   medians as medians_lib,
@@ -131,6 +132,9 @@ class Split:
       masking.TokenPools.of(measured_tokens(store, token_R), vocab.size)
       for store, token_R in zip(self.stores, tokens)
     ]
+    self._filler = filling.Filler(
+      encoding_config, tokens, self.species_T, medians, self.pools_T
+    )
     self.lengths_C = np.concatenate(
       [
         _encoded_lengths(corpus, split, store, encoder, token_R)
@@ -223,6 +227,61 @@ class Split:
     Raises:
       UserError: cells do not have the length that was counted for them.
     """
+    number_N = np.concatenate([p.window.number_C[p.place_n] for p in picks])
+    repeat_N = np.concatenate([p.repeat_n for p in picks])
+    row_N = np.concatenate([p.row_n for p in picks])
+    store_N = np.searchsorted(self.first_T1, number_N, 'right') - 1
+    needs_N = self.lengths_C[number_N].astype(np.int64) + 1
+    segment_N = rows_lib.within_rows(row_N, np.ones_like(row_N))
+    most = repeat_N.max(initial=0) + 1
+    tie_salts, mask_salts = (
+      np.array([salt(_draw(epoch, repeat)) for repeat in range(most)])
+      for salt, epoch in (
+        (lambda e: kernels.fold(seed, e), tie_epoch or 0),
+        (lambda e: masking.salt(seed, e), mask_epoch),
+      )
+    )
+    pool_N = np.empty_like(number_N)
+    for t, (source_C, store) in enumerate(zip(self.source_T, self.stores)):
+      mine = np.flatnonzero(store_N == t)
+      source_c = source_C[number_N[mine] - self.first_T1[t]]
+      pool_N[mine] = self._filler.first_pool_T[t] + store.panels[1][source_c]
+    batch = rows_lib.empty_batch(shape.num_rows, shape.slots, shape.num_masked)
+    bounds = np.cumsum([0, *(len(p.place_n) for p in picks)]).tolist()
+    dropped = self._filler.fill(
+      batch,
+      [(p.window.cells, *b) for p, *b in zip(picks, bounds, bounds[1:])],
+      filling.Places(
+        place_n=np.concatenate([p.place_n for p in picks]),
+        number_n=number_N,
+        store_n=store_N,
+        row_n=row_N,
+        slot_n=rows_lib.within_rows(row_N, needs_N),
+        segment_n=segment_N + 1,
+        needs_n=needs_N,
+        pool_n=pool_N,
+        tie_salt_n=tie_salts[repeat_N],
+        mask_salt_n=mask_salts[repeat_N],
+      ),
+      mask,
+      tie_epoch is not None,
+    )
+    index_BS = np.full((shape.num_rows, shape.segments), -1, np.int32)
+    index_BS[row_N, segment_N] = number_N
+    return schemas.HostBatch(index, batch, index_BS, dropped)
+
+  def batch_in_steps(
+    self,
+    index: int,
+    shape: Shape,
+    picks: Sequence[Picks],
+    *,
+    seed: int,
+    mask: masking.MaskConfig,
+    tie_epoch: int | None,
+    mask_epoch: int,
+  ) -> schemas.HostBatch:
+    """As `batch`, one step after the other: what tests compare it with."""
     number_N = np.concatenate([p.window.number_C[p.place_n] for p in picks])
     repeat_N = np.concatenate([p.repeat_n for p in picks])
     row_N = np.concatenate([p.row_n for p in picks])

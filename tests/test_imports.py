@@ -20,7 +20,8 @@ LEVELS = (
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'vocabulary encoding'),
   (1, 'gene_ids medians masking knowledge losses optimizer simulate'),
-  (1, 'packing rows null_kernels'),
+  (1, 'packing rows null_kernels tie_ranking'),
+  (1, 'filling'),
   (1, 'shards staging assets'),
   (1, 'corpus'),
   (1, 'corpus_writer'),
@@ -57,7 +58,7 @@ NO_JAX = (
   *('errors', 'paths', 'progress', 'metrics', 'workdir', 'gene_table'),
   *('vocabulary', 'gene_ids', 'encoding', 'medians', 'masking', 'packing'),
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
-  *('kernels', 'ranking', 'null_kernels', 'null_counts', 'cli', 'main'),
+  *('kernels', 'ranking', 'tie_ranking', 'null_kernels', 'null_counts', 'cli', 'main'),
   *('pickled', 'prior_tables'),
 )
 
