@@ -25,6 +25,7 @@ from genecompass_jax import (
   paths,
   rows as rows_lib,
   schemas,
+  shards,
   vocabulary as vocabulary_lib,
 )
 
@@ -191,6 +192,47 @@ class Split:
       (int(store_C[a]), int(block_C[a]), inside_C[a:b])
       for a, b in zip(starts, stops)
     ]
+    cells = self._read_whole(wanted)
+    if cells is None:
+      cells = self._read_some(wanted, starts, len(number_C))
+    return Window(cells, number_C)
+
+  def _read_whole(self, wanted) -> encoding.RaggedCells | None:
+    """Runs of cells, read to their place at once; None where they are not.
+
+    That is the way of all training windows but those with a huge count.
+    """
+    runs = [(self.stores[t], int(c[0]), int(c[-1]) + 1) for t, _, c in wanted]
+    if any(b - a != len(c) for (_, a, b), (_, _, c) in zip(runs, wanted)):
+      return None
+    lengths = [store.length_N[a:b] for store, a, b in runs]
+    starts_C1 = np.zeros(sum(map(len, lengths)) + 1, np.int64)
+    if runs:
+      np.cumsum(np.concatenate(lengths), out=starts_C1[1:])
+    planes_2N = np.empty((2, starts_C1[-1]), np.uint16)
+    totals, waiting = [], []
+    cell = 0
+    for store, a, b in runs:
+      elements = slice(starts_C1[cell], starts_C1[cell + b - a])
+      waiting.append(store.read_cells(a, b, planes_2N[:, elements]))
+      totals.append(store.total_N[a:b].astype(np.float64))
+      cell += b - a
+    for read in waiting:
+      if read is not None:
+        shards.result(read)
+    if None in waiting:
+      return None
+    corpus_lib.undo_differences(planes_2N[0], starts_C1)
+    return encoding.RaggedCells(
+      planes_2N[0],
+      planes_2N[1],
+      starts_C1,
+      np.concatenate([np.zeros(0), *totals]),
+    )
+
+  def _read_some(self, wanted, starts, num_cells) -> encoding.RaggedCells:
+    """Any cells: whole blocks, of which they are copied."""
+    stops = [*starts[1:], num_cells]
     parts = []
     for t, store in enumerate(self.stores):
       mine = [i for i, (s, _, _) in enumerate(wanted) if s == t]
@@ -200,7 +242,11 @@ class Split:
         for i, cells in zip(some, blocks):
           which = wanted[i][2] - wanted[i][1] * store.block_cells
           parts.append((cells, which, np.arange(starts[i], stops[i])))
-    return Window(rows_lib.gather(parts, len(number_C)), number_C)
+    cells = rows_lib.gather(parts, num_cells)
+    if cells.counts_N.dtype == np.uint32:  # once, and not in every batch
+      counts_N = cells.counts_N.astype(np.float64)
+      cells = dataclasses.replace(cells, counts_N=counts_N)
+    return cells
 
   def batch(
     self,

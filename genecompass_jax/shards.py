@@ -98,6 +98,11 @@ def result(future: Future) -> np.ndarray | Array:
     ) from None
 
 
+def read_into(source: Array, out: np.ndarray) -> Future:
+  """Reads an array, or a part of one, to memory that is there already."""
+  return ts.array(out, copy=False)[...].write(source)
+
+
 def create_array(
   shape: Sequence[int], dtype: str, shard: int, *place: str
 ) -> None:
