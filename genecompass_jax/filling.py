@@ -28,15 +28,13 @@ BAD_LENGTH = 100  # a status beside those of `encoding`
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-  """Where cells of a window go, and what their draws are.
+  """Which cells go where, in order of rows, and what their draws are.
 
   Attributes:
-    place_n: int64 places in the window.
+    place_n: int64 places in their windows.
     number_n: int64 numbers in the split.
     store_n: int64 store of each.
     row_n: int64 rows of the batch, ascending.
-    slot_n: int64 slots of their CLS.
-    segment_n: int64 segments, from 1.
     needs_n: int64 slots that were planned for them.
     pool_n: int64 pools of random tokens, over all stores.
     tie_salt_n: uint64 of the order of ties.
@@ -47,25 +45,34 @@ class Places:
   number_n: np.ndarray
   store_n: np.ndarray
   row_n: np.ndarray
-  slot_n: np.ndarray
-  segment_n: np.ndarray
   needs_n: np.ndarray
   pool_n: np.ndarray
   tie_salt_n: np.ndarray
   mask_salt_n: np.ndarray
 
-  def cut(self, first: int, stop: int) -> tuple[np.ndarray, ...]:
-    """The arrays of some of the cells, in the order of the fields."""
-    return tuple(
-      getattr(self, f.name)[first:stop] for f in dataclasses.fields(self)
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Cells in memory, as the kernel takes them: checked once."""
+
+  arrays: tuple[np.ndarray, ...]
+  longest: int
+
+  @classmethod
+  def of(cls, cells: encoding.RaggedCells) -> 'Source':
+    """Of raw cells; counts of a rare dtype are copied."""
+    arrays = (
+      *encoding.kernel_arrays(cells),
+      kernels.read_only(np.asarray(cells.totals_C, np.float64)),
     )
+    return cls(arrays, encoding.longest(cells.starts_C1))
 
 
 @kernels.compiled
 def _fill(
   rows_N, counts_N, starts_C1, totals_C,
-  place_n, number_n, store_n, row_n, slot_n, segment_n, needs_n, pool_n,
-  tie_salt_n, mask_salt_n,
+  begin, end, place_n, number_n, store_n, row_n, needs_n, pool_n, tie_salt_n,
+  mask_salt_n,
   token_TR, size_T, species_T, merges_T, divisor_TV, pools_N, pool_P1,
   library, target_sum, by_token, folds, max_genes,
   below, mask_below, random_below, keeps_value,
@@ -73,7 +80,7 @@ def _fill(
   tie_genes, tie_bins, tie_groups, tie_table,
   ids_BL, values_BL, positions_BL, segments_BL, species_BL, is_cls_BL,
   slots_BK, id_labels_BK, id_weights_BK, value_labels_BK, value_weights_BK,
-  picked_B,
+  index_BS, used_3B,
 ):  # fmt: skip
   """Fills cells of one window in -> (status, cell, picks beyond K)."""
   sums_n = floats[0]
@@ -87,7 +94,7 @@ def _fill(
   sum_bits_n = sums_n.view(np.uint64)
   most = slots_BK.shape[1]
   dropped = 0
-  for c in range(len(place_n)):
+  for c in range(begin, end):
     store = store_n[c]
     token_R = token_TR[store, : size_T[store]]
     divisor_V = divisor_TV[store]
@@ -131,10 +138,17 @@ def _fill(
 
     # Into the row.
     row = row_n[c]
-    first = slot_n[c]
+    first = used_3B[0, row]
+    segment = used_3B[1, row]
+    used_3B[0, row] += kept + 1
+    used_3B[1, row] += 1
+    index_BS[row, segment] = number_n[c]
     is_cls_BL[row, first] = True
-    segments_BL[row, first : first + kept + 1] = segment_n[c]
+    segments_BL[row, first : first + kept + 1] = segment + 1
     species_BL[row, first : first + kept + 1] = species_T[store]
+    ids_BL[row, first] = 0
+    values_BL[row, first] = 0.0
+    positions_BL[row, first] = 0
     first += 1
     ids_n = ids_BL[row, first : first + kept]
     values_n = values_BL[row, first : first + kept]
@@ -174,8 +188,8 @@ def _fill(
       order_n[num_picked] = np.uint64(k)
       num_picked += hash_n[k] < below
     pool_n_ = pools_N[pool_P1[pool_n[c]] : pool_P1[pool_n[c] + 1]]
-    label = picked_B[row]
-    picked_B[row] += num_picked
+    label = used_3B[2, row]
+    used_3B[2, row] += num_picked
     for p in range(num_picked):
       if label == most:
         dropped += num_picked - p
@@ -197,6 +211,27 @@ def _fill(
         continue
       values_n[k] = masking.HIDDEN_VALUE
   return encoding.FINE, 0, dropped
+
+
+@kernels.compiled
+def _pad(
+  used_3B, ids_BL, values_BL, positions_BL, segments_BL, species_BL, slots_BK,
+  id_labels_BK, id_weights_BK, value_labels_BK, value_weights_BK,
+):  # fmt: skip
+  """Zeros behind the cells and labels of every row."""
+  for row in range(len(ids_BL)):
+    used = used_3B[0, row]
+    ids_BL[row, used:] = 0
+    values_BL[row, used:] = 0.0
+    positions_BL[row, used:] = 0
+    segments_BL[row, used:] = 0
+    species_BL[row, used:] = 0
+    labels = min(used_3B[2, row], slots_BK.shape[1])
+    slots_BK[row, labels:] = 0
+    id_labels_BK[row, labels:] = 0
+    id_weights_BK[row, labels:] = 0.0
+    value_labels_BK[row, labels:] = 0.0
+    value_weights_BK[row, labels:] = 0.0
 
 
 class Filler:
@@ -237,17 +272,19 @@ class Filler:
   def fill(
     self,
     batch: schemas.PretrainingBatch,
-    parts: Sequence[tuple[encoding.RaggedCells, int, int]],
+    index_BS: np.ndarray,
+    parts: Sequence[tuple[Source, int, int]],
     places: Places,
     mask: masking.MaskConfig,
     folds: bool,
   ) -> int:
-    """Fills an empty batch.
+    """Fills a batch.
 
     Args:
-      batch: of zeros; written to.
+      batch: written to, all of it but `is_cls_BL`, which comes as False.
+      index_BS: of -1; gets the numbers of cells.
       parts: windows, each with the (first, stop) of its cells in `places`.
-      places: of all cells, in order of rows.
+      places: of all cells.
       mask: which genes are hidden, and how.
       folds: whether the order of ties depends on `tie_salt_n`.
 
@@ -266,16 +303,29 @@ class Filler:
       pools = self._pools_N, self._pool_P1
       masking.check_pools(self._is_empty_P, places.pool_n)
     config, cells = self._config, batch.cells
-    picked_B = np.zeros(len(cells.gene_ids_BL), np.int64)
+    filled = (
+      cells.gene_ids_BL,
+      cells.values_BL,
+      cells.positions_BL,
+      cells.segments_BL,
+      cells.species_BL,
+    )
+    labels = (
+      batch.masked_slots_BK,
+      batch.id_labels_BK,
+      batch.id_weights_BK,
+      batch.value_labels_BK,
+      batch.value_weights_BK,
+    )
+    used_3B = np.zeros((3, len(index_BS)), np.int64)  # slots, segments, labels
+    where = [getattr(places, f.name) for f in dataclasses.fields(places)]
     dropped = 0
-    for window, first, stop in parts:
-      rows_N, counts_N, starts_C1 = encoding.kernel_arrays(window)
+    for source, first, stop in parts:
       status, cell, beyond = _fill(
-        rows_N,
-        counts_N,
-        starts_C1,
-        window.totals_C,
-        *places.cut(first, stop),
+        *source.arrays,
+        first,
+        stop,
+        *where,
         self._token_TR,
         self._size_T,
         self._species_T,
@@ -291,32 +341,23 @@ class Filler:
         masking.threshold(mask.mask_share),
         masking.threshold(mask.mask_share + mask.random_share),
         mask.policy == 'released',
-        *self._workspace(encoding.longest(starts_C1)),
-        cells.gene_ids_BL,
-        cells.values_BL,
-        cells.positions_BL,
-        cells.segments_BL,
-        cells.species_BL,
+        *self._workspace(source.longest),
+        *filled,
         cells.is_cls_BL,
-        batch.masked_slots_BK,
-        batch.id_labels_BK,
-        batch.id_weights_BK,
-        batch.value_labels_BK,
-        batch.value_weights_BK,
-        picked_B,
+        *labels,
+        index_BS,
+        used_3B,
       )
       if status == BAD_LENGTH:
         raise errors.UserError(
           'cells do not have the length that was counted for them: remove the'
           ' folder cache/ of the corpus'
         )
-      cell += first
-      encoding.raise_on(
-        status,
-        int(places.number_n[cell]) if status else 0,
-        int(self._size_T[places.store_n[cell]]) if status else 0,
-      )
+      if status != encoding.FINE:
+        size = int(self._size_T[places.store_n[cell]])
+        encoding.raise_on(status, int(places.number_n[cell]), size)
       dropped += beyond
+    _pad(used_3B, *filled, *labels)
     return dropped
 
   def _workspace(self, longest: int) -> tuple[np.ndarray, ...]:

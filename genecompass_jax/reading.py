@@ -38,6 +38,7 @@ class Window:
 
   cells: encoding.RaggedCells
   number_C: np.ndarray
+  source: filling.Source
   rows: packing.Rows | None = None
 
 
@@ -195,7 +196,7 @@ class Split:
     cells = self._read_whole(wanted)
     if cells is None:
       cells = self._read_some(wanted, starts, len(number_C))
-    return Window(cells, number_C)
+    return Window(cells, number_C, filling.Source.of(cells))
 
   def _read_whole(self, wanted) -> encoding.RaggedCells | None:
     """Runs of cells, read to their place at once; None where they are not.
@@ -278,7 +279,6 @@ class Split:
     row_N = np.concatenate([p.row_n for p in picks])
     store_N = np.searchsorted(self.first_T1, number_N, 'right') - 1
     needs_N = self.lengths_C[number_N].astype(np.int64) + 1
-    segment_N = rows_lib.within_rows(row_N, np.ones_like(row_N))
     most = repeat_N.max(initial=0) + 1
     tie_salts, mask_salts = (
       np.array([salt(_draw(epoch, repeat)) for repeat in range(most)])
@@ -292,18 +292,18 @@ class Split:
       mine = np.flatnonzero(store_N == t)
       source_c = source_C[number_N[mine] - self.first_T1[t]]
       pool_N[mine] = self._filler.first_pool_T[t] + store.panels[1][source_c]
-    batch = rows_lib.empty_batch(shape.num_rows, shape.slots, shape.num_masked)
+    batch = rows_lib.new_batch(shape.num_rows, shape.slots, shape.num_masked)
+    index_BS = np.full((shape.num_rows, shape.segments), -1, np.int32)
     bounds = np.cumsum([0, *(len(p.place_n) for p in picks)]).tolist()
     dropped = self._filler.fill(
       batch,
-      [(p.window.cells, *b) for p, *b in zip(picks, bounds, bounds[1:])],
+      index_BS,
+      [(p.window.source, *b) for p, *b in zip(picks, bounds, bounds[1:])],
       filling.Places(
         place_n=np.concatenate([p.place_n for p in picks]),
         number_n=number_N,
         store_n=store_N,
         row_n=row_N,
-        slot_n=rows_lib.within_rows(row_N, needs_N),
-        segment_n=segment_N + 1,
         needs_n=needs_N,
         pool_n=pool_N,
         tie_salt_n=tie_salts[repeat_N],
@@ -312,8 +312,6 @@ class Split:
       mask,
       tie_epoch is not None,
     )
-    index_BS = np.full((shape.num_rows, shape.segments), -1, np.int32)
-    index_BS[row_N, segment_N] = number_N
     return schemas.HostBatch(index, batch, index_BS, dropped)
 
   def batch_in_steps(
