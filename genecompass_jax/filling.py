@@ -73,7 +73,8 @@ def _fill(
   rows_N, counts_N, starts_C1, totals_C,
   begin, end, place_n, number_n, store_n, row_n, needs_n, pool_n, tie_salt_n,
   mask_salt_n,
-  token_TR, size_T, species_T, merges_T, divisor_TV, pools_N, pool_P1,
+  token_TR, size_T, species_T, merges_T, number_TV, divisor_d, pools_N,
+  pool_P1,
   library, target_sum, by_token, folds, max_genes,
   below, mask_below, random_below, keeps_value,
   floats, words, near_value, bins, hash_bins, slot_V, tokens_n,
@@ -97,7 +98,7 @@ def _fill(
   for c in range(begin, end):
     store = store_n[c]
     token_R = token_TR[store, : size_T[store]]
-    divisor_V = divisor_TV[store]
+    number_V = number_TV[store]
     cell = place_n[c]
     n, status = encoding.merge_cell(
       rows_N, counts_N, starts_C1[cell], starts_C1[cell + 1], token_R,
@@ -125,10 +126,12 @@ def _fill(
           return encoding.BAD_TOTAL, c, dropped
         total = 1.0
       for i in range(n):
-        quotient_n[i] = sums_n[i] / total * target_sum / divisor_V[tokens_n[i]]
+        quotient_n[i] = (
+          sums_n[i] / total * target_sum / divisor_d[number_V[tokens_n[i]]]
+        )
     else:
       for i in range(n):
-        quotient_n[i] = sums_n[i] / divisor_V[tokens_n[i]]
+        quotient_n[i] = sums_n[i] / divisor_d[number_V[tokens_n[i]]]
     if by_token:
       for i in range(n):
         hash_n[i] = np.uint64(tokens_n[i]) << np.uint64(44)
@@ -178,9 +181,7 @@ def _fill(
       positions_n[k] = k
 
     # The masks and labels: as in `masking` and `rows`.
-    key = kernels.mix64(
-      mask_salt_n[c] ^ kernels.mix64(np.uint64(number_n[c]))
-    )
+    key = kernels.mix64(mask_salt_n[c] ^ kernels.mix64(np.uint64(number_n[c])))
     for k in range(kept):
       hash_n[k] = kernels.mix64(key + np.uint64(ids_n[k]) * kernels.GOLDEN)
     num_picked = 0
@@ -191,7 +192,7 @@ def _fill(
     label = used_3B[2, row]
     used_3B[2, row] += num_picked
     for p in range(num_picked):
-      if label == most:
+      if label >= most:
         dropped += num_picked - p
         break
       k = np.int64(order_n[p])
@@ -261,7 +262,10 @@ class Filler:
       own[: len(token_R)] = token_R
     self._species_T = np.asarray(species_T, np.int32)
     self._merges_T = np.array([encoding.shares_tokens(t) for t in tokens_T])
-    self._divisor_TV = np.stack([medians.divisor_V(s) for s in species_T])
+    # By their number among the distinct: half the memory to look up in.
+    divisor_TV = np.stack([medians.divisor_V(s) for s in species_T])
+    self._divisor_d, number_N = np.unique(divisor_TV, return_inverse=True)
+    self._number_TV = number_N.reshape(divisor_TV.shape).astype(np.int32)
     self._pools_N = np.concatenate([pools.tokens_N for pools in pools_T])
     sizes = [np.diff(pools.starts_P1) for pools in pools_T]
     self._pool_P1 = np.cumsum([0, *np.concatenate(sizes)])
@@ -296,7 +300,7 @@ class Filler:
         the length that was counted for it.
     """
     if mask.policy == 'released':
-      whole = masking.whole_vocabulary(self._divisor_TV.shape[1])
+      whole = masking.whole_vocabulary(self._number_TV.shape[1])
       pools = whole.tokens_N, whole.starts_P1
       places = dataclasses.replace(places, pool_n=np.zeros_like(places.pool_n))
     else:
@@ -330,7 +334,8 @@ class Filler:
         self._size_T,
         self._species_T,
         self._merges_T,
-        self._divisor_TV,
+        self._number_TV,
+        self._divisor_d,
         *pools,
         config.mode == encoding.LIBRARY,
         float(config.target_sum),
@@ -370,7 +375,7 @@ class Filler:
         np.empty((2, max(longest + 1, tie_ranking.MOST_DISTINCT)), np.float32),
         np.empty((2, 1 << ranking.DIGIT_BITS), np.uint32),
         np.empty(1 << ranking.HASH_BITS, np.uint32),
-        np.full(self._divisor_TV.shape[1], -1, np.int32),
+        np.full(self._number_TV.shape[1], -1, np.int32),
         np.empty(longest + 1, np.int32),
         *tie_ranking.workspace(longest),
       )

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -115,6 +115,7 @@ class Split:
         f'medians of mode {medians.mode!r} for an encoding in mode'
         f' {encoding_config.mode!r}: give those of the same mode'
       )
+    self._path, self._manifest = corpus.path, corpus.manifest
     self.vocabulary_size = vocab.size
     sizes = [store.num_cells for store in self.stores]
     self.first_T1 = tuple(np.cumsum([0, *sizes]).tolist())
@@ -153,13 +154,20 @@ class Split:
     self,
     source_weights: Sequence[tuple[str, float]],
     species_weights: Sequence[tuple[str, float]],
+    corpus_weights: bool = False,
   ) -> np.ndarray | None:
     """Times that each cell is seen in an epoch; None: once each.
 
+    Args:
+      source_weights: by name of the source.
+      species_weights: by name of the species.
+      corpus_weights: whether those of the manifest come in, by kind of cell.
+
     Raises:
-      UserError: a source or species that the corpus does not have.
+      UserError: a source or species that the corpus does not have; a corpus
+        without weights of its own.
     """
-    if not source_weights and not species_weights:
+    if not (source_weights or species_weights or corpus_weights):
       return None
     by_source, by_species = dict(source_weights), dict(species_weights)
     sources = {n for store in self.stores for n in store.categories('source')}
@@ -177,7 +185,10 @@ class Split:
       names = store.categories('source')
       table = np.array([by_source.get(n, 1.0) for n in names] + [1.0])
       species = vocabulary_lib.SPECIES[store.species]
-      weights.append(table[source_C] * by_species.get(species, 1.0))
+      weight_C = table[source_C] * by_species.get(species, 1.0)
+      if corpus_weights:
+        weight_C *= kind_weights(store, self._manifest, self._path)
+      weights.append(weight_C)
     return np.concatenate(weights).astype(np.float32)
 
   def read(self, number_C: np.ndarray) -> Window:
@@ -383,6 +394,35 @@ class Split:
     index_BS = np.full((shape.num_rows, shape.segments), -1, np.int32)
     index_BS[row_N, segment_N] = number_N
     return schemas.HostBatch(index, batch, index_BS, dropped)
+
+
+def kind_weights(
+  store: corpus_lib.Store, manifest: Mapping, path: str
+) -> np.ndarray:
+  """float64 weight of each cell of a store, by the manifest's kinds of cell.
+
+  A kind is a combination of labels. One that the manifest does not name has
+  no training cell, and weight 1.
+
+  Raises:
+    UserError: the corpus was built without weights.
+  """
+  weights = manifest.get('weights')
+  if not weights:
+    raise errors.UserError(
+      f'data.corpus_weights: {path} has no weights; build it with'
+      ' genecompass prep --weigh_by COLUMNS, or leave this out'
+    )
+  by = weights['by']
+  names = [(*store.categories(column), '') for column in by]  # -1 is the last
+  code_CK = np.stack([store.obs(column) for column in by], axis=1)
+  kinds, kind_C = np.unique(code_CK, axis=0, return_inverse=True)
+  known = {tuple(k['values']): k['weight'] for k in weights['kinds']}
+  weight_K = [
+    known.get(tuple(n[code] for n, code in zip(names, kind)), 1.0)
+    for kind in kinds.tolist()
+  ]
+  return np.array(weight_K, np.float64)[kind_C.ravel()]
 
 
 def _draw(epoch: int, repeat: int) -> int:

@@ -104,7 +104,9 @@ def rank(n, quotient_n, hash_n, words_n, genes, bins_b, groups, table, value_d):
   size_d = size_4d[0]
   for d in range(num):
     # Two bins a gene; positive floats sort as their bits.
-    size_d[d] = 2 * (size_4d[0, d] + size_4d[1, d] + size_4d[2, d] + size_4d[3, d])
+    size_d[d] = 2 * (
+      size_4d[0, d] + size_4d[1, d] + size_4d[2, d] + size_4d[3, d]
+    )
     e = d
     while e > 0 and bits_d[order_d[e - 1]] < bits_d[d]:
       order_d[e] = order_d[e - 1]

@@ -58,7 +58,15 @@ NO_JAX = (
   *('errors', 'paths', 'progress', 'metrics', 'workdir', 'gene_table'),
   *('vocabulary', 'gene_ids', 'encoding', 'medians', 'masking', 'packing'),
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
-  *('kernels', 'ranking', 'tie_ranking', 'null_kernels', 'null_counts', 'cli', 'main'),
+  *(
+    'kernels',
+    'ranking',
+    'tie_ranking',
+    'null_kernels',
+    'null_counts',
+    'cli',
+    'main',
+  ),
   *('pickled', 'prior_tables'),
 )
 
