@@ -294,19 +294,104 @@ def _report(parser: argparse.ArgumentParser) -> Runner:
 
 
 def _corpus(parser: argparse.ArgumentParser) -> Runner:
-  parser.add_argument('action', choices=('verify', 'stats'))
-  parser.add_argument('corpus', metavar='CORPUS')
+  actions = parser.add_subparsers(
+    title='actions', metavar='ACTION', required=True
+  )
+  for name, help_text, fill in (
+    ('verify', 'hash every file and read every block back', _corpus_verify),
+    ('stats', 'cells, units and genes of each store', _corpus_stats),
+    ('bench', 'what loading it costs on this machine', _corpus_bench),
+  ):
+    action = actions.add_parser(
+      name,
+      help=help_text,
+      description=help_text,
+      formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    action.add_argument('corpus', metavar='CORPUS')
+    action.set_defaults(act=fill(action))
+  return lambda args: args.act(args)
+
+
+def _corpus_verify(parser: argparse.ArgumentParser) -> Runner:
+  del parser
 
   def run(args: argparse.Namespace) -> int:
+    from genecompass_jax import corpus
+
+    problems = corpus.Corpus.open(args.corpus).verify()
+    print('\n'.join(problems) or f'{args.corpus}: every file is as written')
+    return errors.EXIT_FAILED if problems else errors.EXIT_OK
+
+  return run
+
+
+def _corpus_stats(parser: argparse.ArgumentParser) -> Runner:
+  del parser
+
+  def run(args: argparse.Namespace) -> None:
     from genecompass_jax import corpus, doctor
 
     opened = corpus.Corpus.open(args.corpus)
-    if args.action == 'stats':
-      print('\n'.join(doctor.describe_corpus(opened)))
-      return errors.EXIT_OK
-    problems = opened.verify()
-    print('\n'.join(problems) or f'{args.corpus}: every file is as written')
-    return errors.EXIT_FAILED if problems else errors.EXIT_OK
+    print('\n'.join(doctor.describe_corpus(opened)))
+
+  return run
+
+
+def _corpus_bench(parser: argparse.ArgumentParser) -> Runner:
+  parser.add_argument(
+    '--layout',
+    default='packed',
+    choices=('packed', 'buckets', 'raw'),
+    help='raw stops at decoded counts',
+  )
+  parser.add_argument(
+    '--seconds', type=float, default=10.0, help='one epoch at most'
+  )
+  parser.add_argument(
+    '--threads', type=int, default=2, help='that make batches'
+  )
+  parser.add_argument('--rows', type=int, default=32, help='of a batch')
+  parser.add_argument('--slots', type=int, default=2304, help='of packed rows')
+  parser.add_argument(
+    '--max-genes', type=int, default=2048, help='that a cell keeps'
+  )
+  parser.add_argument(
+    '--label',
+    default='',
+    metavar='COLUMN',
+    help='obs column whose mixing is measured (default: the first there of '
+    'cell_type, dataset, unit, source)',
+  )
+  parser.add_argument(
+    '--cold', action='store_true', help='have the system forget the files first'
+  )
+  parser.add_argument(
+    '--json', action='store_true', help='figures by name, in place of a table'
+  )
+
+  def run(args: argparse.Namespace) -> None:
+    import json
+
+    from genecompass_jax import corpus, corpus_bench
+
+    figures = corpus_bench.measure(
+      corpus.Corpus.open(args.corpus),
+      layout=args.layout,
+      rows=args.rows,
+      slots=args.slots,
+      threads=args.threads,
+      seconds=args.seconds,
+      max_genes=args.max_genes,
+      label=args.label,
+      cold=args.cold,
+    )
+    if args.json:
+      print(json.dumps(figures))
+      return
+    name = f'{args.layout}, {args.threads} thread(s)' + ', cold' * args.cold
+    print(corpus_bench.table([(name, figures)]))
+    print(f'\n{figures["cells"]:,} cells; {corpus_bench.machine()}')
 
   return run
 

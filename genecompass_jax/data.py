@@ -358,6 +358,12 @@ class Loader:
       mask_epoch=epoch,
     )
 
+  def raw_windows(self, epoch: int = 0) -> Iterator[reading.Window]:
+    """Raw counts of this host's cells, a window of a stream at a time."""
+    for window in range(len(self._plan(epoch).windows_VW[0])):
+      for stream in self._local:
+        yield self._load(epoch, stream, window)
+
   def iterate(
     self, start: int = 0, *, threads: int = 2, prefetch: int = 8
   ) -> Iterator[schemas.HostBatch]:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'genecompass_jax'
 # tasks, analysis, scaling) counts as one module. The number of a line is the
 # level of the architecture.
 LEVELS = (
-  (0, 'errors schemas progress kernels interruption'),
+  (0, 'errors schemas progress kernels interruption meter'),
   (0, 'paths'),
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'vocabulary encoding'),
@@ -32,7 +32,7 @@ LEVELS = (
   (3, 'evaluate'),
   (4, 'train'),
   (5, 'tasks analysis scaling'),
-  (6, 'doctor demo'),
+  (6, 'doctor demo corpus_bench'),
   (6, 'cli main'),
 )
 RANK = {
