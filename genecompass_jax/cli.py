@@ -346,7 +346,7 @@ def _corpus_bench(parser: argparse.ArgumentParser) -> Runner:
     help='raw stops at decoded counts',
   )
   parser.add_argument(
-    '--seconds', type=float, default=10.0, help='one epoch at most'
+    '--seconds', type=float, default=10.0, help='to measure for'
   )
   parser.add_argument(
     '--threads', type=int, default=2, help='that make batches'
