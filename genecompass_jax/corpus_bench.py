@@ -1,5 +1,6 @@
 """`genecompass corpus bench`: what loading a corpus costs on this machine."""
 
+import dataclasses
 import importlib.metadata
 import itertools
 import os
@@ -71,7 +72,8 @@ def measure(
   )
   encode = encoding.EncodingConfig(max_genes=max_genes)
   config = data.fit_buckets(corpus, encode, config)
-  data.Loader(corpus, encode, config).batch(0)  # compiles
+  small = dataclasses.replace(config, window_blocks=1)
+  data.Loader(corpus, encode, small).batch(0)  # compiles
   labels_C = _labels(corpus, label)
   fresh = corpus_lib.Corpus.open(corpus.path)  # nothing of it in memory
   loader = data.Loader(fresh, encode, config)

@@ -323,6 +323,11 @@ class Filler:
     )
     used_3B = np.zeros((3, len(index_BS)), np.int64)  # slots, segments, labels
     where = [getattr(places, f.name) for f in dataclasses.fields(places)]
+    below = (
+      masking.threshold(mask.rate),
+      masking.threshold(mask.mask_share),
+      masking.threshold(mask.mask_share + mask.random_share),
+    )
     dropped = 0
     for source, first, stop in parts:
       status, cell, beyond = _fill(
@@ -342,9 +347,7 @@ class Filler:
         config.ties == 'token',
         folds,
         config.max_genes,
-        masking.threshold(mask.rate),
-        masking.threshold(mask.mask_share),
-        masking.threshold(mask.mask_share + mask.random_share),
+        *below,
         mask.policy == 'released',
         *self._workspace(source.longest),
         *filled,

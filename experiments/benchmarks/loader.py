@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -184,6 +185,7 @@ def run_peer(name: str, python: str, cells: str, args) -> dict:
   env = {**env, 'PYTHONPATH': str(_PEERS)}
   folder = f'{args.work}/{name}'
   if not os.path.exists(f'{folder}/done'):
+    shutil.rmtree(folder, ignore_errors=True)  # of a conversion that failed
     made = subprocess.run(
       [python, str(_PEERS / file), 'prepare', cells, folder],
       capture_output=True, text=True, env={**os.environ, **env},
