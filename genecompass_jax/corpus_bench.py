@@ -58,7 +58,7 @@ def measure(
     max_genes: the cut.
     label: obs column whose mixing is measured; '' takes the first that is
       there of cell_type, dataset, unit, source.
-    cold: ask the system to forget the files first.
+    cold: ask the system to forget the files, again every quarter of an epoch.
 
   Raises:
     UserError: no such column, or too few cells.
@@ -86,6 +86,7 @@ def measure(
     if layout == RAW
     else loader.iterate(threads=threads)
   )
+  next_cold = 0
   before = shards.read_metrics()
   meter = meter_lib.Meter()
   for batch in batches:
@@ -98,6 +99,9 @@ def measure(
       meter.add(len(number_C), labels_C[number_C], segments_BL.size, real)
     if meter.seconds > seconds:
       break
+    if cold and meter.cells >= next_cold:  # every epoch is a first one
+      forget(corpus.path)
+      next_cold += loader.cells_per_epoch() // 4
   after = shards.read_metrics()
   result = meter.result({k: after[k] - before[k] for k in after})
   return {**result, 'stored_bytes': stored_bytes(corpus)}
