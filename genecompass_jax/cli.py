@@ -302,6 +302,7 @@ def _corpus(parser: argparse.ArgumentParser) -> Runner:
   for name, help_text, fill, run in (
     ('verify', 'hash and read every file', _add_corpus, _verify),
     ('stats', 'what a corpus holds', _add_corpus, _stats),
+    ('bench', 'what loading it costs on this machine', _add_bench, _bench),
     (
       'merge',
       'several corpora -> one, shuffled anew, without copies',
@@ -324,6 +325,64 @@ def _corpus(parser: argparse.ArgumentParser) -> Runner:
     fill(action)
     action.set_defaults(act=run)
   return lambda args: args.act(args)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+  _add_corpus(parser)
+  parser.add_argument(
+    '--layout',
+    default='packed',
+    choices=('packed', 'buckets', 'raw'),
+    help='raw stops at decoded counts',
+  )
+  parser.add_argument(
+    '--seconds', type=float, default=10.0, help='to measure for'
+  )
+  parser.add_argument(
+    '--threads', type=int, default=2, help='that make batches'
+  )
+  parser.add_argument('--rows', type=int, default=32, help='of a batch')
+  parser.add_argument('--slots', type=int, default=2304, help='of packed rows')
+  parser.add_argument(
+    '--max-genes', type=int, default=2048, help='that a cell keeps'
+  )
+  parser.add_argument(
+    '--label',
+    default='',
+    metavar='COLUMN',
+    help='obs column whose mixing is measured (default: the first there of '
+    'cell_type, dataset, unit, source)',
+  )
+  parser.add_argument(
+    '--cold', action='store_true', help='have the system forget the files first'
+  )
+  parser.add_argument(
+    '--json', action='store_true', help='figures by name, in place of a table'
+  )
+
+
+def _bench(args: argparse.Namespace) -> None:
+  import json
+
+  from genecompass_jax import corpus, corpus_bench
+
+  figures = corpus_bench.measure(
+    corpus.Corpus.open(args.corpus),
+    layout=args.layout,
+    rows=args.rows,
+    slots=args.slots,
+    threads=args.threads,
+    seconds=args.seconds,
+    max_genes=args.max_genes,
+    label=args.label,
+    cold=args.cold,
+  )
+  if args.json:
+    print(json.dumps(figures))
+    return
+  name = f'{args.layout}, {args.threads} thread(s)' + ', cold' * args.cold
+  print(corpus_bench.table([(name, figures)]))
+  print(f'\n{figures["cells"]:,} cells; {corpus_bench.machine()}')
 
 
 def _add_corpus(parser: argparse.ArgumentParser) -> None:

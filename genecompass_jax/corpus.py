@@ -30,6 +30,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent import futures
+from typing import NoReturn
 
 import numpy as np
 
@@ -52,7 +53,7 @@ VOCABULARY = 'vocabulary.tsv.gz'
 
 
 @kernels.compiled
-def _undo_differences(rows_N: np.ndarray, starts_C1: np.ndarray) -> None:
+def undo_differences(rows_N: np.ndarray, starts_C1: np.ndarray) -> None:
   """Turns differences within each cell back into rows, in place."""
   for cell in range(len(starts_C1) - 1):
     row = np.int64(0)
@@ -220,12 +221,9 @@ class Store:
     starts_C1 = np.zeros(cells.stop - cells.start + 1, np.int64)
     np.cumsum(self.length_N[cells], out=starts_C1[1:])
     if starts_C1[-1] != last - first:
-      raise errors.UserError(
-        f'{self._path}: lengths and offsets of block {block} disagree, '
-        f'{shards.HINT}'
-      )
+      self._disagree(block)
     rows_N = planes[0][0]
-    _undo_differences(rows_N, starts_C1)
+    undo_differences(rows_N, starts_C1)
     counts_N = planes[1] if len(planes) > 1 else planes[0][1]
     lo, hi = np.searchsorted(self._overflow[0], (first, last))
     if hi > lo:
@@ -237,6 +235,44 @@ class Store:
       starts_C1=starts_C1,
       totals_C=self.total_N[cells].astype(np.float64),
     )
+
+  def _disagree(self, block: int) -> NoReturn:
+    raise errors.UserError(
+      f'{self._path}: lengths and offsets of block {block} disagree, '
+      f'{shards.HINT}'
+    )
+
+  def read_cells(
+    self, first: int, stop: int, out_2N: np.ndarray
+  ) -> shards.Future | None:
+    """Reads cells of one block as they are stored, without a copy.
+
+    Args:
+      first: number of the first cell.
+      stop: number behind the last.
+      out_2N: uint16 [2, n] for their n elements; gets rows, as differences
+        within a cell, and counts.
+
+    Returns:
+      What to wait for; None where a count is above 65,534 or the counts are
+      corrected ones: `read_blocks` reads those.
+
+    Raises:
+      UserError: lengths and offsets of the block disagree.
+    """
+    if self.value_dtype != 'uint16':
+      return None
+    block = first // self.block_cells
+    of_block = self.length_N[block * self.block_cells :][: self.block_cells]
+    a, b = self._block_start[block : block + 2].tolist()
+    if int(of_block.sum(dtype=np.int64)) != b - a:
+      self._disagree(block)
+    a += int(of_block[: first % self.block_cells].sum(dtype=np.int64))
+    b = a + out_2N.shape[-1]
+    low, high = np.searchsorted(self._overflow[0], (a, b))
+    if high > low:
+      return None
+    return shards.read_into(self._arrays['counts'][..., a:b], out_2N)
 
   def problems(self) -> list[str]:
     """Reads everything back; one line for each thing that is wrong."""

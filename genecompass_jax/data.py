@@ -58,6 +58,8 @@ class DataConfig:
     mask: which genes are hidden, and how.
     source_weights: (source, times a cell is seen in an epoch); 1 if not named.
     species_weights: the same by 'human' and 'mouse'; the two multiply.
+    corpus_weights: multiply these by the weights that the corpus was built
+      with (`genecompass prep --weigh_by COLUMNS`), by kind of cell.
   """
 
   rows_per_batch: int = 32
@@ -70,6 +72,7 @@ class DataConfig:
   mask: masking.MaskConfig = masking.MaskConfig()
   source_weights: tuple[tuple[str, float], ...] = ()
   species_weights: tuple[tuple[str, float], ...] = ()
+  corpus_weights: bool = False
 
   def __post_init__(self):
     if self.layout not in packing.LAYOUTS:
@@ -193,7 +196,9 @@ class Loader:
       self._split.first_T1,
       tuple(store.block_cells for store in self._split.stores),
       self._split.lengths_C,
-      self._split.weights(config.source_weights, config.species_weights),
+      self._split.weights(
+        config.source_weights, config.species_weights, config.corpus_weights
+      ),
     )
     self.streams = packing.fitting_streams(
       self._split.num_cells, config.streams, config.rows_per_batch
@@ -348,6 +353,12 @@ class Loader:
       tie_epoch=epoch,
       mask_epoch=epoch,
     )
+
+  def raw_windows(self, epoch: int = 0) -> Iterator[reading.Window]:
+    """Raw counts of this host's cells, a window of a stream at a time."""
+    for window in range(len(self._plan(epoch).windows_VW[0])):
+      for stream in self._local:
+        yield self._load(epoch, stream, window)
 
   def iterate(
     self, start: int = 0, *, threads: int = 2, prefetch: int = 8

@@ -201,6 +201,20 @@ def threshold(share: float) -> np.uint64:
   return np.uint64(min(int(share * 2.0**64), 2**64 - 1))
 
 
+def salt(seed: int, epoch: int) -> np.uint64:
+  """What the masks of an epoch are drawn with."""
+  return kernels.fold(_DOMAIN, seed, epoch)
+
+
+def check_pools(is_empty_P: np.ndarray, pool_C: np.ndarray) -> None:
+  """Raises a UserError where a cell draws from an empty pool."""
+  if is_empty_P[pool_C].any():
+    raise errors.UserError(
+      'no tokens to draw random ids from: the source measured no gene of the'
+      ' vocabulary'
+    )
+
+
 def mask_cells(
   cells: encoding.EncodedCells,
   cell_index_C: np.ndarray,
@@ -240,18 +254,14 @@ def mask_cells(
     pool_C = np.zeros(num_cells, np.int64)
   pool_C = np.asarray(pool_C, np.int64)
   if draws_all:
-    pools = _whole_vocabulary(vocabulary_size)
+    pools = whole_vocabulary(vocabulary_size)
   elif isinstance(random_tokens, TokenPools):
     pools = random_tokens
   else:
     pools = TokenPools.of([random_tokens], vocabulary_size)
   if pool_C.shape != (num_cells,):
     raise errors.UserError(f'{num_cells} cells but {pool_C.shape} pools')
-  if (np.diff(pools.starts_P1)[pool_C] == 0).any():
-    raise errors.UserError(
-      'no tokens to draw random ids from: the source measured no gene of the'
-      ' vocabulary'
-    )
+  check_pools(np.diff(pools.starts_P1) == 0, pool_C)
   gene_ids_N = np.array(cells.gene_ids_N, np.int32)
   values_N = np.array(cells.values_N, np.float32)
   is_masked_N = np.empty(len(gene_ids_N), np.bool_)
@@ -261,7 +271,7 @@ def mask_cells(
     values_N,
     kernels.read_only(np.asarray(cells.starts_C1, np.int64)),
     kernels.read_only(cell_index_C),
-    kernels.fold(_DOMAIN, seed, epoch),
+    salt(seed, epoch),
     threshold(config.rate),
     threshold(config.mask_share),
     threshold(config.mask_share + config.random_share),
@@ -340,7 +350,7 @@ def set_apart(
 
 
 @functools.lru_cache(maxsize=2)
-def _whole_vocabulary(size: int) -> TokenPools:
+def whole_vocabulary(size: int) -> TokenPools:
   """The pool of `released`, special tokens included."""
   tokens_N = np.arange(size, dtype=np.int32)
   return TokenPools(kernels.read_only(tokens_N), np.array([0, size]))

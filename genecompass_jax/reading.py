@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from genecompass_jax import (
   corpus as corpus_lib,
   encoding,
   errors,
+  filling,
   kernels,
   masking,
   medians as medians_lib,
@@ -24,6 +25,7 @@ from genecompass_jax import (
   paths,
   rows as rows_lib,
   schemas,
+  shards,
   vocabulary as vocabulary_lib,
 )
 
@@ -36,6 +38,7 @@ class Window:
 
   cells: encoding.RaggedCells
   number_C: np.ndarray
+  source: filling.Source
   rows: packing.Rows | None = None
 
 
@@ -109,6 +112,7 @@ class Split:
         f'medians of mode {medians.mode!r} for an encoding in mode'
         f' {encoding_config.mode!r}: give those of the same mode'
       )
+    self._path, self._manifest = corpus.path, corpus.manifest
     self.vocabulary_size = vocab.size
     sizes = [store.num_cells for store in self.stores]
     self.first_T1 = tuple(np.cumsum([0, *sizes]).tolist())
@@ -128,6 +132,9 @@ class Split:
       masking.TokenPools.of(measured_tokens(store, token_R), vocab.size)
       for store, token_R in zip(self.stores, tokens)
     ]
+    self._filler = filling.Filler(
+      encoding_config, tokens, self.species_T, medians, self.pools_T
+    )
     self.lengths_C = np.concatenate(
       [
         _encoded_lengths(corpus, split, store, encoder, token_R)
@@ -144,13 +151,20 @@ class Split:
     self,
     source_weights: Sequence[tuple[str, float]],
     species_weights: Sequence[tuple[str, float]],
+    corpus_weights: bool = False,
   ) -> np.ndarray | None:
     """Times that each cell is seen in an epoch; None: once each.
 
+    Args:
+      source_weights: by name of the source.
+      species_weights: by name of the species.
+      corpus_weights: whether those of the manifest come in, by kind of cell.
+
     Raises:
-      UserError: a source or species that the corpus does not have.
+      UserError: a source or species that the corpus does not have; a corpus
+        without weights of its own.
     """
-    if not source_weights and not species_weights:
+    if not (source_weights or species_weights or corpus_weights):
       return None
     by_source, by_species = dict(source_weights), dict(species_weights)
     sources = {n for store in self.stores for n in store.categories('source')}
@@ -168,7 +182,10 @@ class Split:
       names = store.categories('source')
       table = np.array([by_source.get(n, 1.0) for n in names] + [1.0])
       weight = by_species.get(store.species_name, 1.0)
-      weights.append(table[source_C] * weight)
+      weight_C = table[source_C] * weight
+      if corpus_weights:
+        weight_C *= kind_weights(store, self._manifest, self._path)
+      weights.append(weight_C)
     return np.concatenate(weights).astype(np.float32)
 
   def read(self, number_C: np.ndarray) -> Window:
@@ -184,6 +201,47 @@ class Split:
       (int(store_C[a]), int(block_C[a]), inside_C[a:b])
       for a, b in zip(starts, stops)
     ]
+    cells = self._read_whole(wanted)
+    if cells is None:
+      cells = self._read_some(wanted, starts, len(number_C))
+    return Window(cells, number_C, filling.Source.of(cells))
+
+  def _read_whole(self, wanted) -> encoding.RaggedCells | None:
+    """Runs of cells, read to their place at once; None where they are not.
+
+    That is the way of all training windows but those with a huge count.
+    """
+    runs = [(self.stores[t], int(c[0]), int(c[-1]) + 1) for t, _, c in wanted]
+    if any(b - a != len(c) for (_, a, b), (_, _, c) in zip(runs, wanted)):
+      return None
+    lengths = [store.length_N[a:b] for store, a, b in runs]
+    starts_C1 = np.zeros(sum(map(len, lengths)) + 1, np.int64)
+    if runs:
+      np.cumsum(np.concatenate(lengths), out=starts_C1[1:])
+    planes_2N = np.empty((2, starts_C1[-1]), np.uint16)
+    totals, waiting = [], []
+    cell = 0
+    for store, a, b in runs:
+      elements = slice(starts_C1[cell], starts_C1[cell + b - a])
+      waiting.append(store.read_cells(a, b, planes_2N[:, elements]))
+      totals.append(store.total_N[a:b].astype(np.float64))
+      cell += b - a
+    for read in waiting:
+      if read is not None:
+        shards.result(read)
+    if None in waiting:
+      return None
+    corpus_lib.undo_differences(planes_2N[0], starts_C1)
+    return encoding.RaggedCells(
+      planes_2N[0],
+      planes_2N[1],
+      starts_C1,
+      np.concatenate([np.zeros(0), *totals]),
+    )
+
+  def _read_some(self, wanted, starts, num_cells) -> encoding.RaggedCells:
+    """Any cells: whole blocks, of which they are copied."""
+    stops = [*starts[1:], num_cells]
     parts = []
     for t, store in enumerate(self.stores):
       mine = [i for i, (s, _, _) in enumerate(wanted) if s == t]
@@ -193,7 +251,11 @@ class Split:
         for i, cells in zip(some, blocks):
           which = wanted[i][2] - wanted[i][1] * store.block_cells
           parts.append((cells, which, np.arange(starts[i], stops[i])))
-    return Window(rows_lib.gather(parts, len(number_C)), number_C)
+    cells = rows_lib.gather(parts, num_cells)
+    if cells.counts_N.dtype == np.uint32:  # once, and not in every batch
+      counts_N = cells.counts_N.astype(np.float64)
+      cells = dataclasses.replace(cells, counts_N=counts_N)
+    return cells
 
   def batch(
     self,
@@ -219,6 +281,71 @@ class Split:
 
     Raises:
       UserError: cells do not have the length that was counted for them.
+    """
+    if mask.splits:  # its genes change places, which one pass cannot do
+      return self.batch_in_steps(
+        index,
+        shape,
+        picks,
+        seed=seed,
+        mask=mask,
+        tie_epoch=tie_epoch,
+        mask_epoch=mask_epoch,
+      )
+    number_N = np.concatenate([p.window.number_C[p.place_n] for p in picks])
+    repeat_N = np.concatenate([p.repeat_n for p in picks])
+    row_N = np.concatenate([p.row_n for p in picks])
+    store_N = np.searchsorted(self.first_T1, number_N, 'right') - 1
+    needs_N = self.lengths_C[number_N].astype(np.int64) + 1
+    most = repeat_N.max(initial=0) + 1
+    tie_salts, mask_salts = (
+      np.array([salt(_draw(epoch, repeat)) for repeat in range(most)])
+      for salt, epoch in (
+        (lambda e: kernels.fold(seed, e), tie_epoch or 0),
+        (lambda e: masking.salt(seed, e), mask_epoch),
+      )
+    )
+    pool_N = np.empty_like(number_N)
+    for t, (source_C, store) in enumerate(zip(self.source_T, self.stores)):
+      mine = np.flatnonzero(store_N == t)
+      source_c = source_C[number_N[mine] - self.first_T1[t]]
+      pool_N[mine] = self._filler.first_pool_T[t] + store.panels[1][source_c]
+    batch = rows_lib.new_batch(shape.num_rows, shape.slots, shape.num_masked)
+    index_BS = np.full((shape.num_rows, shape.segments), -1, np.int32)
+    bounds = np.cumsum([0, *(len(p.place_n) for p in picks)]).tolist()
+    dropped = self._filler.fill(
+      batch,
+      index_BS,
+      [(p.window.source, *b) for p, *b in zip(picks, bounds, bounds[1:])],
+      filling.Places(
+        place_n=np.concatenate([p.place_n for p in picks]),
+        number_n=number_N,
+        store_n=store_N,
+        row_n=row_N,
+        needs_n=needs_N,
+        pool_n=pool_N,
+        tie_salt_n=tie_salts[repeat_N],
+        mask_salt_n=mask_salts[repeat_N],
+      ),
+      mask,
+      tie_epoch is not None,
+    )
+    return schemas.HostBatch(index, batch, index_BS, dropped)
+
+  def batch_in_steps(
+    self,
+    index: int,
+    shape: Shape,
+    picks: Sequence[Picks],
+    *,
+    seed: int,
+    mask: masking.MaskConfig,
+    tie_epoch: int | None,
+    mask_epoch: int,
+  ) -> schemas.HostBatch:
+    """As `batch`, one step after the other.
+
+    What tests compare it with, and how the objective `split` is laid out.
     """
     number_N = np.concatenate([p.window.number_C[p.place_n] for p in picks])
     repeat_N = np.concatenate([p.repeat_n for p in picks])
@@ -283,6 +410,35 @@ class Split:
     index_BS = np.full((shape.num_rows, shape.segments), -1, np.int32)
     index_BS[row_N, segment_N] = number_N
     return schemas.HostBatch(index, batch, index_BS, dropped)
+
+
+def kind_weights(
+  store: corpus_lib.Store, manifest: Mapping, path: str
+) -> np.ndarray:
+  """float64 weight of each cell of a store, by the manifest's kinds of cell.
+
+  A kind is a combination of labels. One that the manifest does not name has
+  no training cell, and weight 1.
+
+  Raises:
+    UserError: the corpus was built without weights.
+  """
+  weights = manifest.get('weights')
+  if not weights:
+    raise errors.UserError(
+      f'data.corpus_weights: {path} has no weights; build it with'
+      ' genecompass prep --weigh_by COLUMNS, or leave this out'
+    )
+  by = weights['by']
+  names = [(*store.categories(column), '') for column in by]  # -1 is the last
+  code_CK = np.stack([store.obs(column) for column in by], axis=1)
+  kinds, kind_C = np.unique(code_CK, axis=0, return_inverse=True)
+  known = {tuple(k['values']): k['weight'] for k in weights['kinds']}
+  weight_K = [
+    known.get(tuple(n[code] for n, code in zip(names, kind)), 1.0)
+    for kind in kinds.tolist()
+  ]
+  return np.array(weight_K, np.float64)[kind_C.ravel()]
 
 
 def _draw(epoch: int, repeat: int) -> int:

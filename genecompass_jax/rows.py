@@ -84,6 +84,34 @@ def _gather(
     out_counts_N[b : b + n] = counts_N[a : a + n]
 
 
+def new_batch(
+  num_rows: int, slots: int, num_masked: int
+) -> schemas.PretrainingBatch:
+  """Arrays as those of `empty_batch`, of any content but `is_cls_BL`: False."""
+
+  def slot(dtype):
+    return np.empty((num_rows, slots), dtype)
+
+  def label(dtype):
+    return np.empty((num_rows, num_masked), dtype)
+
+  return schemas.PretrainingBatch(
+    cells=schemas.CellBatch(
+      gene_ids_BL=slot(np.int32),
+      values_BL=slot(np.float32),
+      positions_BL=slot(np.int32),
+      segments_BL=slot(np.int32),
+      species_BL=slot(np.int32),
+      is_cls_BL=np.zeros((num_rows, slots), bool),
+    ),
+    masked_slots_BK=label(np.int32),
+    id_labels_BK=label(np.int32),
+    id_weights_BK=label(np.float32),
+    value_labels_BK=label(np.float32),
+    value_weights_BK=label(np.float32),
+  )
+
+
 def empty_batch(
   num_rows: int, slots: int, num_masked: int
 ) -> schemas.PretrainingBatch:

@@ -98,6 +98,26 @@ def result(future: Future) -> np.ndarray | Array:
     ) from None
 
 
+def read_metrics() -> dict[str, int]:
+  """Requests and bytes read from storage by this process so far."""
+
+  def total(ending: str) -> int:
+    found = ts.experimental_collect_matching_metrics('/tensorstore/kvstore/')
+    return sum(
+      int(value['value'])
+      for metric in found
+      if metric['name'].endswith(ending)
+      for value in metric['values']
+    )
+
+  return {'requests': total('/batch_read'), 'bytes': total('/bytes_read')}
+
+
+def read_into(source: Array, out: np.ndarray) -> Future:
+  """Reads an array, or a part of one, to memory that is there already."""
+  return ts.array(out, copy=False)[...].write(source)
+
+
 def create_array(
   shape: Sequence[int], dtype: str, shard: int, *place: str
 ) -> None:

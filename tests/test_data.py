@@ -15,7 +15,9 @@ from genecompass_jax import (
   errors,
   masking,
   medians,
+  reading,
   rows,
+  tie_ranking,
   vocabulary,
 )
 
@@ -513,3 +515,119 @@ def test_a_read_that_failed_is_tried_again(two_species, monkeypatch):
     loader.batch(0)
   is_down[0] = False
   assert_same(loader.batch(0), expected)
+
+
+def weighted_corpus(path, weights):
+  """A corpus of two species whose manifest has weights by 'unit'."""
+  built = write_corpus(path, (300, 200))
+  manifest = {**built.manifest, 'weights': weights}
+  return dataclasses.replace(built, manifest=manifest)
+
+
+def test_weights_of_the_corpus_multiply_the_others(tmp_path):
+  weights = {
+    'by': ['source', 'unit'],
+    'power': 0.5,
+    'kinds': [
+      {'values': ['atlas', 'u'], 'cells': 1, 'weight': 0.5},
+      {'values': ['deep', 'u'], 'cells': 1, 'weight': 3.0},
+    ],  # 'panel' is not named: as it is
+  }
+  built = weighted_corpus(tmp_path / 'c', weights)
+  config = dataclasses.replace(
+    PACKED,
+    rows_per_batch=4,
+    slots=128,
+    streams=2,
+    corpus_weights=True,
+    species_weights=(('mouse', 2.0),),
+  )
+  loader = data.Loader(built, ENCODING, config)
+  source_C = np.concatenate(
+    [built.store('train', s).obs('source') for s in range(2)]
+  )
+  times = np.zeros(500, int)
+  e = 0
+  while loader.locate(e)[0] < 2:
+    index_BS = loader.batch(e).cell_index_BS
+    times += np.bincount(index_BS[index_BS >= 0], minlength=500)
+    e += 1
+  weight_C = np.array([0.5, 1.0, 3.0])[source_C] * np.repeat(
+    [1.0, 2.0], [300, 200]
+  )
+  assert (times <= np.ceil(2 * weight_C) + 1e-9).all()
+  assert times.sum() > 0.95 * 2 * weight_C.sum()
+  assert data.Loader(
+    built, ENCODING, config
+  ).cells_per_epoch() == pytest.approx(weight_C.sum(), rel=0.05)
+
+
+def test_a_corpus_without_weights_says_so(two_species):
+  config = dataclasses.replace(PACKED, corpus_weights=True)
+  with pytest.raises(errors.UserError, match='--weigh_by') as caught:
+    data.Loader(two_species, ENCODING, config)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('mode', encoding.MODES)
+@pytest.mark.parametrize('policy', masking.POLICIES)
+@pytest.mark.parametrize('ties', encoding.TIES)
+def test_one_pass_gives_the_bytes_of_the_steps(
+  two_species, mode, policy, ties, monkeypatch
+):
+  config = dataclasses.replace(
+    PACKED,
+    mask=masking.MaskConfig(policy=policy),
+    source_weights=(('deep', 2.0),),  # further copies of cells
+  )
+  encode = dataclasses.replace(ENCODING, mode=mode, ties=ties)
+  # Of a cell beyond max_genes, of one with a huge count, and of few labels.
+  encode = dataclasses.replace(encode, max_genes=60)
+  monkeypatch.setattr(data.DataConfig, 'num_masked', lambda self, slots: 32)
+  for layout in (config, dataclasses.replace(config, layout='buckets')):
+    loader = data.Loader(two_species, encode, layout)
+    at_once = [loader.batch(e) for e in range(0, 60, 3)]
+    drops = any(b.num_dropped_picks for b in at_once)
+    assert drops == (layout is config)
+    monkeypatch.setattr(loader._split, 'batch', loader._split.batch_in_steps)
+    for batch in at_once:
+      assert_same(batch, loader.batch(batch.index))
+
+
+def test_few_and_many_quotients_rank_alike():
+  rng = np.random.default_rng(3)
+  work = tie_ranking.workspace(3000)
+  done = []
+  for n, distinct in ((0, 1), (1, 1), (2, 1), (900, 1), (1500, 40), (2000, 127),
+                      (3000, 128), (500, 129), (400, 300)):  # fmt: skip
+    each_d = rng.gamma(1, 2, distinct)[:n]
+    quotient_n = (
+      np.r_[each_d, rng.choice(each_d, n - len(each_d))] if n else each_d
+    )
+    hash_n = rng.integers(0, 1 << 64, n, np.uint64)
+    hash_n[: n // 3] |= np.uint64(((1 << 40) - 1) << 24)  # equal upper bits
+    hash_n = rng.permutation(hash_n)
+    words_n = np.zeros(n + 1, np.uint64)
+    value_d = np.zeros(tie_ranking.MOST_DISTINCT, np.float32)
+    fits = tie_ranking.rank(n, quotient_n, hash_n, words_n, *work, value_d)
+    done.append(fits)
+    assert not work[-1][:, 0].any()
+    if fits:
+      place_n = (words_n[:n] & tie_ranking.PLACE_MASK).astype(np.int64)
+      np.testing.assert_array_equal(place_n, np.lexsort((hash_n, -quotient_n)))
+      group_n = (words_n[:n] >> tie_ranking.GROUP_SHIFT).astype(np.int64)
+      np.testing.assert_allclose(
+        value_d[group_n], np.log2(1 + quotient_n[place_n]), rtol=1e-6
+      )
+  assert done == [True] * 7 + [False] * 2
+
+
+def test_corrected_counts_and_unaligned_runs_are_read_alike(two_species):
+  split = reading.Split(two_species, ENCODING, 'train')
+  numbers = np.r_[3:40, 1301:1340, 700:760]
+  whole = split.read(numbers).cells
+  some = split.read(np.r_[numbers[:-2], numbers[-1]]).cells  # with a gap
+  for c in range(len(numbers) - 2):
+    a, b = (slice(*cells.starts_C1[c : c + 2]) for cells in (whole, some))
+    np.testing.assert_array_equal(whole.gene_rows_N[a], some.gene_rows_N[b])
+    np.testing.assert_array_equal(whole.counts_N[a], some.counts_N[b])

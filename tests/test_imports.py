@@ -15,12 +15,13 @@ PACKAGE = ROOT / 'genecompass_jax'
 # tasks, analysis, scaling) counts as one module. The number of a line is the
 # level of the architecture.
 LEVELS = (
-  (0, 'errors schemas progress kernels interruption'),
+  (0, 'errors schemas progress kernels interruption meter'),
   (0, 'paths'),
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'vocabulary encoding'),
   (1, 'gene_ids medians masking knowledge losses optimizer simulate'),
-  (1, 'packing rows null_kernels'),
+  (1, 'packing rows null_kernels tie_ranking'),
+  (1, 'filling'),
   (1, 'shards staging assets'),
   (1, 'corpus'),
   (1, 'corpus_writer'),
@@ -31,7 +32,7 @@ LEVELS = (
   (3, 'evaluate'),
   (4, 'train'),
   (5, 'tasks analysis scaling'),
-  (6, 'doctor demo'),
+  (6, 'doctor demo corpus_bench'),
   (6, 'cli main'),
 )
 RANK = {
@@ -57,8 +58,8 @@ NO_JAX = (
   *('errors', 'paths', 'progress', 'metrics', 'workdir', 'gene_table'),
   *('vocabulary', 'gene_ids', 'encoding', 'medians', 'masking', 'packing'),
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
-  *('kernels', 'ranking', 'null_kernels', 'null_counts', 'null_split'),
-  *('cli', 'main', 'pickled', 'prior_tables'),
+  *('kernels', 'ranking', 'tie_ranking', 'null_kernels', 'null_counts'),
+  *('null_split', 'cli', 'main', 'pickled', 'prior_tables'),
 )
 
 

@@ -1,169 +1,125 @@
-"""Batches a second of the loader, beside the way of the published code.
+"""This loader and its peers over the same cells, in one table.
 
-    python experiments/benchmarks/loader.py                     # simulated
-    python experiments/benchmarks/loader.py --corpus DIR
-    python experiments/benchmarks/loader.py --h5ad FILE --species human
+    python experiments/benchmarks/loader.py --work DIR \
+        --peer scdataset=/env/bin/python --peer annbatch=/env312/bin/python \
+        --peer scdl=/env/bin/python --peer soma=/env/bin/python \
+        --peer hf-list=/env/bin/python --peer hf-torch=/env/bin/python
 
-The published code keeps cells ranked and padded to 2,048 in an Arrow dataset
-(int64 ids, float32 values), takes rows out as Python lists, makes arrays of
-the lists and masks those. That path is written here from its description, in
-NumPy, over the same cells; `datasets`, where installed, reads the same file as
-a further peer. The loader starts from raw counts: shuffling, ranking, the
-log, masking and packing are in its time.
+Each peer runs in a process of the interpreter that is named for it (its
+packages need not agree with ours), by `peers/<name>_peer.py`, over the same
+h5ad file converted to its own format; conversion is not in its time. Every run
+is repeated; the one of least CPU a cell is given. DIR keeps what was built, so
+that a later, quieter run is one command.
 
-CPU time is that of the process, all threads. Cells are those of whole
-batches; compilation is left out by a first batch, planning is given apart.
-Simulated cells: log-normal gene means and depths, Poisson counts, about 1,200
-expressed genes; no evidence about biology.
+Cells: `--h5ad FILE --label COLUMN --species NAME`, or simulated: log-normal
+gene means, 64 types with markers, in the order of their types, Poisson counts,
+about 1,000 expressed genes; no evidence about biology. Ours reads the corpus
+that `genecompass prep` makes of the file, raw counts, shuffled once; ranking,
+the log, masks and packing are in its time. The published code (hf-list) starts
+from cells ranked and padded to 2,048 before. CPU time is that of the process,
+all threads.
 """
 
 import argparse
-import importlib.metadata
+import json
 import os
-import platform
-import resource
-import tempfile
-import time
+import pathlib
+import shutil
+import subprocess
+import sys
 
+import anndata
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import scipy.sparse
 
 from genecompass_jax import (
   corpus,
-  corpus_writer,
+  corpus_bench,
   data,
   encoding,
-  medians,
-  vocabulary,
+  gene_table,
 )
-from genecompass_jax.prepare import pipeline, sources
+from genecompass_jax.prepare import pipeline, quality, sources
 
 _MAX_GENES = 2048
+_PEERS = pathlib.Path(__file__).parent / 'peers'
+_LABEL = 'cell_type'
+# name of a peer -> (file, environment variables)
+PEERS = {
+  'scdataset': ('scdataset_peer.py', {}),
+  'annbatch': ('annbatch_peer.py', {}),
+  'scdl': ('scdl_peer.py', {}),
+  'soma': ('soma_peer.py', {}),
+  'hf-list': ('hf_peer.py', {'HF_FORMAT': 'list'}),
+  'hf-torch': ('hf_peer.py', {'HF_FORMAT': 'torch'}),
+}
+OURS = (
+  ('this loader, packed, 2 threads', 'packed', 2, False),
+  ('this loader, packed, 1 thread', 'packed', 1, False),
+  ('this loader, packed, 2 threads, cold', 'packed', 2, True),
+  ('this loader, buckets, 2 threads', 'buckets', 2, False),
+  ('this loader, raw windows', 'raw', 1, False),
+)
 
 
-def simulated_corpus(path: str, num_cells: int) -> corpus.Corpus:
-  """Writes a corpus of two species, three human cells to two of mouse."""
+def simulated_cells(path: str, num_cells: int, num_types: int = 64) -> None:
+  """Writes human cells, type by type, as atlases come."""
   rng = np.random.default_rng(0)
-  vocab = vocabulary.Vocabulary.default()
-  sizes = num_cells * 3 // 5, num_cells - num_cells * 3 // 5
-  num_rows = [int((vocab.genes.species_G == s).sum()) for s in range(2)]
-  with corpus_writer.CorpusWriter(
-    path,
-    vocab,
-    sources=[{'name': 'simulated'}],
-    measured={s: np.ones((1, r), bool) for s, r in enumerate(num_rows)},
-    categories={'source': ('simulated',), 'unit': ('simulated',)},
-  ) as writer:
-    histograms = {
-      mode: {
-        s: medians.MedianHistogram(mode, _tokens(vocab, s), vocab.size)
-        for s in range(2)
-      }
-      for mode in encoding.MODES
-    }
-    for species, size in enumerate(sizes):
-      mean_R = np.exp(rng.normal(0, 2.6, num_rows[species]))
+  table = gene_table.GeneTable.default()
+  genes = [table.gene_ids[g] for g in np.flatnonzero(table.species_G == 0)]
+  base_R = rng.normal(0, 2.6, len(genes))
+  type_C = np.sort(rng.choice(num_types, num_cells, p=_shares(num_types, rng)))
+  rows, mean_R, now = [], None, -1
+  for cell in range(num_cells):
+    if type_C[cell] != now:
+      now = type_C[cell]
+      mean_R = np.exp(base_R + rng.normal(0, 0.5, len(genes)))
       mean_R /= mean_R.sum()
-      store = writer.store('train', species)
-      for first in range(0, size, 1024):
-        num = min(1024, size - first)
-        cells = _simulated_cells(rng, mean_R, num)
-        for mode in encoding.MODES:
-          histograms[mode][species].add(cells)
-        codes = np.zeros(num, np.int32)
-        store.append(
-          cells,
-          {'source': codes, 'unit': codes, 'source_row': first + codes},
-          [f'{species}-{first + i}' for i in range(num)],
-        )
-    for mode in encoding.MODES:
-      writer.write_medians(
-        medians.Medians.from_histograms(vocab, histograms[mode])
-      )
-    writer.commit({'seed': 0})
-  return corpus.Corpus.open(path)
+    depth = np.exp(rng.normal(np.log(1750), 0.6))
+    rows.append(scipy.sparse.csr_array(rng.poisson(mean_R * depth)[None]))
+  counts = scipy.sparse.vstack(rows, format='csr').astype(np.float32)
+  anndata.AnnData(
+    scipy.sparse.csr_matrix(counts),
+    pd.DataFrame(
+      {_LABEL: pd.Categorical([f't{t}' for t in type_C])},
+      index=[f'cell{c}' for c in range(num_cells)],
+    ),
+    pd.DataFrame(index=genes),
+  ).write_h5ad(path)
 
 
-def _tokens(vocab: vocabulary.Vocabulary, species: int) -> np.ndarray:
-  return vocab.token_G[vocab.genes.species_G == species]
+def _shares(num_types: int, rng) -> np.ndarray:
+  share = rng.gamma(2.0, 1.0, num_types)
+  return share / share.sum()
 
 
-def _simulated_cells(rng, mean_R, num_cells) -> encoding.RaggedCells:
-  depth_C = np.exp(rng.normal(np.log(1750), 0.6, num_cells))
-  rows, counts, lengths = [], [], []
-  for depth in depth_C:
-    drawn_R = rng.poisson(mean_R * depth)
-    row = np.flatnonzero(drawn_R)
-    rows.append(row)
-    counts.append(drawn_R[row])
-    lengths.append(len(row))
-  starts_C1 = np.concatenate([[0], np.cumsum(lengths)])
-  counts_N = np.concatenate(counts)
-  totals_C = np.add.reduceat(counts_N, starts_C1[:-1]).astype(np.float64)
-  return encoding.RaggedCells(
-    np.concatenate(rows).astype(np.uint16), counts_N, starts_C1, totals_C
+def normal_form(path: str, label: str, output: str) -> None:
+  """A file of the user's, with its label under the name that peers read."""
+  cells = anndata.read_h5ad(path)
+  counts = scipy.sparse.csr_matrix(cells.X).astype(np.float32)
+  labels = pd.Categorical(cells.obs[label].astype(str))
+  obs = pd.DataFrame({_LABEL: labels}, index=cells.obs_names)
+  anndata.AnnData(counts, obs, pd.DataFrame(index=cells.var_names)).write_h5ad(
+    output
   )
 
 
-def corpus_of_h5ad(file: str, path: str, species: str) -> corpus.Corpus:
-  """Runs the preparation of the package on one file, all cells for training."""
-  source = sources.SourceConfig(path=file, species=species)
-  config = pipeline.PrepareConfig(validation_share=0.0)
+def build_corpus(cells: str, path: str, species: str) -> corpus.Corpus:
+  """Runs the preparation of the package, all cells for training."""
+  source = sources.SourceConfig(path=cells, species=species, obs=(_LABEL,))
+  config = pipeline.PrepareConfig(
+    validation_share=0.0,
+    filters=quality.QualityConfig.off(),
+    keep_copies=True,
+    overwrite=True,
+  )
   return pipeline.prepare([source], path, config)
 
 
-class Clock:
-  """Wall and CPU time, and cells, of a run of batches."""
-
-  def __init__(self, name: str):
-    self.name = name
-    self.cells = self.slots = self.real = 0
-    self.wall, self.cpu = time.perf_counter(), time.process_time()
-
-  def stop(self) -> 'Clock':
-    """Ends the run."""
-    self.wall = time.perf_counter() - self.wall
-    self.cpu = time.process_time() - self.cpu
-    return self
-
-  def row(self, bytes_per_cell: float) -> list:
-    """Cells/s, CPU us a cell, bytes a cell, share of real tokens."""
-    return [
-      self.name,
-      self.cells / self.wall,
-      self.cpu / self.cells * 1e6,
-      bytes_per_cell,
-      self.real / self.slots,
-    ]
-
-
-def run_loader(name, source, config, seconds, threads) -> tuple[Clock, float]:
-  """One pass over the corpus, or `seconds` of it."""
-  encode = encoding.EncodingConfig(max_genes=_MAX_GENES)
-  planning = time.process_time()
-  loader = data.Loader(source, encode, config)
-  planning = (time.process_time() - planning) / loader.cells_per_epoch() * 1e6
-  print(f'{name}: {loader.describe()}')
-  iterator = loader.iterate(threads=threads)
-  next(iterator)
-  iterator.close()
-  iterator = data.Loader(source, encode, config).iterate(threads=threads)
-  clock = Clock(name)
-  for index in range(loader.batches_per_epoch()):
-    batch = next(iterator)
-    clock.cells += int((batch.cell_index_BS >= 0).sum())
-    segments_BL = batch.batch.cells.segments_BL
-    clock.slots += segments_BL.size
-    clock.real += int(np.count_nonzero(segments_BL))
-    if time.perf_counter() - clock.wall > seconds and index > 2:
-      break
-  clock.stop()
-  iterator.close()
-  return clock, planning
-
-
-def padded_arrow(source: corpus.Corpus, path: str, num_cells: int) -> int:
-  """The cells as the published code stores them; returns their number."""
+def padded_arrow(source: corpus.Corpus, path: str, num_cells: int) -> None:
+  """The cells as the published code stores them: ranked, padded to 2,048."""
   encode = encoding.EncodingConfig(max_genes=_MAX_GENES)
   config = data.DataConfig(layout='buckets', buckets=(_MAX_GENES + 1,))
   fields = [
@@ -171,8 +127,14 @@ def padded_arrow(source: corpus.Corpus, path: str, num_cells: int) -> int:
     ('values', pa.list_(pa.float32())),
     ('species', pa.int64()),
     ('length', pa.int32()),
+    ('label', pa.int32()),
   ]
-  written = 0
+  codes = [
+    store.obs(_LABEL)
+    for species in range(len(source.vocabulary.species))
+    if (store := source.store('train', species)) is not None
+  ]
+  label_C = np.concatenate(codes)
   batches = data.evaluation_batches(
     source, encode, config, 'train', max_cells=num_cells
   )
@@ -186,178 +148,144 @@ def padded_arrow(source: corpus.Corpus, path: str, num_cells: int) -> int:
           slot = batch.batch.masked_slots_BK[row, k]
           ids[row, slot] = batch.batch.id_labels_BK[row, k]
           values[row, slot] = batch.batch.value_labels_BK[row, k]
-        stream.write_batch(
-          pa.record_batch(
-            [
-              pa.array(list(ids[used, 1:].astype(np.int64)), fields[0][1]),
-              pa.array(list(values[used, 1:]), fields[1][1]),
-              pa.array(cells.species_BL[used, 0].astype(np.int64)),
-              pa.array((ids[used, 1:] > 0).sum(1).astype(np.int32)),
-            ],
-            schema=pa.schema(fields),
-          )
+        columns = (
+          list(ids[used, 1:].astype(np.int64)),
+          list(values[used, 1:]),
+          cells.species_BL[used, 0].astype(np.int64),
+          (ids[used, 1:] > 0).sum(1).astype(np.int32),
+          label_C[batch.cell_index_BS[used, 0]],
         )
-        written += int(used.sum())
-  return written
+        arrays = [pa.array(c, t) for c, (_, t) in zip(columns, fields)]
+        stream.write_batch(pa.record_batch(arrays, schema=pa.schema(fields)))
 
 
-def collate_lists(rows: list[dict], rng, vocabulary_size: int) -> tuple:
-  """Pads lists, makes arrays of them, masks: the published collator."""
-  longest = max(len(row['input_ids']) for row in rows)
-  padded = {'input_ids': [], 'values': [], 'attention_mask': []}
-  for row in rows:
-    missing = longest - len(row['input_ids'])
-    padded['attention_mask'].append([1] * len(row['input_ids']) + [0] * missing)
-    padded['input_ids'].append(row['input_ids'] + [0] * missing)
-    padded['values'].append(row['values'] + [0.0] * missing)
-  ids = np.array(padded['input_ids'], np.int64)
-  values = np.array(padded['values'], np.float32)
-  attention = np.array(padded['attention_mask'], np.int64)
-  id_labels, value_labels = ids.copy(), values.copy()
-  is_picked = (rng.random(ids.shape) < 0.15) & (ids > 1)
-  id_labels[~is_picked] = -100
-  value_labels[~is_picked] = -100
-  is_hidden = is_picked & (rng.random(ids.shape) < 0.8)
-  ids[is_hidden], values[is_hidden] = 1, -1
-  is_random = is_picked & ~is_hidden & (rng.random(ids.shape) < 0.5)
-  ids[is_random] = rng.integers(0, vocabulary_size, int(is_random.sum()))
-  values[is_random] = -1
-  return ids, values, attention, id_labels, value_labels
+def _last_json(command: list[str], env: dict | None = None) -> dict:
+  """Runs a process; the figures on its last line, or its last complaint."""
+  env = {**os.environ, **(env or {})}
+  done = subprocess.run(command, capture_output=True, text=True, env=env)
+  try:
+    return json.loads(done.stdout.strip().splitlines()[-1])
+  except (IndexError, json.JSONDecodeError):
+    lines = done.stderr.strip().splitlines() or ['no output']
+    return {'error': f'exit {done.returncode}: {lines[-1]}'}
 
 
-def run_lists(name, read, num_cells, vocabulary_size, rows_per_batch) -> Clock:
-  """One pass in random order, batch by batch in one thread."""
-  rng = np.random.default_rng(0)
-  order = rng.permutation(num_cells)
-  collate_lists(read(order[:2]), rng, vocabulary_size)
-  clock = Clock(name)
-  for first in range(0, num_cells - rows_per_batch + 1, rows_per_batch):
-    ids, *_ = collate_lists(
-      read(order[first : first + rows_per_batch]), rng, vocabulary_size
-    )
-    clock.cells += len(ids)
-    clock.slots += ids.size
-    clock.real += int(np.count_nonzero(ids))
-  return clock.stop()
+def best(run, repeats: int) -> dict:
+  """The run of least CPU a cell, with the best rate of all."""
+  found = [f for f in (run() for _ in range(repeats)) if 'error' not in f]
+  if not found:
+    return run()
+  chosen = min(found, key=lambda f: f['cpu_us'])
+  return {**chosen, 'rate': max(f['rate'] for f in found)}
 
 
-def _stored_bytes(source: corpus.Corpus) -> float:
-  """Bytes of counts on disk a cell of the training split."""
-  files = source.manifest['files']
-  held = sum(
-    facts['size']
-    for name, facts in files.items()
-    if name.startswith('train/') and '/counts/' in name
-  )
-  return held / source.num_cells('train')
+def run_peer(name: str, python: str, cells: str, args) -> dict:
+  """Converts for a peer, once, and runs it."""
+  file, env = PEERS[name]
+  env = {**env, 'PYTHONPATH': str(_PEERS)}
+  folder = f'{args.work}/{name}'
+  if not os.path.exists(f'{folder}/done'):
+    shutil.rmtree(folder, ignore_errors=True)  # of a conversion that failed
+    made = subprocess.run(
+      [python, str(_PEERS / file), 'prepare', cells, folder],
+      capture_output=True, text=True, env={**os.environ, **env},
+    )  # fmt: skip
+    if made.returncode:
+      return {'error': made.stderr.strip().splitlines()[-1]}
+    pathlib.Path(f'{folder}/done').touch()
+  command = [python, str(_PEERS / file), 'run', folder]
+  command += [str(args.rows), str(args.seconds)]
+  return best(lambda: _last_json(command, env), args.repeats)
 
 
-def _table(rows: list[list]) -> str:
-  base = rows[0]
+def run_ours(path: str, layout: str, threads: int, cold: bool, args) -> dict:
+  """`genecompass corpus bench`, in a process of its own."""
+  command = [sys.executable, '-m', 'genecompass_jax.cli', 'corpus', 'bench']
+  command += [path, '--layout', layout, '--threads', str(threads), '--json']
+  command += ['--seconds', str(args.seconds), '--rows', str(args.rows)]
+  command += ['--slots', str(args.slots), '--label', _LABEL]
+  command += ['--cold'] * cold
+  return best(lambda: _last_json(command), args.repeats)
+
+
+def _ratios(rows: list[tuple[str, dict]]) -> str:
+  """Ours over each: rate, and CPU."""
+  found = dict(rows)
+  ours = found[OURS[0][0]]
   lines = [
-    '| path | cells/s | x | CPU us/cell | CPU x less | bytes/cell |'
-    ' real tokens |',
-    '|---|---|---|---|---|---|---|',
+    '| packed, 2 threads, against | rate x | CPU x less |',
+    '|---|---|---|',
   ]
-  for name, rate, cpu, size, real in rows:
-    lines.append(
-      f'| {name} | {rate:,.0f} | {rate / base[1]:.1f} | {cpu:,.1f} |'
-      f' {base[2] / cpu:.1f} | {size:,.0f} | {real:.1%} |'
-    )
+  for name, other in rows:
+    if other is not ours:
+      lines.append(
+        f'| {name} | {ours["rate"] / other["rate"]:.1f} |'
+        f' {other["cpu_us"] / ours["cpu_us"]:.1f} |'
+      )
   return '\n'.join(lines)
 
 
 def main() -> None:
-  """Builds or opens a corpus, times every path, prints one table."""
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--corpus')
+  """Builds what is missing, runs everything, prints the tables."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--work', required=True, metavar='DIR')
+  parser.add_argument(
+    '--peer', action='append', default=[], metavar='NAME=PYTHON'
+  )
   parser.add_argument('--h5ad')
-  parser.add_argument('--species', default='auto')
+  parser.add_argument('--label', default=_LABEL)
+  parser.add_argument('--species', default='human')
   parser.add_argument('--cells', type=int, default=32_768)
-  parser.add_argument('--peer_cells', type=int, default=2048)
+  parser.add_argument('--padded_cells', type=int, default=4096)
   parser.add_argument('--rows', type=int, default=32)
   parser.add_argument('--slots', type=int, default=2304)
-  parser.add_argument('--threads', type=int, default=2)
-  parser.add_argument('--seconds', type=float, default=30)
+  parser.add_argument('--seconds', type=float, default=10.0)
+  parser.add_argument('--repeats', type=int, default=3)
   args = parser.parse_args()
-  with tempfile.TemporaryDirectory() as folder:
-    if args.corpus:
-      source = corpus.Corpus.open(args.corpus)
-    elif args.h5ad:
-      source = corpus_of_h5ad(args.h5ad, f'{folder}/corpus', args.species)
+  os.makedirs(args.work, exist_ok=True)
+  cells, built = f'{args.work}/cells.h5ad', f'{args.work}/corpus'
+  padded = f'{args.work}/padded.arrow'
+  if not os.path.exists(cells):
+    if args.h5ad:
+      normal_form(args.h5ad, args.label, cells)
     else:
-      source = simulated_corpus(f'{folder}/corpus', args.cells)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    packed = data.DataConfig(rows_per_batch=args.rows, slots=args.slots)
-    buckets = data.DataConfig(rows_per_batch=args.rows, layout='buckets')
-    ours = [
-      run_loader(f'this loader, {c.layout}', source, c, args.seconds, t)
-      for c, t in ((packed, args.threads), (buckets, args.threads), (packed, 1))
-    ]
-    ours[-1][0].name += ', 1 thread'
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    file = f'{folder}/padded.arrow'
-    num_cells = padded_arrow(source, file, args.peer_cells)
-    table = pa.ipc.open_stream(pa.memory_map(file)).read_all()
-    padded_bytes = os.path.getsize(file) / num_cells
-    size = source.vocabulary.size
-    peers = [
-      run_lists(
-        'list collator (re-created)',
-        lambda some: table.take(pa.array(some)).to_pylist(),
-        num_cells,
-        size,
-        args.rows,
-      )
-    ]
-    try:
-      import datasets  # an optional peer
-    except ImportError:
-      print('datasets is not installed: no peer that reads with it')
-    else:
-      hf = datasets.Dataset.from_file(file)
-
-      def read(some):
-        columns = hf[some.tolist()]
-        return [dict(zip(columns, row)) for row in zip(*columns.values())]
-
-      peers.append(
-        run_lists(
-          f'list collator (datasets {datasets.__version__})',
-          read,
-          num_cells,
-          size,
-          args.rows,
-        )  # fmt: skip
-      )
-    stored = _stored_bytes(source)
-    print()
-    print(
-      _table(
-        [clock.row(padded_bytes) for clock in peers]
-        + [clock.row(stored) for clock, _ in ours]
-      )
-    )
-    mean = np.mean(
-      np.concatenate(
-        [s.length_N for k in range(2) if (s := source.store('train', k))]
-      )
-    )
-    print(
-      f'\n{source.num_cells("train")} cells of {mean:.0f} expressed genes on'
-      f' average; batches of {args.rows} rows; opening and planning the first'
-      f' epoch {ours[0][1]:.2f} us CPU a cell (compilation included); peak'
-      f' memory {peak / 1024:.0f} MiB, {before / 1024:.0f} before loading'
-    )
-    versions = ' '.join(
-      f'{name} {importlib.metadata.version(name)}'
-      for name in ('numpy', 'numba', 'grain', 'tensorstore', 'pyarrow', 'jax')
-    )
-    print(
-      f'{platform.machine()}, {os.cpu_count()} cores, load'
-      f' {os.getloadavg()[0]:.1f}, Python {platform.python_version()},'
-      f' {versions}'
-    )
+      simulated_cells(cells, args.cells)
+  if not os.path.exists(f'{built}/manifest.json'):
+    build_corpus(cells, built, args.species)
+  if not os.path.exists(padded):
+    padded_arrow(corpus.Corpus.open(built), padded, args.padded_cells)
+  rows, failed = [], []
+  for name, layout, threads, cold in OURS:
+    rows.append((name, run_ours(built, layout, threads, cold, args)))
+    print(corpus_bench.table(rows[-1:]), flush=True)
+  for peer in args.peer:
+    name, _, python = peer.partition('=')
+    if name not in PEERS:
+      parser.error(f'--peer {name}: give one of {", ".join(PEERS)}')
+    source = padded if name.startswith('hf') else cells
+    figures = run_peer(name, python, source, args)
+    if 'error' in figures:
+      failed.append(f'{name}: {figures["error"]}')
+      print(failed[-1], flush=True)
+      continue
+    rows.append((figures.get('of', name), figures))
+    print(corpus_bench.table(rows[-1:]), flush=True)
+  opened = corpus.Corpus.open(built)
+  lengths = [
+    s.length_N for k in range(2) if (s := opened.store('train', k)) is not None
+  ]
+  print(f'\n{corpus_bench.table(rows)}\n\n{_ratios(rows)}\n')
+  print('\n'.join(f'did not run: {line}' for line in failed))
+  loads = [figures['load'] for _, figures in rows]
+  print(
+    f'{opened.num_cells("train"):,} cells of'
+    f' {np.mean(np.concatenate(lengths)):.0f} expressed genes; batches of'
+    f' {args.rows} rows; least CPU of {args.repeats} runs of'
+    f' {args.seconds:g} s or an epoch; load {min(loads):.1f} to'
+    f' {max(loads):.1f}; {corpus_bench.machine()}'
+  )
 
 
 if __name__ == '__main__':
