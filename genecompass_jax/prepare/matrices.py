@@ -111,8 +111,8 @@ class Dense:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
-  """A sparse matrix by rows (CSR): anything that gives slices."""
+class _Sparse:
+  """What both kinds of sparse matrices have; parts are anything with slices."""
 
   data: Any
   indices: Any
@@ -129,15 +129,20 @@ class Rows:
     """Stored entries."""
     return int(self.data.shape[0])
 
+  def sample(self) -> np.ndarray:
+    """Stored values."""
+    return _places(self.data, self.num_entries, _SAMPLED)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows(_Sparse):
+  """A sparse matrix by rows (CSR)."""
+
   def read(self, first: int, stop: int) -> scipy.sparse.csr_matrix:
     """Rows of the matrix."""
     a, b = self.indptr[first], self.indptr[stop]
     indptr = self.indptr[first : stop + 1] - a
     return _csr(self.data[a:b], self.indices[a:b], indptr, self.shape[1])
-
-  def sample(self) -> np.ndarray:
-    """Stored values."""
-    return _places(self.data, self.num_entries, _SAMPLED)
 
   def by_rows(self, folder: str | None = None) -> 'Rows':
     """As it is."""
@@ -146,31 +151,12 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Columns:
+class Columns(_Sparse):
   """A sparse matrix by columns (CSC), to be turned before it is read."""
-
-  data: Any
-  indices: Any
-  indptr: np.ndarray
-  shape: tuple[int, int]
-
-  @property
-  def dtype(self) -> np.dtype:
-    """Of the values."""
-    return np.dtype(self.data.dtype)
-
-  @property
-  def num_entries(self) -> int:
-    """Stored entries."""
-    return int(self.data.shape[0])
 
   def read(self, first: int, stop: int) -> scipy.sparse.csr_matrix:
     """Rows of the matrix, by turning all of it."""
     return self.by_rows().read(first, stop)
-
-  def sample(self) -> np.ndarray:
-    """Stored values."""
-    return _places(self.data, self.num_entries, _SAMPLED)
 
   def by_rows(self, folder: str | None = None) -> Rows:
     """The matrix by rows."""
