@@ -88,7 +88,13 @@ class Evaluator:
     split: str = 'validation',
     max_cells: int | None = None,
   ):
-    """Evaluates on at most `max_cells` evenly spaced cells of a split."""
+    """Evaluates on at most `max_cells` evenly spaced cells of a split.
+
+    Raises:
+      UserError: the null models are of another encoding or mask.
+    """
+    if null_models is not None:
+      null_models.check(encoding_config, data_config.mask)
     self._corpus, self._config, self._split = corpus, config, split
     self._loss_config, self._nulls = loss_config, null_models
     self._batches = functools.partial(
@@ -153,7 +159,11 @@ class Evaluator:
     rows = np.flatnonzero(cells_B >= 0)
     id_weights_BK = np.asarray(batch.id_weights_BK)
     value_weights_BK = np.asarray(batch.value_weights_BK)
-    columns = {'id_weight': id_weights_BK, 'value_weight': value_weights_BK}
+    columns = {
+      'id_weight': id_weights_BK,
+      'value_weight': value_weights_BK,
+      'masked': np.maximum(id_weights_BK, value_weights_BK),
+    }
     for name, values_BK in slots.items():
       is_value = name == 'value' or name.startswith('null_value')
       weights_BK = value_weights_BK if is_value else id_weights_BK
@@ -178,7 +188,7 @@ class Evaluator:
     num_values = max(values.pop('value_weight'), 1.0)
     line = {
       'eval_cells': int(values.pop('cells')),
-      'eval_masked': int(num_ids),
+      'eval_masked': int(max(values.pop('masked'), 1.0)),
       'eval_id_loss': values.pop('id') / num_ids,
     }
     line['eval_loss'] = line['eval_id_loss']

@@ -54,6 +54,8 @@ class ModelConfig:
       the prior's width; 'released': it reads zeros.
     use_values: whether expression values enter, and are predicted.
     use_cls: whether a species vector stands before the genes.
+    hides_ranks: whether a trained vector stands for the position of genes whose
+      rank is hidden; taken from the mask objective in training ('split').
     hidden_dropout: rate after embedding, attention and feed-forward.
     attention_dropout: rate on attention probabilities.
     prior_scale: factor on projected priors, bias included (the release's
@@ -78,6 +80,7 @@ class ModelConfig:
   missing_prior: str = 'learned'
   use_values: bool = True
   use_cls: bool = True
+  hides_ranks: bool = False
   hidden_dropout: float = 0.02
   attention_dropout: float = 0.02
   prior_scale: float = 1.0
@@ -244,6 +247,9 @@ class KnowledgeEmbedding(nnx.Module):
     # Row 0 is added everywhere and row 1 never used, as in the release.
     self.token_type = _normal((2, width), (None, 'embed'), rngs)
     self.norm = Norm(width)
+    if config.hides_ranks:
+      # Zeros draw nothing: all else starts as in a model without it.
+      self.rank_hidden = _constant(0.0, (width,), ('embed',))
     if config.use_cls:
       self.cls = _normal((config.num_species, width), (None, 'embed'), rngs)
 
@@ -266,7 +272,7 @@ class KnowledgeEmbedding(nnx.Module):
       prior_scale=prior_scale,
     )
     x_BLD += self.token_type[0]
-    x_BLD += jnp.take(self.position[...], batch.positions_BL, axis=0)
+    x_BLD += self._positions(jnp.asarray(batch.positions_BL))
     x_BLD = _layer_norm(x_BLD, self.norm, config.norm_epsilon)
     x_BLD = _dropout(x_BLD, config.hidden_dropout, dropout_key)
     if config.use_cls:
@@ -274,6 +280,16 @@ class KnowledgeEmbedding(nnx.Module):
       cls_BLD = jnp.take(self.cls[...], batch.species_BL, axis=0)
       x_BLD = jnp.where(batch.is_cls_BL[..., None], cls_BLD, x_BLD)
     return x_BLD
+
+  def _positions(self, positions_BL: Array) -> Array:
+    """Vector of each rank, or that of a hidden one: [B, L, D]."""
+    position_BLD = jnp.take(self.position[...], positions_BL, axis=0)
+    if not self.config.hides_ranks:
+      return position_BLD
+    is_hidden_BL = positions_BL < 0
+    return jnp.where(
+      is_hidden_BL[..., None], self.rank_hidden[...], position_BLD
+    )
 
   def fused(
     self,

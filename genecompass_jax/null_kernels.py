@@ -61,7 +61,7 @@ class Rules(NamedTuple):
 
 
 @kernels.compiled
-def _bin(count):
+def bin_of(count):
   """Bin of a count: one each below 64, then 16 an octave."""
   whole = max(np.rint(count), 1.0)
   if whole < EXACT_COUNTS:
@@ -126,7 +126,7 @@ def add_cells(
       if gene < 0:
         foreign += 1
         continue
-      pairs_TN[gene, _bin(count_n[i])] += 1
+      pairs_TN[gene, bin_of(count_n[i])] += 1
       ranks_TQ[gene, i * NUM_RANK_BINS // n] += 1
       value_sum_T[gene] += values_n[i]
   return foreign
@@ -403,7 +403,7 @@ def interpolate(values_n, rules, default, out_n):
       out_n[i] = _beyond(rule, i, a, b, values_n[a], value_b)
 
 
-class _Hidden(NamedTuple):
+class Hidden(NamedTuple):
   """The H hidden positions of a cell: value, id or both are not shown.
 
   Attributes:
@@ -457,14 +457,14 @@ def _find_hidden(ids_n, count_n, labels_n, tables, rules, is_visible_T):
     for u in range(num_shown):
       if label_gene_h[h] == shown_gene_U[u]:
         label_h[h] = u
-  return _Hidden(
+  return Hidden(
     place_h, label_gene_h, label_h, shown_h, shown_gene_U, visible_v,
     max(unseen, 1e-300),
   )  # fmt: skip
 
 
 @kernels.compiled
-def _find_brackets(ids_n, values_n, count_n, scale, hidden, tables, rules):
+def find_brackets(ids_n, values_n, count_n, scale, hidden, tables, rules):
   """Distinct brackets, and which of them each hidden position has."""
   n = len(ids_n)
   key_n = count_n / tables.divisor_V[ids_n]
@@ -508,7 +508,7 @@ def _find_brackets(ids_n, values_n, count_n, scale, hidden, tables, rules):
 
 
 @kernels.compiled
-def _score_rank_bin(n, hidden, tables, rules, loss_h, mean_h):
+def score_rank_bin(n, hidden, tables, rules, loss_h, mean_h):
   """Losses of the rank-bin null at the hidden positions."""
   group_h = hidden.place_h * NUM_RANK_BINS // n
   mass_Q = tables.rank_total_Q.copy()
@@ -533,7 +533,7 @@ def _score_rank_bin(n, hidden, tables, rules, loss_h, mean_h):
 
 
 @kernels.compiled
-def _score_bracket(
+def score_bracket(
   brackets, group_h, hidden, is_visible_T, tables, rules, loss_h, mean_h
 ):
   """Losses and mean values of the rank-bracket null."""
@@ -589,13 +589,13 @@ def _score_cell(
 
   loss_h = np.zeros(len(hidden.place_h))
   mean_h = np.empty(len(hidden.place_h))
-  _score_rank_bin(n, hidden, tables, rules, loss_h, mean_h)
+  score_rank_bin(n, hidden, tables, rules, loss_h, mean_h)
   for h in range(len(loss_h)):
     loss_3n[1, hidden.place_h[h]] = loss_h[h]
-  brackets, group_h = _find_brackets(
+  brackets, group_h = find_brackets(
     ids_n, values_n, count_n, scale, hidden, tables, rules
   )
-  _score_bracket(
+  score_bracket(
     brackets, group_h, hidden, is_visible_T, tables, rules, loss_h, mean_h
   )
   for h in range(len(loss_h)):

@@ -16,6 +16,23 @@ predictors, per study and species:
   null_value_interpolation linear in rank between the nearest visible values.
   null_value_bracket_mean  mean value of the pairs in the bracket.
 
+Those are the nulls of the mask objective `released`, in both modes. Under
+`split` the ids are scored by the same three and by
+
+  null_id_value_bracket    frequency of the (gene, count) pairs whose scaled
+                           count is the value that is shown with the hidden id,
+                           among genes not visible in the cell,
+
+the rank bracket leaving that value aside, and the values, of genes whose id is
+shown and whose rank is not, by
+
+  null_value_gene_mean     as above; the model is told the gene as well.
+  null_value_count_mean    in `library` mode: mean over the gene's counts in
+                           training cells, at the scale of the cell.
+  null_value_cell_scaled   the mean of the gene, moved along a line in the mean
+                           and the lowest of the visible values, log2 of the
+                           number of genes, and log2 of the scale of the cell.
+
 Ids are scored by cross-entropy in nats over the tokens of the species, values
 by squared error in log2 units.
 
@@ -23,7 +40,8 @@ by squared error in log2 units.
 rate r is, where it is not visible, hidden with odds r p : (1 - p). Genes are
 therefore weighted by p(count) / (1 - (1 - r) p), not by p(count): a gene that
 every cell expresses and this one does not show is almost surely hidden. p is
-the share of the cells that measured the gene, after the cut at max_genes.
+the share of the cells that measured the gene, after the cut at max_genes. r is
+the rate of hidden ids: under `split` a gene without value is visible.
 
 **Bracket.** Pairs are compared by count / divisor. The order of quotients does
 not depend on the library size, so one sorted table serves `library` mode too:
@@ -39,6 +57,16 @@ open; a gene is a candidate as often as it survives the cut. Counts
 above 63 are binned, 16 bins an octave, each spread over four counts. Counts
 that are not whole (corrected counts) are taken to the nearest whole number, so
 there the bracket is coarse.
+
+**Value bracket.** A shown value and the scale of the cell give count / divisor
+up to float32. A gene is a candidate if that times its divisor is whole; where
+none is, as with corrected counts, by the density of its counts there. With
+token ties the tokens of equal neighbours bound the candidates as well.
+
+**Lines.** Slopes of a gene are least squares over its training cells (mean and
+lowest value are those of the other genes), drawn towards the slopes of all
+genes with a weight chosen on training cells. In a cell cut at max_genes the
+lowest value is the cut, which every gene of the cell lies above.
 
 **Shown ids.** Under the default policy a hidden position shows `<mask>`, its
 true id (share k) or a random one of T tokens (share q). Given a shown id s,
@@ -74,6 +102,7 @@ from genecompass_jax import (
   masking,
   null_counts,
   null_kernels,
+  null_split,
   paths,
   schemas,
 )
@@ -85,8 +114,16 @@ VALUE_NAMES = (
   'null_value_bracket_mean',
 )
 NAMES = ID_NAMES + VALUE_NAMES
+# Under the mask objective `split`; the second value null in `library` mode.
+SPLIT_ID_NAMES = (*ID_NAMES, 'null_id_value_bracket')
+SPLIT_VALUE_NAMES = (
+  'null_value_gene_mean',
+  'null_value_count_mean',
+  'null_value_cell_scaled',
+)
 
-_FORMAT = 1
+_FORMAT = 2
+_READS = (1, 2)  # format 1 knew the objective `released` only
 _DAMAGE = (
   OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile,
   zlib.error,
@@ -95,6 +132,7 @@ _CALIBRATION_CELLS = 256
 _CALIBRATION_EVERY = 8
 _MIXES = (1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 0.6)
 _PSEUDO_CELLS = (0.0, 1.0, 10.0, 30.0)
+_SLOPE_CELLS = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
 _END_EPOCHS = 8
 
 
@@ -127,6 +165,8 @@ class Choices:
       value, 'linear' draws a line through it and the fifth visible gene,
       'log_rank' the same over log(position + 1).
     bottom: the same below the last visible gene.
+    mix_value_bracket: share of the marginal in the value-bracket null.
+    slope_cells: weight of the slopes of all genes in those of a gene.
   """
 
   pseudo_cells: float = 1.0
@@ -134,6 +174,8 @@ class Choices:
   mix_rank_bracket: float = 0.01
   top: str = 'nearest'
   bottom: str = 'nearest'
+  mix_value_bracket: float = 0.01
+  slope_cells: float = 30.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,6 +188,8 @@ class NullModels:
     divisor_SV: float64 divisor of counts in force, per species and token.
     counts: what was counted, per species.
     choices: what was chosen on training cells, per species.
+    moments: float64 [T, M] moments of values and features of the cell, per
+      species; () where the mask does not split.
   """
 
   encoding: encoding.EncodingConfig
@@ -153,6 +197,51 @@ class NullModels:
   divisor_SV: np.ndarray
   counts: tuple[null_counts.SpeciesCounts, ...]
   choices: tuple[Choices, ...]
+  moments: tuple[np.ndarray, ...] = ()
+
+  @property
+  def id_names(self) -> tuple[str, ...]:
+    """Nulls of hidden ids under this mask, in order."""
+    return SPLIT_ID_NAMES if self.mask.splits else ID_NAMES
+
+  @property
+  def value_names(self) -> tuple[str, ...]:
+    """Nulls of hidden values under this mask and mode, in order."""
+    if not self.mask.splits:
+      return VALUE_NAMES
+    is_library = self.encoding.mode == encoding.LIBRARY
+    return tuple(
+      name
+      for name in SPLIT_VALUE_NAMES
+      if is_library or name != 'null_value_count_mean'
+    )
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """All nulls that `losses` gives."""
+    return self.id_names + self.value_names
+
+  def check(
+    self,
+    encoding_config: encoding.EncodingConfig,
+    mask: masking.MaskConfig,
+    place: paths.PathLike = 'null models',
+  ) -> None:
+    """Refuses to stand beside cells that are encoded or hidden otherwise.
+
+    Raises:
+      UserError: encoding or mask differ from those that were fitted.
+    """
+    pairs = (('encoding', self.encoding, encoding_config),)
+    pairs += (('data.mask', self.mask, mask),)
+    for group, own, asked in pairs:
+      for field in dataclasses.fields(own):
+        was, now = getattr(own, field.name), getattr(asked, field.name)
+        if was != now:
+          raise errors.UserError(
+            f'{place}: fitted for {group}.{field.name}={was!r}, but the cells'
+            f' here have {now!r}; fit the null models again (remove the file)'
+          )
 
   @classmethod
   def fit(
@@ -187,6 +276,9 @@ class NullModels:
     genes_SV = [
       null_counts.gene_index(tokens, size) for tokens in species_tokens
     ]
+    moments = ()
+    if mask.splits:
+      moments = tuple(null_split.no_moments(len(t)) for t in species_tokens)
     held = [[] for _ in range(num_species)]
 
     def add(species: int, cells: encoding.EncodedCells):
@@ -207,6 +299,16 @@ class NullModels:
           f'{foreign} genes of training cells are not genes of species'
           f' {species}: the cells were encoded with another vocabulary'
         )
+      if mask.splits:
+        null_split.add_moments(
+          kernels.read_only(cells.gene_ids_N),
+          kernels.read_only(cells.values_N),
+          kernels.read_only(cells.starts_C1),
+          genes_SV[species],
+          kernels.read_only(divisor_SV[species]),
+          encoding_config.mode == encoding.LIBRARY,
+          moments[species],
+        )
 
     for chunk in chunks:
       s, cells = chunk.species, chunk.cells
@@ -226,7 +328,7 @@ class NullModels:
         cells = _take(cells, ~keep_C)
       add(s, cells)
 
-    draft = cls(encoding_config, mask, divisor_SV, tuple(counts), ())
+    draft = cls(encoding_config, mask, divisor_SV, tuple(counts), (), moments)
     choices = [draft._choose(s, held[s], seed) for s in range(num_species)]
     for s in range(num_species):
       for part in held[s]:
@@ -247,7 +349,7 @@ class NullModels:
     if not held:
       return Choices()
     parts = [
-      (part, self._masked(species, part, seed, masking.EVALUATION_EPOCH))
+      self._masked(species, part, seed, masking.EVALUATION_EPOCH)
       for part in held
     ]
 
@@ -256,6 +358,13 @@ class NullModels:
       sums = [self._trial(species, parts, t)[column] for t in trials]
       return trials[int(np.argmin(sums))]
 
+    if self.mask.splits:
+      chosen = Choices(mix_value_bracket=_MIXES[2])
+      chosen = best(3, 'pseudo_cells', _PSEUDO_CELLS)
+      chosen = best(3, 'mix_value_bracket', _MIXES)
+      chosen = best(2, 'mix_rank_bracket', _MIXES)
+      chosen = best(1, 'mix_rank_bin', _MIXES)
+      return best(-1, 'slope_cells', _SLOPE_CELLS)
     chosen = Choices(mix_rank_bracket=_MIXES[2])
     chosen = best(2, 'pseudo_cells', _PSEUDO_CELLS)
     chosen = best(2, 'mix_rank_bracket', _MIXES)
@@ -264,10 +373,10 @@ class NullModels:
     return dataclasses.replace(chosen, top=top, bottom=bottom)
 
   def _trial(self, species: int, parts: list, choices: Choices) -> np.ndarray:
-    """Summed losses of the id nulls on masked cells."""
-    sums = np.zeros(len(ID_NAMES))
+    """Summed losses of the id nulls on masked cells; last, of the lines."""
+    sums = np.zeros(len(self.id_names) + self.mask.splits)
     for cells, masked in parts:
-      loss_3N, _ = self._score(
+      loss_IdN, value_NameN = self._score(
         species,
         choices,
         masked.gene_ids_N,
@@ -275,8 +384,13 @@ class NullModels:
         np.where(masked.is_masked_N, cells.gene_ids_N, -1),
         cells.starts_C1[:-1],
         cells.starts_C1[1:],
+        masked.unranked_C,
       )
-      sums += loss_3N.sum(1)
+      sums[: len(loss_IdN)] += loss_IdN.sum(1)
+      if self.mask.splits:
+        asked_N = masked.hides_rank_N
+        error_N = value_NameN[-1] - cells.values_N
+        sums[-1] += np.square(error_N[asked_N]).sum()
     return sums
 
   def _best_ends(
@@ -289,7 +403,7 @@ class NullModels:
       starts = cells.starts_C1
       guess_n = np.empty(np.diff(starts).max(initial=0))
       for epoch in range(_END_EPOCHS):
-        masked = self._masked(species, cells, seed, epoch)
+        _, masked = self._masked(species, cells, seed, epoch)
         for a, b in zip(starts, starts[1:]):
           values_n = masked.values_N[a:b]
           seen_v = np.flatnonzero(values_n >= 0)
@@ -306,10 +420,10 @@ class NullModels:
 
   def _masked(
     self, species: int, cells: encoding.EncodedCells, seed: int, epoch: int
-  ) -> masking.MaskedCells:
-    """Training cells with genes hidden."""
+  ) -> tuple[encoding.EncodedCells, masking.MaskedCells]:
+    """Training cells, and what is seen of them with genes hidden."""
     counts = self.counts[species]
-    return masking.mask_cells(
+    masked = masking.mask_cells(
       cells,
       np.arange(cells.num_cells),
       config=self.mask,
@@ -318,9 +432,10 @@ class NullModels:
       random_tokens=counts.tokens_T[counts.measured_T > 0],
       vocabulary_size=self.divisor_SV.shape[1],
     )
+    return masking.set_apart(cells, masked)
 
   @functools.cached_property
-  def _built(self) -> dict[tuple[int, float], null_kernels.Tables]:
+  def _built(self) -> dict[tuple, null_kernels.Tables | null_split.Lines]:
     return {}
 
   def _tables(self, species: int, pseudo_cells: float) -> null_kernels.Tables:
@@ -331,7 +446,7 @@ class NullModels:
         self.counts[species],
         self.divisor_SV[species],
         pseudo_cells=pseudo_cells,
-        mask_rate=self.mask.rate,
+        mask_rate=self.mask.id_rate,
         library=self.encoding.mode == encoding.LIBRARY,
         mean_value=self._mean_value(species),
       )
@@ -352,11 +467,14 @@ class NullModels:
     if c.num_cells:
       num_tokens = max(c.measured_T.sum() / c.num_cells, 1.0)
     keep = max(1.0 - self.mask.mask_share - self.mask.random_share, 0.0)
+    random = self.mask.random_share / num_tokens
+    if self.mask.splits:  # every hidden id shows `<mask>`
+      keep = random = 0.0
     return null_kernels.Rules(
       library=self.encoding.mode == encoding.LIBRARY,
       by_token=self.encoding.ties == 'token',
       keep=0.0 if self.mask.policy == 'released' else keep,
-      random=self.mask.random_share / num_tokens,
+      random=random,
       mix_rank_bin=choices.mix_rank_bin,
       mix_rank_bracket=choices.mix_rank_bracket,
       top=null_kernels.ENDS.index(choices.top),
@@ -364,9 +482,14 @@ class NullModels:
     )
 
   def _score(
-    self, species, choices, ids_N, values_N, labels_N, first_C, last_C
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Id losses [3, N] and predicted values [3, N] of flat cells."""
+    self, species, choices, ids_N, values_N, labels_N, first_C, last_C,
+    unranked_C=None,
+  ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Id losses and predicted values, [name, N], of flat cells."""
+    if self.mask.splits:
+      return self._score_split(
+        species, choices, ids_N, values_N, labels_N, first_C, last_C, unranked_C
+      )
     loss_3N = np.zeros((3, len(ids_N)))
     value_3N = np.zeros((3, len(ids_N)))
     null_kernels.score_cells(
@@ -383,13 +506,53 @@ class NullModels:
     )
     return loss_3N, value_3N
 
+  def _score_split(
+    self, species, choices, ids_N, values_N, labels_N, first_C, last_C,
+    unranked_C,
+  ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """The same where ids and values are asked of different genes."""
+    loss_4N = np.zeros((4, len(ids_N)))
+    value_3N = np.zeros((3, len(ids_N)))
+    rules = self._rules(species, choices)
+    null_split.score_cells(
+      kernels.read_only(ids_N),
+      kernels.read_only(values_N),
+      kernels.read_only(labels_N.astype(np.int32, copy=False)),
+      kernels.read_only(first_C.astype(np.int64, copy=False)),
+      kernels.read_only(last_C.astype(np.int64, copy=False)),
+      kernels.read_only(unranked_C.astype(np.int64, copy=False)),
+      kernels.read_only(
+        self.divisor_SV[species][self.counts[species].tokens_T]
+      ),
+      self._tables(species, choices.pseudo_cells),
+      rules,
+      null_split.Rules(
+        choices.mix_value_bracket, rules.library, rules.by_token
+      ),
+      self._lines(species, choices.slope_cells),
+      self._mean_value(species),
+      loss_4N,
+      value_3N,
+    )
+    kept = [SPLIT_VALUE_NAMES.index(name) for name in self.value_names]
+    return loss_4N, value_3N[kept]
+
+  def _lines(self, species: int, slope_cells: float) -> null_split.Lines:
+    """Lines of a species, made when first asked for."""
+    key = species, 'lines', slope_cells
+    if key not in self._built:
+      self._built[key] = null_split.lines(
+        self.moments[species], slope_cells, self._mean_value(species)
+      )
+    return self._built[key]
+
   def losses(
     self, host_batch: schemas.HostBatch | schemas.PretrainingBatch
   ) -> dict[str, np.ndarray]:
     """Losses of every null at the masked slots of a batch of NumPy arrays.
 
     Returns:
-      {name: float64 [B, K]}, names as in `NAMES`; ids in nats, values in
+      {name: float64 [B, K]}, names as in `names`; ids in nats, values in
       squared log2 units; 0 where the slot has no weight for the id or value.
 
     Raises:
@@ -405,8 +568,14 @@ class NullModels:
     at = rows * shape[1] + batch.masked_slots_BK[rows, slots]
     labels_N = np.full(len(ids_N), -1, np.int32)
     labels_N[at] = batch.id_labels_BK[rows, slots]
-    loss_3N = np.zeros((3, len(ids_N)))
-    value_3N = np.zeros((3, len(ids_N)))
+    unranked_C = _unranked(cells, first_C, last_C)
+    if unranked_C.any() and not self.mask.splits:
+      raise errors.UserError(
+        'ranks are hidden in these cells, as under the mask objective split,'
+        ' but the null models are of the objective released; fit them again'
+      )
+    loss_IdN = np.zeros((len(self.id_names), len(ids_N)))
+    value_NameN = np.zeros((len(self.value_names), len(ids_N)))
     for s in np.unique(species_C):
       foreign = np.setdiff1d(
         labels_N[at][cells.species_BL.ravel()[at] == s],
@@ -420,18 +589,18 @@ class NullModels:
       of_s = species_C == s
       losses, values = self._score(
         s, self.choices[s], ids_N, values_N, labels_N, first_C[of_s],
-        last_C[of_s],
+        last_C[of_s], unranked_C[of_s],
       )  # fmt: skip
-      loss_3N += losses
-      value_3N += values
-    out = {name: np.zeros(asked_BK.shape) for name in NAMES}
+      loss_IdN += losses
+      value_NameN += values
+    out = {name: np.zeros(asked_BK.shape) for name in self.names}
     truth = batch.value_labels_BK[rows, slots]
     has_id = batch.id_weights_BK[rows, slots] > 0
     has_value = batch.value_weights_BK[rows, slots] > 0
-    for k, name in enumerate(ID_NAMES):
-      out[name][rows, slots] = loss_3N[k, at] * has_id
-    for k, name in enumerate(VALUE_NAMES):
-      out[name][rows, slots] = (value_3N[k, at] - truth) ** 2 * has_value
+    for k, name in enumerate(self.id_names):
+      out[name][rows, slots] = loss_IdN[k, at] * has_id
+    for k, name in enumerate(self.value_names):
+      out[name][rows, slots] = (value_NameN[k, at] - truth) ** 2 * has_value
     return out
 
   @property
@@ -459,6 +628,8 @@ class NullModels:
         f'{s}/ranks_TQ': c.ranks_TQ,
         f'{s}/value_sum_T': c.value_sum_T,
       }
+      if self.mask.splits:
+        arrays[f'{s}/moments_TM'] = self.moments[s]
     text = json.dumps(header, sort_keys=True).encode()
     arrays['header'] = np.frombuffer(text, np.uint8)
     file = io.BytesIO()
@@ -481,10 +652,10 @@ class NullModels:
     try:
       with np.load(io.BytesIO(paths.read_bytes(path))) as arrays:
         header = json.loads(bytes(arrays['header']))
-        if header['format'] != _FORMAT:
+        if header['format'] not in _READS:
           raise errors.UserError(
             f'{path}: null models of format {header["format"]}, this version'
-            f' reads {_FORMAT}; fit them again'
+            f' reads {" and ".join(map(str, _READS))}; fit them again'
           )
         counts = []
         for s, num_cells in enumerate(header['num_cells']):
@@ -501,12 +672,15 @@ class NullModels:
               tokens_T, num_cells, pairs_TN=pairs_TN, **rest
             )
           )
+        mask = masking.MaskConfig(**header['mask'])
+        species = range(len(counts)) if mask.splits else ()
         return cls(
           encoding.EncodingConfig(**header['encoding']),
-          masking.MaskConfig(**header['mask']),
+          mask,
           arrays['divisor_SV'],
           tuple(counts),
           tuple(Choices(**c) for c in header['choices']),
+          tuple(arrays[f'{s}/moments_TM'] for s in species),
         )
     except errors.UserError:
       raise
@@ -547,3 +721,12 @@ def _cells_of(
   first, last = first[real], last[real]
   species_C = cells.species_BL.ravel()[first]
   return species_C, first + cells.is_cls_BL.ravel()[first], last
+
+
+def _unranked(
+  cells: schemas.CellBatch, first_C: np.ndarray, last_C: np.ndarray
+) -> np.ndarray:
+  """int64 genes without rank of every cell."""
+  hides_N = np.asarray(cells.positions_BL).ravel() == masking.HIDDEN_RANK
+  before_N1 = np.concatenate([[0], np.cumsum(hides_N)])
+  return before_N1[last_C] - before_N1[first_C]

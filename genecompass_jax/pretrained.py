@@ -381,17 +381,18 @@ def _check_inside(
   batch: schemas.CellBatch, config: model_lib.ModelConfig
 ) -> None:
   """Refuses what a look-up would turn into NaN or another gene's row."""
-  for name, values, size in (
-    ('token', batch.gene_ids_BL, config.vocabulary_size),
-    ('position', batch.positions_BL, config.max_genes),
-    ('species code', batch.species_BL, config.num_species),
+  lowest = -1 if config.hides_ranks else 0  # -1: a hidden rank
+  for name, values, first, size in (
+    ('token', batch.gene_ids_BL, 0, config.vocabulary_size),
+    ('position', batch.positions_BL, lowest, config.max_genes),
+    ('species code', batch.species_BL, 0, config.num_species),
   ):
     if isinstance(values, jax.core.Tracer) or not values.size:
       continue
     values = np.asarray(values)
     low, high = int(values.min()), int(values.max())
-    if low < 0 or high >= size:
+    if low < first or high >= size:
       raise errors.UserError(
-        f'{name} {low if low < 0 else high} is outside of [0, {size}), what '
-        'this model knows'
+        f'{name} {low if low < first else high} is outside of [{first}, {size}),'
+        ' what this model knows'
       )

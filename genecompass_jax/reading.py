@@ -259,6 +259,7 @@ class Split:
         vocabulary_size=self.vocabulary_size,
         pool_C=self.stores[t].panels[1][source_c],
       )
+      cells, masked = masking.set_apart(cells, masked)
       where = row_N[group], slot_N[group]
       rows_lib.place_cells(
         batch.cells,
@@ -268,15 +269,20 @@ class Split:
         *where,
         segment_N[group] + 1,
         np.full(len(group), self.species_T[t]),
+        masked.unranked_C,
       )
       picks_P = np.flatnonzero(masked.is_masked_N)
       picks_C1 = np.searchsorted(picks_P, cells.starts_C1)
       picked_N[group] = picks_C1[1:] - picks_C1[:-1]
-      groups.append((group, cells, picks_P, picks_C1, *where))
+      groups.append(
+        (group, masked.unranked_C, cells, picks_P, picks_C1, *where)
+      )
     first_N = rows_lib.within_rows(row_N, picked_N)
     dropped = 0
-    for group, *placed in groups:
-      dropped += rows_lib.place_labels(batch, *placed, first_N[group])
+    for group, unranked_C, *placed in groups:
+      dropped += rows_lib.place_labels(
+        batch, *placed, first_N[group], unranked_C
+      )
     index_BS = np.full((shape.num_rows, shape.segments), -1, np.int32)
     index_BS[row_N, segment_N] = number_N
     return schemas.HostBatch(index, batch, index_BS, dropped)

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genecompass_jax import encoding, kernels, schemas
+from genecompass_jax import encoding, kernels, masking, schemas
 
 
 @kernels.compiled
 def _place_cells(
   starts_C1, gene_ids_N, values_N, row_C, slot_C, segment_C, species_C,
-  gene_ids_BL, values_BL, positions_BL, segments_BL, species_BL, is_cls_BL,
+  unranked_C, gene_ids_BL, values_BL, positions_BL, segments_BL, species_BL,
+  is_cls_BL,
 ):  # fmt: skip
   for cell in range(len(row_C)):
     row = row_C[cell]
@@ -26,36 +27,46 @@ def _place_cells(
     species_BL[row, first : first + n + 1] = species_C[cell]
     gene_ids_BL[row, first + 1 : first + n + 1] = gene_ids_N[start : start + n]
     values_BL[row, first + 1 : first + n + 1] = values_N[start : start + n]
-    for i in range(n):
+    ranked = n - unranked_C[cell]
+    for i in range(ranked):
       positions_BL[row, first + 1 + i] = i
+    for i in range(ranked, n):
+      positions_BL[row, first + 1 + i] = masking.HIDDEN_RANK
 
 
 @kernels.compiled
 def _place_labels(
   starts_C1, gene_ids_N, values_N, picks_P, picks_C1, row_C, slot_C, first_C,
-  gene_ids_BL, values_BL, masked_slots_BK, id_labels_BK, id_weights_BK,
-  value_labels_BK, value_weights_BK,
+  splits, unranked_C, gene_ids_BL, values_BL, masked_slots_BK, id_labels_BK,
+  id_weights_BK, value_labels_BK, value_weights_BK,
 ):  # fmt: skip
-  """Labels of picks; those beyond K get their gene back -> their number."""
+  """Labels of picks; those beyond K get their gene back -> their number.
+
+  Where the objective `splits`, genes without rank are asked for their value
+  and others for their id; one without rank beyond K stays hidden, unasked, for
+  it has no place to go back to.
+  """
   most = masked_slots_BK.shape[1]
   dropped = 0
   for cell in range(len(row_C)):
     row = row_C[cell]
     k = first_C[cell]
     ahead = slot_C[cell] + 1 - starts_C1[cell]
+    ranked_stop = starts_C1[cell + 1] - unranked_C[cell]
     for p in range(picks_C1[cell], picks_C1[cell + 1]):
       i = picks_P[p]
       slot = ahead + i
       if k < most:
         masked_slots_BK[row, k] = slot
         id_labels_BK[row, k] = gene_ids_N[i]
-        id_weights_BK[row, k] = 1.0
+        id_weights_BK[row, k] = not splits or i < ranked_stop
         value_labels_BK[row, k] = values_N[i]
-        value_weights_BK[row, k] = 1.0
+        value_weights_BK[row, k] = not splits or i >= ranked_stop
         k += 1
       else:
-        gene_ids_BL[row, slot] = gene_ids_N[i]
-        values_BL[row, slot] = values_N[i]
+        if i < ranked_stop:
+          gene_ids_BL[row, slot] = gene_ids_N[i]
+          values_BL[row, slot] = values_N[i]
         dropped += 1
   return dropped
 
@@ -114,8 +125,12 @@ def place_cells(
   slot_C: np.ndarray,
   segment_C: np.ndarray,
   species_C: np.ndarray,
+  unranked_C: np.ndarray | None = None,
 ) -> None:
-  """Writes cells into a batch: cell c at row, from its CLS slot on."""
+  """Writes cells into a batch: cell c at row, from its CLS slot on.
+
+  The last `unranked_C` genes of a cell have no rank; None: all have one.
+  """
   _place_cells(
     starts_C1,
     gene_ids_N,
@@ -124,6 +139,7 @@ def place_cells(
     slot_C,
     segment_C,
     species_C,
+    _or_zeros(unranked_C, len(row_C)),
     batch.gene_ids_BL,
     batch.values_BL,
     batch.positions_BL,
@@ -141,17 +157,20 @@ def place_labels(
   row_C: np.ndarray,
   slot_C: np.ndarray,
   first_C: np.ndarray,
+  unranked_C: np.ndarray | None = None,
 ) -> int:
   """Writes what was hidden in cells that are placed already.
 
   Args:
     batch: written to; a pick beyond K gets its gene and value back.
-    cells: the cells before masking.
+    cells: the cells before masking, in the order they are placed in.
     picks_P: int64 places in N of the genes to predict, ascending.
     picks_C1: cell c has picks_P[picks_C1[c] : picks_C1[c + 1]].
     row_C: row of each cell.
     slot_C: slot of its CLS.
     first_C: picks before it in its row.
+    unranked_C: genes without rank, the last of each cell: these are asked for
+      their value, the others for their id. None: picks are asked for both.
 
   Returns:
     Picks beyond K.
@@ -165,6 +184,8 @@ def place_labels(
     row_C,
     slot_C,
     first_C,
+    unranked_C is not None,
+    _or_zeros(unranked_C, len(row_C)),
     batch.cells.gene_ids_BL,
     batch.cells.values_BL,
     batch.masked_slots_BK,
@@ -173,6 +194,10 @@ def place_labels(
     batch.value_labels_BK,
     batch.value_weights_BK,
   )
+
+
+def _or_zeros(number_C: np.ndarray | None, num_cells: int) -> np.ndarray:
+  return np.zeros(num_cells, np.int64) if number_C is None else number_C
 
 
 def within_rows(row_N: np.ndarray, sizes_N: np.ndarray) -> np.ndarray:

@@ -25,14 +25,15 @@ class CellBatch:
   """Encoded cells, as the model takes them: B rows of L slots.
 
   A cell takes n + 1 slots: its CLS slot first, then its n genes by falling
-  rank. A row holds one cell or, packed, several.
+  rank, those whose rank is hidden last, by token. A row holds one cell or,
+  packed, several.
 
   Attributes:
     gene_ids_BL: int32 token; 0 (`<pad>`) in CLS and padding slots.
     values_BL: float32 log2(1 + scaled count); -1 where hidden; 0 in CLS and
       padding slots.
-    positions_BL: int32 rank of the gene in its cell, from 0; 0 in CLS and
-      padding slots.
+    positions_BL: int32 rank of the gene in its cell, from 0, among the genes
+      whose rank is shown; -1 where it is hidden; 0 in CLS and padding slots.
     segments_BL: int32; 0 is padding, 1, 2, ... number the cells of a row.
     species_BL: int32 species code of the slot's cell; 0 in padding.
     is_cls_BL: bool, True on the first slot of every cell.
@@ -54,6 +55,7 @@ class PretrainingBatch:
   Attributes:
     cells: the inputs, hidden genes replaced.
     masked_slots_BK: int32 slot in the row of each prediction; 0 where unused.
+      Under the mask objective `split` id or value is predicted, not both.
     id_labels_BK: int32 true token; 0 where unused.
     id_weights_BK: float32, 1 where the id is predicted, else 0.
     value_labels_BK: float32 true log2 value; 0 where unused.

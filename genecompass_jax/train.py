@@ -49,7 +49,8 @@ class TrainConfig:
   Attributes:
     corpus: folder or URL of the corpus.
     model: architecture; its vocabulary size and prior widths are taken from
-      the corpus and the tables, whatever stands here.
+      the corpus and the tables, and whether it hides ranks from the objective
+      of `data.mask`, whatever stands here.
     optimizer: updates and schedule; `total_steps` is the length of the run.
     data: batches.
     encoding: how counts become ranks and values.
@@ -132,8 +133,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update.
 
-  The loss is a sum over the global batch, divided by the number of masked
-  genes in the global batch: it does not depend on how rows lie on devices.
+  Each term is a sum over the global batch, divided by the number of genes in
+  the global batch that it was asked of: it does not depend on how rows lie on
+  devices. A term that was asked of none is 0.
   """
   key = jax.random.key(config.seed)
   dropout_key = jax.random.fold_in(key, state.next_batch)
@@ -161,7 +163,9 @@ def train_step(
       'loss': total,
       'id_loss': id_loss,
       'value_loss': value_loss,
-      'masked': sums.id_weight,
+      'masked': jnp.sum(
+        jnp.maximum(batch.id_weights_BK, batch.value_weights_BK)
+      ),
     }
 
   grads, values = jax.grad(loss, has_aux=True)(state.params)
@@ -235,7 +239,13 @@ def resolve_config(
     config.model,
     vocabulary_size=corpus.vocabulary.size,
     priors=knowledge.widths,
+    hides_ranks=config.data.mask.splits,
   )
+  if config.data.mask.splits and not model_config.use_values:
+    raise errors.UserError(
+      'the mask objective split asks for values, but model.use_values is false:'
+      ' set it to true, or mask.objective to released'
+    )
   found = {
     name for stores in corpus.manifest['stores'].values() for name in stores
   }
@@ -435,7 +445,9 @@ def _null_models(config, corpus, folder) -> nulls.NullModels | None:
     return None
   path = paths.join(folder, workdir.NULLS)
   if paths.exists(path):
-    return nulls.NullModels.load(path)
+    null_models = nulls.NullModels.load(path)
+    null_models.check(config.encoding, config.data.mask, path)
+    return null_models
   null_models = evaluate.fit_nulls(corpus, config.encoding, config.data)
   if jax.process_index() == 0:
     null_models.save(path)

@@ -129,13 +129,12 @@ class TrainingLog:
   def evaluation(self, step: int, line: dict[str, Any]) -> None:
     """An evaluation line."""
     logging.info(
-      'step %d: held-out id loss %.4f (rank bracket %.4f), value loss %.4f '
-      '(interpolation %.4f)',
+      'step %d: held-out id loss %.4f (%s), value loss %.4f (%s)',
       step,
       line['eval_id_loss'],
-      line.get('null_id_rank_bracket', math.nan),
+      _strongest(line, 'null_id_'),
       line.get('eval_value_loss', math.nan),
-      line.get('null_value_interpolation', math.nan),
+      _strongest(line, 'null_value_'),
     )
     if self._file is not None:
       self._file.write(step=step, **line)
@@ -147,3 +146,12 @@ class TrainingLog:
     self.catch_up()
     if self._file is not None:
       self._file.close()
+
+
+def _strongest(line: dict[str, Any], prefix: str) -> str:
+  """Name and loss of the strongest null: what a model has to beat."""
+  found = {k: v for k, v in line.items() if k.startswith(prefix)}
+  if not found:
+    return 'no null models'
+  name = min(found, key=found.__getitem__)
+  return f'{name.removeprefix(prefix).replace("_", " ")} {found[name]:.4f}'

@@ -26,7 +26,7 @@ LEVELS = (
   (1, 'corpus_writer'),
   (2, 'reading model checkpoint prepare training_log tensor_files'),
   (2, 'data'),
-  (3, 'null_counts'),
+  (3, 'null_counts null_split'),
   (3, 'nulls convert pretrained'),
   (3, 'evaluate'),
   (4, 'train'),
@@ -57,8 +57,8 @@ NO_JAX = (
   *('errors', 'paths', 'progress', 'metrics', 'workdir', 'gene_table'),
   *('vocabulary', 'gene_ids', 'encoding', 'medians', 'masking', 'packing'),
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
-  *('kernels', 'ranking', 'null_kernels', 'null_counts', 'cli', 'main'),
-  *('pickled', 'prior_tables'),
+  *('kernels', 'ranking', 'null_kernels', 'null_counts', 'null_split'),
+  *('cli', 'main', 'pickled', 'prior_tables'),
 )
 
 

@@ -8,7 +8,8 @@ about generalisation). Columns are the genes as the file has them, numbered by
 name, so that the `token` order of ties is that of names. `mask` is the id loss
 where the position shows `<mask>`, `all` at all hidden positions, where a tenth
 shows its own id. Values: gene mean over interpolation, and over the bracket
-mean, as ratios of squared errors. Times are of one core.
+mean, as ratios of squared errors. Times are of one core. `--objective split`
+prints the mean loss of each null model of that objective.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from genecompass_jax import (
   masking,
   medians,
   nulls,
-  schemas,
+  rows,
   vocabulary,
 )
 
@@ -55,33 +56,45 @@ def ragged(table: scipy.sparse.csr_matrix) -> encoding.RaggedCells:
 
 def batches(cells, masked):
   """One cell a row, 64 rows."""
+  cells, masked = masking.set_apart(cells, masked)
   lengths = np.diff(cells.starts_C1)
   slots = int(lengths.max()) + 1
   for first in range(0, cells.num_cells, ROWS):
     number = min(ROWS, cells.num_cells - first)
-    zeros = np.zeros((number, slots), np.int32)
-    ids, segments, picks, labels, is_masked = (zeros.copy() for _ in range(5))
-    values, truth = np.zeros((2, number, slots), np.float32)
-    for row in range(number):
-      a, b = cells.starts_C1[first + row : first + row + 2]
-      ids[row, 1 : b - a + 1] = masked.gene_ids_N[a:b]
-      values[row, 1 : b - a + 1] = masked.values_N[a:b]
-      segments[row, : b - a + 1] = 1
-      hidden = np.flatnonzero(masked.is_masked_N[a:b])
-      k = slice(len(hidden))
-      picks[row, k], is_masked[row, k] = hidden + 1, 1
-      labels[row, k] = cells.gene_ids_N[a:b][hidden]
-      truth[row, k] = cells.values_N[a:b][hidden]
-    weights = is_masked.astype(np.float32)
-    is_cls = np.zeros(zeros.shape, bool)
-    is_cls[:, 0] = True
-    yield schemas.PretrainingBatch(
-      schemas.CellBatch(ids, values, zeros, segments, zeros, is_cls),
-      picks, labels, weights, truth, weights,
-    )  # fmt: skip
+    c = slice(first, first + number)
+    n = slice(cells.starts_C1[first], cells.starts_C1[first + number])
+    starts = cells.starts_C1[first : first + number + 1] - n.start
+    some = encoding.EncodedCells(
+      cells.gene_ids_N[n],
+      cells.values_N[n],
+      starts,
+      cells.keys_C[c],
+      cells.num_genes_C[c],
+    )
+    unranked = None if masked.unranked_C is None else masked.unranked_C[c]
+    batch = rows.empty_batch(number, slots, slots)
+    row_C = np.arange(number)
+    zeros = np.zeros(number, np.int64)
+    rows.place_cells(
+      batch.cells,
+      starts,
+      masked.gene_ids_N[n],
+      masked.values_N[n],
+      row_C,
+      zeros,
+      zeros + 1,
+      zeros,
+      unranked,
+    )
+    picks = np.flatnonzero(masked.is_masked_N[n])
+    picks_C1 = np.searchsorted(picks, starts)
+    rows.place_labels(
+      batch, some, picks, picks_C1, row_C, zeros, zeros, unranked
+    )
+    yield batch
 
 
-def measure(table, mode, ties, seed):
+def measure(table, mode, ties, seed, objective):
   """Mean losses, all and where `<mask>` is shown, and times in seconds."""
   num_cells, num_genes = table.shape
   config = encoding.EncodingConfig(mode, ties)
@@ -99,7 +112,7 @@ def measure(table, mode, ties, seed):
   )
   divisor_V = known.divisor_V(0)
   encoder = encoding.CellEncoder(config, tokens, divisor_V)
-  mask = masking.MaskConfig()
+  mask = masking.MaskConfig(objective=objective)
   started = time.perf_counter()
   model = nulls.NullModels.fit(
     [nulls.TrainingCells(0, encoder.encode(train))],
@@ -120,8 +133,8 @@ def measure(table, mode, ties, seed):
     random_tokens=tokens,
     vocabulary_size=size,
   )
-  sums = {name: np.zeros(2) for name in nulls.NAMES}
-  counts = np.zeros(2)
+  sums = {name: np.zeros(2) for name in model.names}
+  counts = {'id': np.zeros(2), 'value': np.zeros(2)}
   seconds = []
   model.losses(next(batches(cells, masked)))  # compiles, and builds the tables
   for batch in batches(cells, masked):
@@ -131,14 +144,41 @@ def measure(table, mode, ties, seed):
     shown = np.take_along_axis(
       batch.cells.gene_ids_BL, batch.masked_slots_BK, axis=1
     )
-    used = batch.id_weights_BK > 0
-    for part, where in enumerate((used, used & (shown == vocabulary.MASK))):
-      counts[part] += where.sum()
-      for name in nulls.NAMES:
+    used = {'id': batch.id_weights_BK > 0, 'value': batch.value_weights_BK > 0}
+    for part, among in enumerate((True, shown == vocabulary.MASK)):
+      for kind, where in used.items():
+        counts[kind][part] += (where & among).sum()
+      for name in model.names:
+        where = used[name.split('_')[1]] & among
         sums[name][part] += losses[name][where].sum()
-  means = {name: total / counts for name, total in sums.items()}
+  means = {
+    name: total / np.maximum(counts[name.split('_')[1]], 1)
+    for name, total in sums.items()
+  }
   length = np.diff(cells.starts_C1).mean()
   return means, length, fit_seconds, np.median(seconds), model.choices[0]
+
+
+def print_split(args):
+  """A row an arm under `split`: mean losses of every null."""
+  for path in args.data:
+    table = read(path)
+    name = path.rsplit('/', 1)[-1].removesuffix('.h5ad')[:16]
+    for mode, ties in ARMS:
+      means, length, fit_seconds, seconds, choices = measure(
+        table, mode, ties, args.seed, args.objective
+      )
+      losses = ', '.join(
+        f'{null.removeprefix("null_").replace("_", " ")} {mean[0]:.4g}'
+        for null, mean in means.items()
+      )
+      print(
+        f'{name:16} {mode:8} {ties:5} {length:5.0f} genes: {losses};'
+        f' {64e3 * seconds:.1f} ms a 64, {fit_seconds:.1f} s to fit',
+        flush=True,
+      )
+      if args.choices:
+        print(f'  {choices}')
 
 
 def main():
@@ -148,8 +188,14 @@ def main():
   parser.add_argument(
     '--choices', action='store_true', help='print choices too'
   )
+  parser.add_argument(
+    '--objective', default=masking.RELEASED, choices=masking.OBJECTIVES
+  )
   args = parser.parse_args()
   print(f'{platform.machine()}, Python {platform.python_version()}')
+  if args.objective == masking.SPLIT:
+    print_split(args)
+    return
   print(
     f'{"":38} {"id, <mask> shown":^24} {"id, all":^24}'
     f' {"gene mean /":^13} {"ms a":>7} {"s to":>6}'
@@ -164,7 +210,7 @@ def main():
     name = path.rsplit('/', 1)[-1].removesuffix('.h5ad')[:16]
     for mode, ties in ARMS:
       means, length, fit_seconds, seconds, choices = measure(
-        table, mode, ties, args.seed
+        table, mode, ties, args.seed, args.objective
       )
       ids = [
         f'{means[null][part]:8.2f}'

@@ -23,18 +23,22 @@ PALETTE = (
 GREY = '#BBBBBB'
 INK = '#222222'
 OTHER = 'other'
-NULL_COLOURS = ('#D55E00', '#009E73', '#AA4499')  # in the order of the nulls
+# In the order of the nulls.
+NULL_COLOURS = ('#D55E00', '#009E73', '#AA4499', '#332288', '#8C6D1F')
 
 # Null model -> how its line is labelled.
 ID_NULLS = {
   'null_id_marginal': 'gene frequency',
   'null_id_rank_bin': 'frequency at this rank',
   'null_id_rank_bracket': 'frequency between\nvisible neighbours',
+  'null_id_value_bracket': 'frequency at the\nvalue that is shown',
 }
 VALUE_NULLS = {
   'null_value_gene_mean': 'mean of the gene',
   'null_value_bracket_mean': 'mean between\nvisible neighbours',
   'null_value_interpolation': 'interpolation between\nvisible neighbours',
+  'null_value_cell_scaled': 'mean of the gene,\nscaled by the cell',
+  'null_value_count_mean': "mean of the gene's\ncounts, at this depth",
 }
 _STYLE = {
   'font.family': 'DejaVu Sans',

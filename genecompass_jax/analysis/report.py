@@ -11,8 +11,11 @@ COLUMNS = {
   'marginal': 'null_id_marginal',
   'rank bin': 'null_id_rank_bin',
   'rank bracket': 'null_id_rank_bracket',
+  'value bracket': 'null_id_value_bracket',
   'value loss': 'eval_value_loss',
   'gene mean': 'null_value_gene_mean',
+  'count mean': 'null_value_count_mean',
+  'cell scaled': 'null_value_cell_scaled',
   'interpolation': 'null_value_interpolation',
   'bracket mean': 'null_value_bracket_mean',
 }
