@@ -32,7 +32,6 @@ class Interval:
     mean, low, high: of the difference.
     p: two-sided, of a difference of 0.
     seeds, units: how many it rests on.
-    is_supported: whether there are enough of both for an interval.
   """
 
   mean: float
@@ -44,6 +43,7 @@ class Interval:
 
   @property
   def is_supported(self) -> bool:
+    """Whether there are enough seeds and units for an interval."""
     return self.seeds >= MIN_SEEDS and self.units >= MIN_UNITS
 
 
