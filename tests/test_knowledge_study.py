@@ -13,6 +13,7 @@ from experiments.knowledge_study import (
   config as config_lib,
   inference,
   materials,
+  real_cells,
   report,
   scores,
   settings as settings_lib,
@@ -341,3 +342,43 @@ def test_the_registration_is_of_the_code_that_is_here():
   if not study.REGISTERED.exists():
     pytest.skip('the study is not registered yet')
   study.check_registered(str(study.REGISTERED), settings_lib.Settings())
+
+
+def test_rare_genes_are_those_that_few_cells_keep(toy):
+  opened = corpus.Corpus.open(f'{toy}/corpora/192')
+  vocabulary = opened.vocabulary
+  cells_V = np.full(vocabulary.size, 1)
+  rare_SV = scores.rare_tokens(opened, cells_V)  # 96 cells of each species
+  shared_V = vocabulary.is_shared_V
+  assert rare_SV[:, shared_V].all()  # 1 of 192
+  for s in range(2):
+    own = np.setdiff1d(vocabulary.species_tokens(s), np.flatnonzero(shared_V))
+    assert not rare_SV[s, own].any()  # 1 of 96
+    assert not rare_SV[1 - s, own].any()
+  assert not scores.rare_tokens(opened, 2 * cells_V).any()
+
+
+@pytest.mark.slow
+def test_real_studies_are_held_out_whole(tmp_path, real_data):
+  """On a panel-free part of the handed sets, without training."""
+  assert set(settings_lib.Settings().folds) <= {
+    cells.config.dataset or cells.config.name for cells in real_sets().values()
+  }
+  settings = settings_lib.Settings(real_genes=500)
+  place = real_cells.corpus(str(tmp_path), str(real_data), 'baron', settings)
+  opened = corpus.Corpus.open(place)
+  assert 450 < opened.vocabulary.size <= 502
+  for s in range(2):
+    held = opened.store('validation', s)
+    assert all(u.startswith('baron:') for u in held.categories('unit'))
+    assert 'baron' not in {
+      opened.store('train', s).categories('dataset')[code]
+      for code in np.unique(opened.store('train', s).obs('dataset'))
+    }
+  assert len(opened.manifest['split']['validation_units']) == 6
+  with pytest.raises(errors.UserError, match='nothing to hold out'):
+    real_cells.corpus(str(tmp_path), str(real_data), 'no_study', settings)
+
+
+def real_sets():
+  return real_cells._script('real_cells').SETS

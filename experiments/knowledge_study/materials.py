@@ -228,4 +228,9 @@ def _quiet(argv: list[str]) -> tuple[int, str]:
       code = cli.main(argv)
     except SystemExit as stop:
       code = int(stop.code or 0)
+  if code in (errors.EXIT_RETRY, errors.EXIT_INTERRUPTED):
+    raise errors.RetryableError(
+      f'genecompass {argv[0]} {argv[1]} was stopped; start the study again to '
+      'go on'
+    )
   return code, said.getvalue()

@@ -24,7 +24,8 @@ ENDPOINTS = {
   'minus permuted, relative to that of permuted, mean over the sizes',
   'secondary': [
     'id and value of every other arm minus none or its control, by size',
-    'rare: id loss of genes that less than 1 % of training cells express',
+    'rare: id loss of genes among the kept ranks of less than 1 % of the '
+    'training cells',
     'steps to the final id loss of none',
     'value loss relative to interpolation (mean between visible neighbours)',
     'AUPRC ratio of edges of held-out TFs, minus the prior tables untrained',
@@ -47,6 +48,7 @@ CONTRASTS = (
   ('grn', 'grn_rewired'),
   ('grn', 'none'),
 )
+SCORE = 'score.json'
 ID_NULL = 'null_id_rank_bracket'
 _LOSSES = {
   'id': ('id', 'id_n'),
@@ -62,11 +64,21 @@ def load(root: str, runs, settings) -> dict:
   found = {}
   for run in runs:
     name = study.key(run, settings)
-    place = os.path.join(study.folder_of(root, name), study.SCORE)
-    if os.path.exists(place):
-      score = json.loads(paths.read_text(place))
+    score = read_score(study.folder_of(root, name))
+    if score is not None:
       found[run.arm, run.place, run.seed] = {**score, 'run': name}
   return found
+
+
+def read_score(folder: str) -> dict | None:
+  """Score of a run; None where it is missing, or was made another way."""
+  place = os.path.join(folder, SCORE)
+  if not os.path.exists(place):
+    return None
+  score = json.loads(paths.read_text(place))
+  if score['format'] != settings_lib.SCORE_FORMAT:
+    return None
+  return score
 
 
 def loss(score: dict, endpoint: str, unit: str | None = None) -> float:

@@ -12,7 +12,7 @@ import json
 import jax
 import numpy as np
 
-from experiments.knowledge_study import materials
+from experiments.knowledge_study import materials, settings as settings_lib
 from genecompass_jax import (
   corpus as corpus_lib,
   data as data_lib,
@@ -30,7 +30,6 @@ from genecompass_jax import (
 
 MASK_SEED = 0
 RARE = 0.01  # of the training cells of a species
-FORMAT = 1
 
 
 def score(folder: str, corpus_path: str, root: str, atlas=None) -> dict:
@@ -52,13 +51,15 @@ def score(folder: str, corpus_path: str, root: str, atlas=None) -> dict:
     train.TrainConfig, workdir.read_config(folder)['run']
   )
   opened = corpus_lib.Corpus.open(corpus_path)
-  units = _losses(found, config, opened)
+  counted = nulls.NullModels.load(paths.join(folder, workdir.NULLS))
+  rare_SV = rare_tokens(opened, counted.cells_V())
+  units = _losses(found, config, opened, rare_SV)
   result = {
-    'format': FORMAT,
+    'format': settings_lib.SCORE_FORMAT,
     'step': found.step,
     'checkpoint': found.sha256,
     'units': units,
-    'nulls': _nulls(config, opened, root),
+    'nulls': _nulls(config, opened, root, rare_SV),
     'curve': _curve(folder),
   }
   if atlas is not None:
@@ -81,9 +82,9 @@ def _batches(config, opened):
   )
 
 
-def _losses(found, config, opened) -> dict[str, dict[str, float]]:
-  """Sums by unit: id and value, and ids of genes that few cells showed."""
-  rare_SV, species_C, unit_C = rare_tokens(opened), *_labels(opened)
+def _losses(found, config, opened, rare_SV) -> dict[str, dict[str, float]]:
+  """Sums by unit: id and value, and ids of genes that few cells show."""
+  species_C, unit_C = _labels(opened)
   sums = collections.defaultdict(lambda: collections.defaultdict(float))
   for host in _batches(config, opened):
     batch = host.batch
@@ -140,22 +141,31 @@ def _labels(opened) -> tuple[np.ndarray, list[str]]:
   return np.array(species), units
 
 
-def rare_tokens(opened: corpus_lib.Corpus) -> np.ndarray:
-  """bool [S, V]: tokens that less than 1 % of the training cells express."""
-  support_SV = opened.medians('library').support_SV
-  rare_SV = np.zeros(support_SV.shape, bool)
+def rare_tokens(opened: corpus_lib.Corpus, cells_V: np.ndarray) -> np.ndarray:
+  """bool [S, V]: genes that were seen in less than 1 % of the training cells.
+
+  Seen means among the ranks that a cell keeps: what is below the cut is never
+  shown. The cells are those of the species that have the token.
+
+  Args:
+    opened: the corpus.
+    cells_V: training cells that keep each token.
+  """
+  number_V = np.zeros(len(cells_V))
+  has_SV = np.zeros((len(gene_table.SPECIES), len(cells_V)), bool)
   for s in range(len(gene_table.SPECIES)):
+    has_SV[s, opened.vocabulary.species_tokens(s)] = True
     store = opened.store('train', s)
-    number = store.num_cells if store is not None else 0
-    rare_SV[s] = support_SV[s] < RARE * number
-  return rare_SV
+    number_V[has_SV[s]] += store.num_cells if store is not None else 0
+  return has_SV & (cells_V < RARE * number_V)
 
 
-def _nulls(config, opened, root) -> dict[str, dict[str, float]]:
+def _nulls(config, opened, root, rare_SV) -> dict[str, dict[str, float]]:
   """Losses of the null models by unit; the same for all runs of a corpus."""
   name = paths.sha256_bytes(
     json.dumps(
       [
+        settings_lib.SCORE_FORMAT,
         opened.manifest,
         dataclasses.asdict(config.encoding),
         dataclasses.asdict(config.data.mask),
@@ -168,7 +178,7 @@ def _nulls(config, opened, root) -> dict[str, dict[str, float]]:
     return json.loads(paths.read_text(place))
   data = dataclasses.replace(config.data, seed=MASK_SEED)
   models: nulls.NullModels = evaluate.fit_nulls(opened, config.encoding, data)
-  rare_SV, species_C, unit_C = rare_tokens(opened), *_labels(opened)
+  species_C, unit_C = _labels(opened)
   sums = collections.defaultdict(lambda: collections.defaultdict(float))
   for host in _batches(config, opened):
     cells_B = host.cell_index_BS[:, 0]

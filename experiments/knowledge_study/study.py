@@ -40,7 +40,6 @@ from genecompass_jax import errors, paths, progress, simulate
 
 HERE = pathlib.Path(__file__).resolve().parent
 REGISTERED = HERE / 'registered.json'
-SCORE = 'score.json'
 SPEC = 'spec.json'
 _SECONDS = 180.0  # of a run, until one was timed
 _GRACE = 30.0  # for a run to save itself
@@ -90,6 +89,9 @@ def main(argv: list[str] | None = None) -> int:
   except errors.UserError as error:
     print(error, file=sys.stderr)
     return errors.EXIT_USAGE
+  except errors.RetryableError as error:
+    print(error, file=sys.stderr)
+    return errors.EXIT_RETRY
 
 
 def _smoke(args, settings) -> int:
@@ -174,7 +176,7 @@ def execute(args, settings, runs, end: float, train: bool) -> int:
   todo, done = {}, 0
   for run in runs:
     name = key(run, settings)
-    if os.path.exists(os.path.join(folder_of(args.root, name), SCORE)):
+    if report.read_score(folder_of(args.root, name)) is not None:
       done += 1
     elif name not in todo:
       todo[name] = run
@@ -298,7 +300,7 @@ def _one(root: str, name: str, settings: settings_lib.Settings) -> int:
   found = scores.score(folder, config.corpus, root, atlas)
   found['cpu_seconds'] = time.process_time() - used
   found['seconds'] = time.time() - began
-  paths.write_json(os.path.join(folder, SCORE), found)
+  paths.write_json(os.path.join(folder, report.SCORE), found)
   return errors.EXIT_OK
 
 
