@@ -77,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
   settings = settings_lib.SMOKE if args.smoke else settings_lib.Settings()
   if args.smoke and args.registered == str(REGISTERED):
     args.registered = os.path.join(args.root, 'registered.json')
+  if args.smoke:  # nearly all of its time is compiling
+    os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
   try:
     if args.one:
       return _one(args.root, args.one, settings)
