@@ -28,7 +28,7 @@ ENDPOINTS = {
     'training cells',
     'steps to the final id loss of none',
     'value loss relative to interpolation (mean between visible neighbours)',
-    'AUPRC ratio of edges of held-out TFs, minus the prior tables untrained',
+    'AUPRC of edges of held-out TFs, minus the prior tables untrained',
     'cosine of orthologues without a common token against random pairs',
   ],
 }
@@ -430,12 +430,14 @@ def _genes(found, settings) -> list[str]:
       alone = np.mean(
         [s['tables_alone'].get('edges_auprc', np.nan) for s in scores]
       )
+      chance = np.mean([s['genes']['edges_chance'] for s in scores])
       pairs = np.mean([s['genes']['orthologues_auroc'] for s in scores])
       rows.append(
         (
           f'{cells:,}',
           arm,
           f'{trained:.3f}',
+          f'{chance:.3f}',
           f'{alone:.3f}',
           f'{trained - alone:+.3f}',
           f'{pairs:.3f}',
@@ -443,14 +445,15 @@ def _genes(found, settings) -> list[str]:
         )
       )
   return [
-    'Targets of TFs that the TF table leaves out, average precision over their '
-    'share; orthologues without a common token, AUROC against random pairs.',
+    'Targets of TFs that the TF table leaves out, mean average precision; '
+    'orthologues without a common token, AUROC against random pairs.',
     '',
     *table(
       (
         'cells',
         'arm',
         'edges',
+        'share of targets',
         'tables untrained',
         'gain',
         'orthologues',

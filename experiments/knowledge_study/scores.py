@@ -271,11 +271,12 @@ def recovered(
 
   Returns:
     'edges_auprc': mean over held-out TFs of the average precision of their
-    targets by cosine, over the share of targets; 'orthologues_auroc': of
-    orthologous pairs of other tokens against pairs with a random gene of the
+    targets by cosine; 'edges_chance': mean share of targets among the genes
+    ranked (a ratio would hang on one TF of few targets); 'orthologues_auroc':
+    of orthologous pairs of other tokens against pairs with a random gene of the
     same species; and how many of each.
   """
-  precision = []
+  precision, chance = [], []
   for genes_, network in zip(atlas.genes, atlas.networks):
     ids = np.array(genes_.gene_ids)
     known = np.array([g in vectors for g in ids])
@@ -293,9 +294,11 @@ def recovered(
       others = np.arange(len(unit_ND)) != row_of[r]
       cosine = (unit_ND @ unit_ND[row_of[r]])[others]
       is_target = is_target[others]
-      precision.append(average_precision(cosine, is_target) / is_target.mean())
+      precision.append(average_precision(cosine, is_target))
+      chance.append(is_target.mean())
   result = {
     'edges_auprc': float(np.mean(precision)) if precision else float('nan'),
+    'edges_chance': float(np.mean(chance)) if chance else float('nan'),
     'edges_tfs': len(precision),
   }
   return result | _orthologues(vectors, token_of, atlas)

@@ -7,7 +7,7 @@ from genecompass_jax import simulate
 
 PILOT, FIDELITY, PRIMARY = 'pilot', 'fidelity', 'primary'
 SECONDARY, REAL = 'secondary', 'real'
-SCORE_FORMAT = 2  # of score.json; others are made again, without training
+SCORE_FORMAT = 3  # of score.json; others are made again, without training
 STAGES = (PILOT, FIDELITY, PRIMARY, SECONDARY, REAL)
 
 

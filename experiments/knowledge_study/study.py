@@ -297,13 +297,25 @@ def _one(root: str, name: str, settings: settings_lib.Settings) -> int:
     training.run(dict(config.items()), folder)
   except errors.RetryableError as error:
     print(error, file=sys.stderr)
+    _spent(folder, time.time() - began, time.process_time() - used)
     return errors.EXIT_RETRY
   atlas = simulate.Atlas(settings.atlas) if run.place.isdecimal() else None
   found = scores.score(folder, config.corpus, root, atlas)
-  found['cpu_seconds'] = time.process_time() - used
-  found['seconds'] = time.time() - began
+  found |= _spent(folder, time.time() - began, time.process_time() - used)
   paths.write_json(os.path.join(folder, report.SCORE), found)
   return errors.EXIT_OK
+
+
+def _spent(folder: str, seconds: float, cpu_seconds: float) -> dict[str, float]:
+  """Adds to the time that a run took, over all its starts."""
+  place = os.path.join(folder, 'time.json')
+  spent = {'seconds': 0.0, 'cpu_seconds': 0.0}
+  if os.path.exists(place):
+    spent = read(place)
+  spent['seconds'] += seconds
+  spent['cpu_seconds'] += cpu_seconds
+  paths.write_json(place, spent)
+  return spent
 
 
 def register(
