@@ -1,0 +1,138 @@
+"""What the study is: sizes, seeds, margins; and a toy of it for tests."""
+
+import dataclasses
+
+from experiments.knowledge_study import arms
+from genecompass_jax import simulate
+
+PILOT, FIDELITY, PRIMARY = 'pilot', 'fidelity', 'primary'
+SECONDARY, REAL = 'secondary', 'real'
+SCORE_FORMAT = 3  # of score.json; others are made again, without training
+STAGES = (PILOT, FIDELITY, PRIMARY, SECONDARY, REAL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """All that decides what is run and what may be concluded.
+
+  Attributes:
+    atlas: what the simulated cells are drawn from; frozen by its sha256.
+    sizes: training cells of the corpora.
+    control_size: at which the study's own controls and the pilot are run.
+    held_out_cells: of each species.
+    steps: of every run.
+    objective: of masking.
+    pilot_seeds: of the two runs of each arm of the pair that give the spread;
+      not used again.
+    least_seeds: of the primary pair.
+    most_seeds: of the primary pair; what it cannot detect is then stated.
+    other_seeds: of every other arm.
+    detect: relative difference in id loss that is to be detected.
+    alpha, power: of that.
+    margins: relative differences that do not matter, by endpoint.
+    folds: studies of the real cells that are held out, in turn.
+    real_genes: tokens of the real corpora, at most.
+  """
+
+  atlas: simulate.AtlasConfig = simulate.AtlasConfig()
+  sizes: tuple[int, ...] = (1024, 4096, 16384, 65536)
+  control_size: int = 4096
+  held_out_cells: int = 768
+  steps: int = 1000
+  objective: str = 'split'
+  pilot_seeds: tuple[int, ...] = (100, 101)
+  least_seeds: int = 5
+  most_seeds: int = 12
+  other_seeds: int = 3
+  detect: float = 0.01
+  alpha: float = 0.05
+  power: float = 0.8
+  margins: tuple[tuple[str, float], ...] = (('id', 0.01), ('value', 0.02))
+  folds: tuple[str, ...] = ('kang', 'lung_lines', 'baron', 'mouse_embryo')
+  real_genes: int = 4000
+  fidelities: tuple[str, ...] = arms.FIDELITIES
+
+
+SMOKE = Settings(
+  atlas=simulate.AtlasConfig(
+    num_genes=200,
+    num_tfs=24,
+    num_masters=6,
+    num_cycle_genes=10,
+    one_to_many=4,
+    num_types=6,
+    num_trajectories=1,
+    panel_genes=40,
+    num_drugs=2,
+  ),
+  sizes=(192,),
+  control_size=192,
+  held_out_cells=48,
+  steps=4,
+  least_seeds=2,
+  most_seeds=2,
+  other_seeds=1,
+  folds=(),
+  fidelities=(),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One training run of the study.
+
+  Attributes:
+    stage: it was planned for; other stages may use it too.
+    arm: see `arms.py`.
+    place: its corpus: a number of cells, or a study of real cells held out.
+    seed: of parameters, order, masks and dropout.
+  """
+
+  stage: str
+  arm: str
+  place: str
+  seed: int
+
+
+def plan(settings: Settings, seeds: int) -> list[Run]:
+  """All runs, in the order in which they are worth most.
+
+  Args:
+    settings: of the study.
+    seeds: of the primary pair, as registered.
+  """
+  size = str(settings.control_size)
+  runs = [
+    Run(PILOT, arm, size, seed)
+    for seed in settings.pilot_seeds
+    for arm in arms.PAIR
+  ]
+  # The ends of the scale first: without them no other run says anything.
+  order = sorted(settings.fidelities, key=('1', '0', '0.5', '0.25').index)
+  for some in (order[:2], order[2:]):
+    runs += [
+      Run(FIDELITY, f'{name}_{p}', size, seed)
+      for seed in range(settings.other_seeds)
+      for p in some
+      for name in ('fidelity', 'permuted_fidelity')
+    ]
+  runs += [
+    Run(PRIMARY, arm, str(cells), seed)
+    for seed in range(seeds)
+    for cells in settings.sizes
+    for arm in arms.PAIR
+  ]
+  others = [arm for arm in arms.MAIN if arm not in arms.PAIR]
+  runs += [
+    Run(SECONDARY, arm, str(cells), seed)
+    for seed in range(settings.other_seeds)
+    for cells in settings.sizes
+    for arm in others
+  ]
+  runs += [
+    Run(REAL, arm, fold, seed)
+    for seed in range(settings.other_seeds)
+    for fold in settings.folds
+    for arm in ('all', 'permuted', *others)
+  ]
+  return runs
