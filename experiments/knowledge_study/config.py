@@ -66,8 +66,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   }
   steps = int(values['steps'])
   config.optimizer = {
-    'learning_rate': 4e-3,
-    'warmup_steps': min(50, steps // 2),
+    'learning_rate': 2e-3,
+    'warmup_steps': min(100, steps // 2),
     'total_steps': steps,
   }
   # One gene is asked either of the two under `split`; neither is an aside.

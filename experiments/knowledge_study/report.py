@@ -219,6 +219,14 @@ def _progress(found, settings, planned) -> list[str]:
   lines = table(('stage', 'runs finished'), rows)
   if cpu:
     lines += ['', f'CPU seconds a run: {np.median(cpu):.0f} (median)']
+  stuck = [
+    f'{arm} {place} seed {seed}'
+    for (arm, place, seed), score in found.items()
+    if loss(score, 'id') >= null(score, 'null_id_marginal')
+  ]
+  if stuck:
+    # They stay in every table: to leave them out would choose the result.
+    lines += ['', f'Not below the frequency of genes: {"; ".join(stuck)}']
   return lines
 
 

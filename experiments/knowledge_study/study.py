@@ -186,7 +186,9 @@ def execute(args, settings, runs, end: float, train: bool) -> int:
   failed: list[str] = []
   pids: set[subprocess.Popen] = set()
 
-  def ask_to_stop(*_):
+  def ask_to_stop(number=None, _=None):
+    why = 'the budget is spent' if number is None else f'signal {number}'
+    print(f'stopping: {why}; the same command goes on', file=sys.stderr)
     stop.set()
     for child in list(pids):
       child.send_signal(signal.SIGTERM)
@@ -219,7 +221,7 @@ def execute(args, settings, runs, end: float, train: bool) -> int:
         code = _start(args, settings, name, run, pids)
         if code == errors.EXIT_OK:
           bar.update(note=note)
-        elif code != errors.EXIT_RETRY or not stop.is_set():
+        elif not stop.is_set() or code not in (errors.EXIT_RETRY, -15):
           failed.append(f'{note} ({name}): exit {code}, see log.txt there')
 
       with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
