@@ -160,7 +160,8 @@ def _identity(configs: Sequence, config: PrepareConfig) -> dict | None:
   for each in configs:
     if isinstance(each, sources.Source):
       return None
-    file = builds.identity_of_file(each.path) if _is_there(each.path) else []
+    is_there = os.path.exists(each.path)
+    file = builds.identity_of_file(each.path) if is_there else []
     found.append([dataclasses.asdict(each), file])
   text = json.dumps(
     {
@@ -170,10 +171,6 @@ def _identity(configs: Sequence, config: PrepareConfig) -> dict | None:
     }
   )
   return json.loads(text)
-
-
-def _is_there(path: str) -> bool:
-  return os.path.exists(path)
 
 
 def _build(

@@ -75,7 +75,8 @@ class Pool:
     except futures.process.BrokenProcessPool:
       raise errors.RetryableError(
         'a worker process died (of memory?); what is finished is kept: run the '
-        'same command again, with fewer --jobs if it was memory'
+        'same command again, with fewer --jobs if it was memory. A script of '
+        "your own has to call it under: if __name__ == '__main__'"
       ) from None
     finally:
       for future in running:
