@@ -47,7 +47,7 @@ def slot_losses(
   """Losses of every masked slot: id [B, K] in nats, value [B, K] or None.
 
   Only masked slots pass the heads: the logits of all positions would be the
-  largest array of the whole step.
+  largest array of the whole step. Slots of weight 0 hold no meaning.
   """
   network = model_lib.bind(config, params)
   hidden_BLD = network(
@@ -56,11 +56,52 @@ def slot_losses(
   hidden_BKD = jax.numpy.take_along_axis(
     hidden_BLD, batch.masked_slots_BK[..., None], axis=1
   )
-  id_BK = losses.id_losses(network.id_logits(hidden_BKD), batch.id_labels_BK)
+  id_BK = _id_losses(network, hidden_BKD, batch)
   values_BK = network.predicted_values(hidden_BKD)
   if values_BK is None:
     return id_BK, None
   return id_BK, losses.value_losses(values_BK, batch.value_labels_BK)
+
+
+def _id_losses(network, hidden_BKD, batch) -> jax.Array:
+  """Id losses [B, K]; under `split` those of ids that are asked alone.
+
+  There every other masked slot is asked its value, and scoring all tokens for
+  it would be for nothing. A row in which more than half of the slots are ids
+  has all of them scored: nothing that was asked is left out.
+  """
+  jnp = jax.numpy
+
+  def score(hidden_BKD, labels_BK):
+    return losses.id_losses(network.id_logits(hidden_BKD), labels_BK)
+
+  labels_BK = jnp.asarray(batch.id_labels_BK)
+  if not network.config.hides_ranks:
+    return score(hidden_BKD, labels_BK)
+  num_slots = labels_BK.shape[1]
+  half = -(-num_slots // 2)
+  is_id_BK = jnp.asarray(batch.id_weights_BK) > 0
+  ids_first_BK = jnp.argsort(~is_id_BK, axis=1, stable=True)
+  place_BK = jnp.argsort(ids_first_BK, axis=1)
+
+  def score_half(hidden_BKD, labels_BK):
+    chosen_BH = ids_first_BK[:, :half]
+    id_BH = score(
+      jnp.take_along_axis(hidden_BKD, chosen_BH[..., None], axis=1),
+      jnp.take_along_axis(labels_BK, chosen_BH, axis=1),
+    )
+    id_BK = jnp.pad(id_BH, ((0, 0), (0, num_slots - half)))
+    return jnp.take_along_axis(id_BK, place_BK, axis=1)
+
+  # Without checkpoints the branch that is taken would write zeros in place of
+  # the logits that the other one keeps for its gradient.
+  return jax.lax.cond(
+    jnp.all(is_id_BK.sum(1) <= half),
+    jax.checkpoint(score_half),
+    jax.checkpoint(score),
+    hidden_BKD,
+    labels_BK,
+  )
 
 
 @functools.partial(jax.jit, static_argnums=3)

@@ -14,7 +14,7 @@ from experiments.knowledge_study import (
   inference,
   materials,
   real_cells,
-  report,
+  results,
   scores,
   settings as settings_lib,
   study,
@@ -125,16 +125,22 @@ def test_a_study_whose_own_controls_fail_cannot_answer():
   helps, less = at(-0.05, -0.03, 0.001), at(-0.03, -0.01, 0.01)
   little, none = at(-0.02, 0.005, 0.1), at(-0.006, 0.006, 0.9)
   good = {0.0: none, 0.25: little, 0.5: less, 1.0: helps}
-  assert inference.controls(good)[0] is True
+  assert inference.controls(good, 0.005)[0] is True
   for change, word in (
     ({1.0: at(-0.05, 0.01, 0.2)}, 'no effect at fidelity 1'),
     ({0.0: at(-0.004, -0.001, 0.01)}, 'an effect at fidelity 0'),
     ({0.25: at(-0.04, -0.02, 0.01)}, 'not monotone'),
   ):
-    ok, why = inference.controls({**good, **change})
+    ok, why = inference.controls({**good, **change}, 0.005)
     assert ok is False
     assert inference.CANNOT in why and word in why
-  ok, why = inference.controls({k: v for k, v in good.items() if k != 0.5})
+  # Means that the seeds cannot tell apart may lie in either order.
+  near = {**good, 0.25: at(-0.026, -0.017, 0.01), 0.5: at(-0.03, -0.009, 0.01)}
+  assert inference.controls(near, 0.005)[0] is True
+  assert inference.controls(near, 0.001)[0] is False
+  ok, why = inference.controls(
+    {k: v for k, v in good.items() if k != 0.5}, 0.005
+  )
   assert ok is None and '0.5' in why
 
 
@@ -169,6 +175,57 @@ def test_average_precision_by_hand():
   assert scores.average_precision(score, truth) == pytest.approx(
     (1 + 2 / 3) / 2
   )
+
+
+def test_orthologues_are_held_against_genes_of_their_decile(corpora):
+  """Vectors that hold the decile alone find no orthologue."""
+  atlas = simulate.Atlas(SMOKE.atlas)
+  opened = corpora[1]
+  support_G = scores.support(opened, atlas)
+  assert min(support_G.values()) >= 0 and max(support_G.values()) > 32
+  pairs = {
+    mouse: atlas.genes[0].gene_ids[h]
+    for mouse, h in zip(atlas.genes[1].gene_ids, atlas.genes[1].human_R)
+    if h >= 0
+  }
+  rng = np.random.default_rng(0)
+  level = {g: np.log1p(n) for g, n in support_G.items()}
+  noise = {g: rng.normal(size=8) for g in support_G}
+  own = {
+    g: noise[pairs.get(g, g)] for g in support_G if pairs.get(g, g) in noise
+  }
+  for vectors, low, high in (
+    (own, 0.99, 1.0),
+    (noise, 0.2, 0.8),
+    ({g: np.array([1.0, level[g]]) for g in support_G}, 0.2, 0.8),
+    ({g: np.ones(3) for g in support_G}, 0.5, 0.5),
+  ):
+    found = scores.recovered(vectors, opened.vocabulary, atlas, (), support_G)
+    assert found['edges'] == {}
+    wins = list(found['orthologues'].values())
+    assert len(wins) >= 4
+    assert low <= np.mean(wins) <= high
+  for gene in found['orthologues']:
+    token = opened.vocabulary.tokens([gene])[0]
+    partners = [m for m, h in pairs.items() if h == gene]
+    assert any(opened.vocabulary.tokens([m])[0] != token for m in partners)
+
+
+def test_edges_are_the_gain_over_what_the_tables_hold(toy):
+  run = settings_lib.Run('primary', 'all', '192', 0)
+  score = results.load(toy, [run], SMOKE)['all', '192', 0]
+  gains = results.by_unit(score, results.EDGES)
+  assert gains and set(gains) == set(score['genes']['edges'])
+  for tf, gain in gains.items():
+    alone = score['tables_alone']['edges'].get(
+      tf, score['genes']['edges_chance'][tf]
+    )
+    assert gain == score['genes']['edges'][tf] - alone
+  diff, seeds, units = results.differences(
+    {('all', '192', 0): score, ('permuted', '192', 0): score},
+    'all', 'permuted', '192', results.EDGES,
+  )  # fmt: skip
+  assert seeds == [0] and units == sorted(gains) and not diff.any()
 
 
 def test_arms_in_their_fixed_order_and_of_one_shape():
@@ -240,10 +297,10 @@ def test_small_corpora_are_part_of_large_ones_and_share_held_out_cells(
   corpora,
 ):
   whole = simulate.Atlas(SMOKE.atlas)
-  small = materials._cells(whole, 'training', 'human', 40)
-  large = materials._cells(whole, 'training', 'human', 90)
+  small = materials.draw(whole, 'training', 'human', 40)
+  large = materials.draw(whole, 'training', 'human', 90)
   assert (small.counts != large.counts[:40]).nnz == 0
-  held = materials._cells(whole, 'heldout', 'human', 30)
+  held = materials.draw(whole, 'heldout', 'human', 30)
   assert not set(held.obs['study']) & set(large.obs['study'])
   assert not set(held.obs['donor']) & set(large.obs['donor'])
   assert 'panel' not in {*held.obs['assay'], *large.obs['assay']}
@@ -266,7 +323,7 @@ def toy(tmp_path_factory):
 def test_the_toy_runs_from_end_to_end(toy):
   runs = settings_lib.plan(SMOKE, 2)
   main = [r for r in runs if r.stage in ('pilot', 'primary')]
-  found = report.load(toy, main, SMOKE)
+  found = results.load(toy, main, SMOKE)
   assert len(found) == len(main) == 8
   text = pathlib.Path(toy, 'report.md').read_text()
   assert '| pilot | 4 of 4 |' in text and '| primary | 4 of 4 |' in text
@@ -280,7 +337,7 @@ def test_the_toy_runs_from_end_to_end(toy):
 def test_scores_are_those_of_the_evaluation(toy):
   """Seed 0 has the masks of the scores: both must give the same loss."""
   run = settings_lib.Run('primary', 'all', '192', 0)
-  score = report.load(toy, [run], SMOKE)['all', '192', 0]
+  score = results.load(toy, [run], SMOKE)['all', '192', 0]
   last = [
     line
     for line in metrics.read(study.folder_of(toy, score['run']))
@@ -295,8 +352,8 @@ def test_scores_are_those_of_the_evaluation(toy):
     mean = sum(u[total] for u in units) / sum(u[number] for u in units)
     assert mean == pytest.approx(last[name], rel=1e-5)
   nulls = score['nulls'].values()
-  mean = sum(u[report.ID_NULL] for u in nulls) / sum(u['id_n'] for u in nulls)
-  assert mean == pytest.approx(last[report.ID_NULL], rel=1e-6)
+  mean = sum(u[results.ID_NULL] for u in nulls) / sum(u['id_n'] for u in nulls)
+  assert mean == pytest.approx(last[results.ID_NULL], rel=1e-6)
   assert len(score['units']) == 12
 
 
@@ -364,6 +421,11 @@ def test_rare_genes_are_those_that_few_cells_keep(corpora):
   assert not scores.rare_tokens(opened, 2 * cells_V).any()
 
 
+def labels(store, name):
+  """Those that some cell has; the categories are those of the corpus."""
+  return {store.categories(name)[code] for code in np.unique(store.obs(name))}
+
+
 @pytest.mark.slow
 def test_real_studies_are_held_out_whole(tmp_path, real_data):
   """On a panel-free part of the handed sets, without training."""
@@ -376,11 +438,10 @@ def test_real_studies_are_held_out_whole(tmp_path, real_data):
   assert 450 < opened.vocabulary.size <= 502
   for s in range(2):
     held = opened.store('validation', s)
-    assert all(u.startswith('baron:') for u in held.categories('unit'))
-    assert 'baron' not in {
-      opened.store('train', s).categories('dataset')[code]
-      for code in np.unique(opened.store('train', s).obs('dataset'))
-    }
+    train = opened.store('train', s)
+    assert all(u.startswith('baron:') for u in labels(held, 'unit'))
+    assert not any(u.startswith('baron:') for u in labels(train, 'unit'))
+    assert 'baron' not in labels(train, 'dataset')
   assert len(opened.manifest['split']['validation_units']) == 6
   with pytest.raises(errors.UserError, match='nothing to hold out'):
     real_cells.corpus(str(tmp_path), str(real_data), 'no_study', settings)

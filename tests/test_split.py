@@ -241,6 +241,45 @@ def test_no_id_that_is_asked_changes_what_is_shown():
   assert swapped > 10
 
 
+@pytest.mark.parametrize('id_share', [0.0, 0.5, 1.0])
+def test_ids_are_scored_where_they_are_asked(id_share):
+  """Half of the slots pass the id head, and all where that is not enough."""
+  config, knowledge = MODEL, knowledge_lib.empty(2, V)
+  params = test_model.params_of(config)
+  mask = dataclasses.replace(OFTEN, rate=0.6, id_share=id_share)
+  batch = batch_of(tied_cells(), hide(tied_cells(), mask))
+  is_id = batch.id_weights_BK > 0
+  most, num_slots = is_id.sum(1).max(), is_id.shape[1]
+  assert (most > num_slots // 2) == (id_share == 1.0)
+
+  def in_full(params):
+    network = model.bind(config, params)
+    hidden_BKD = jax.numpy.take_along_axis(
+      network(batch.cells, knowledge), batch.masked_slots_BK[..., None], 1
+    )
+    return losses.id_losses(network.id_logits(hidden_BKD), batch.id_labels_BK)
+
+  def as_trained(params):
+    return evaluate.slot_losses(params, batch, knowledge, config)[0]
+
+  def total(losses_of):
+    return lambda params: (batch.id_weights_BK * losses_of(params)).sum()
+
+  np.testing.assert_allclose(
+    np.where(is_id, as_trained(params), 0.0),
+    np.where(is_id, in_full(params), 0.0),
+    rtol=1e-6,
+  )
+  grads, wanted = (
+    jax.grad(total(losses_of))(params) for losses_of in (as_trained, in_full)
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    grads,
+    wanted,
+  )
+
+
 def test_the_vector_of_hidden_ranks_is_learned():
   """Predictions of values read it, and no position that no gene has."""
   config, knowledge = MODEL, knowledge_lib.empty(2, V)

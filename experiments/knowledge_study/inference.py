@@ -128,12 +128,14 @@ def verdict(
 
 
 def controls(
-  effects: Mapping[float, Interval], alpha: float = 0.05
+  effects: Mapping[float, Interval], detectable: float, alpha: float = 0.05
 ) -> tuple[bool | None, str]:
   """Whether the study can answer, from its own controls.
 
   Args:
     effects: fidelity of the knowledge -> difference of loss.
+    detectable: the smallest difference that the seeds of a control detect;
+      means of neighbours that differ by less are not told apart.
     alpha: of each test.
 
   Returns:
@@ -153,7 +155,7 @@ def controls(
   if effects[0.0].p < alpha:
     faults.append('an effect at fidelity 0')
   means = [effects[p].mean for p in wanted]
-  if any(b > a for a, b in zip(means, means[1:])):
+  if any(b > a + detectable for a, b in zip(means, means[1:])):
     faults.append('not monotone in fidelity')
   if faults:
     return False, f'{CANNOT}: {"; ".join(faults)}'

@@ -60,7 +60,7 @@ def corpus(root: str, num_cells: int, settings: settings_lib.Settings) -> str:
       ('heldout', settings.held_out_cells),
     )
     for species in gene_table.SPECIES
-    for cells in [_cells(whole, part, species, number)]
+    for cells in [draw(whole, part, species, number)]
   ]
   held = {
     f'atlas:{donor}'
@@ -82,7 +82,7 @@ def corpus(root: str, num_cells: int, settings: settings_lib.Settings) -> str:
   return output
 
 
-def _cells(
+def draw(
   whole: simulate.Atlas, part: str, species: str, wanted: int
 ) -> simulate.SimulatedCells:
   """The first cells of the training studies, or of the held-out ones."""

@@ -25,11 +25,13 @@ from genecompass_jax import (
   pretrained,
   prior_tables,
   train,
+  vocabulary as vocabulary_lib,
   workdir,
 )
 
 MASK_SEED = 0
 RARE = 0.01  # of the training cells of a species
+NON_PAIRS = 50  # of an orthologous pair
 
 
 def score(folder: str, corpus_path: str, root: str, atlas=None) -> dict:
@@ -44,7 +46,8 @@ def score(folder: str, corpus_path: str, root: str, atlas=None) -> dict:
   Returns:
     'units': unit -> sums and numbers of losses; 'nulls': the same of the null
     models; 'curve': [step, id loss, value loss] on the cells of the curve;
-    'genes': what the vectors of the genes recover.
+    'genes': what the vectors of the genes recover, and 'tables_alone' what the
+    prior tables do, untrained.
   """
   found = pretrained.load(folder)
   config = main.to_dataclass(
@@ -63,9 +66,14 @@ def score(folder: str, corpus_path: str, root: str, atlas=None) -> dict:
     'curve': _curve(folder),
   }
   if atlas is not None:
-    result['genes'] = genes(found, atlas, materials.held_tfs(root))
-    result['tables_alone'] = tables_alone(
-      [path for _, path in config.priors], atlas, materials.held_tfs(root)
+    held = materials.held_tfs(root)
+    support_G = support(opened, atlas)
+    result['genes'] = recovered(
+      fused(found, atlas), found.vocabulary, atlas, held, support_G
+    )
+    tables = side_by_side([path for _, path in config.priors])
+    result['tables_alone'] = recovered(
+      tables, found.vocabulary, atlas, held, support_G
     )
   return result
 
@@ -201,15 +209,25 @@ def _curve(folder) -> list[list[float]]:
   ]
 
 
-def genes(
-  found: pretrained.PretrainedModel, atlas, held: tuple[str, ...]
-) -> dict[str, float]:
-  """What the fused vectors of genes recover; see `recovered`."""
-  vocabulary = found.vocabulary
+def support(opened: corpus_lib.Corpus, atlas) -> dict[str, int]:
+  """Training cells that express each gene of the atlas, by gene id."""
+  support_SV = opened.medians('library').support_SV
+  found = {}
+  for s, genes in enumerate(atlas.genes):
+    tokens = opened.vocabulary.tokens(genes.gene_ids)
+    found |= {
+      gene: int(support_SV[s, token])
+      for gene, token in zip(genes.gene_ids, tokens)
+      if token >= 0
+    }
+  return found
+
+
+def fused(found: pretrained.PretrainedModel, atlas) -> dict[str, np.ndarray]:
+  """The trained vector of every gene of the vocabulary, priors included."""
   vectors = {}
-  for s in range(len(gene_table.SPECIES)):
-    ids = atlas.genes[s].gene_ids
-    tokens = vocabulary.tokens(ids)
+  for s, genes in enumerate(atlas.genes):
+    tokens = found.vocabulary.tokens(genes.gene_ids)
     known = np.flatnonzero(tokens >= 0)
     fused_ND = _fused(
       found.params,
@@ -218,14 +236,9 @@ def genes(
       found.assets.knowledge,
       found.config,
     )[0]
-    table = dict(zip(np.array(ids)[known], np.asarray(fused_ND, np.float64)))
-    vectors |= table
-  token_of = {
-    gene: int(vocabulary.tokens([gene])[0])
-    for genes_ in atlas.genes
-    for gene in genes_.gene_ids
-  }
-  return recovered(vectors, token_of, atlas, held)
+    ids = np.array(genes.gene_ids)[known].tolist()
+    vectors |= dict(zip(ids, np.asarray(fused_ND, np.float64)))
+  return vectors
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -235,10 +248,8 @@ def _fused(params, tokens_BL, species_BL, knowledge, config):
   return network.embedding.fused(tokens_BL, values_BL, species_BL, knowledge)
 
 
-def tables_alone(
-  tables: list[str], atlas, held: tuple[str, ...]
-) -> dict[str, float]:
-  """The same of the prior tables side by side, untrained."""
+def side_by_side(tables: list[str]) -> dict[str, np.ndarray]:
+  """Vectors of prior tables, one after the other; zeros where one has none."""
   parts: dict[str, list[np.ndarray]] = {}
   widths = []
   for path in tables:
@@ -248,91 +259,103 @@ def tables_alone(
       own = parts.setdefault(gene, [])
       own += [np.zeros(w) for w in widths[len(own) : -1]]
       own.append(vector.astype(np.float64))
-  vectors = {
+  return {
     gene: np.concatenate([*own, *(np.zeros(w) for w in widths[len(own) :])])
     for gene, own in parts.items()
   }
-  return recovered(vectors, {}, atlas, held) if vectors else {}
 
 
 def recovered(
   vectors: dict[str, np.ndarray],
-  token_of: dict[str, int],
+  vocabulary: vocabulary_lib.Vocabulary,
   atlas,
   held: tuple[str, ...],
-) -> dict[str, float]:
+  support_G: dict[str, int],
+) -> dict[str, dict[str, float]]:
   """Edges of TFs that no table states, and orthologues of other tokens.
 
   Args:
-    vectors: of genes.
-    token_of: token of each gene; genes of one token are no pair.
+    vectors: of genes; those outside of the vocabulary are left out.
+    vocabulary: of the corpus.
     atlas: the truth.
     held: TFs that the table of TFs leaves out, with their relatives.
+    support_G: training cells that express each gene.
 
   Returns:
-    'edges_auprc': mean over held-out TFs of the average precision of their
-    targets by cosine; 'edges_chance': mean share of targets among the genes
-    ranked (a ratio would hang on one TF of few targets); 'orthologues_auroc':
-    of orthologous pairs of other tokens against pairs with a random gene of the
-    same species; and how many of each.
+    'edges': TF -> average precision of its targets by cosine; 'edges_chance':
+    TF -> share of targets among the genes ranked (a ratio would hang on TFs of
+    few targets); 'orthologues': human gene -> share of `NON_PAIRS` matched
+    non-pairs that its orthologue of another token comes before. Matched: mouse
+    genes of the same decile of support.
   """
-  precision, chance = [], []
-  for genes_, network in zip(atlas.genes, atlas.networks):
-    ids = np.array(genes_.gene_ids)
-    known = np.array([g in vectors for g in ids])
-    if not known.any():
+  known = {
+    gene: vector for gene, vector in vectors.items() if gene in support_G
+  }
+  result = {'edges': {}, 'edges_chance': {}}
+  for genes, network in zip(atlas.genes, atlas.networks):
+    ids = np.array(genes.gene_ids)
+    is_known = np.array([g in known for g in ids])
+    if not is_known.any():
       continue
-    unit_ND = _unit(np.stack([vectors[g] for g in ids[known]]))
-    row_of = np.cumsum(known) - 1
+    unit_ND = _unit(np.stack([known[g] for g in ids[is_known]]))
+    row_of = np.cumsum(is_known) - 1
     for t, r in enumerate(network.tf_rows_T):
       targets = network.target_E[network.tf_E == t]
-      targets = targets[known[targets] & (targets != r)]
-      if ids[r] not in held or not known[r] or len(targets) < 3:
+      targets = targets[is_known[targets] & (targets != r)]
+      if ids[r] not in held or not is_known[r] or len(targets) < 3:
         continue
       is_target = np.zeros(len(unit_ND), bool)
       is_target[row_of[targets]] = True
       others = np.arange(len(unit_ND)) != row_of[r]
       cosine = (unit_ND @ unit_ND[row_of[r]])[others]
       is_target = is_target[others]
-      precision.append(average_precision(cosine, is_target))
-      chance.append(is_target.mean())
-  result = {
-    'edges_auprc': float(np.mean(precision)) if precision else float('nan'),
-    'edges_chance': float(np.mean(chance)) if chance else float('nan'),
-    'edges_tfs': len(precision),
+      tf = str(ids[r])
+      result['edges'][tf] = average_precision(cosine, is_target)
+      result['edges_chance'][tf] = float(is_target.mean())
+  return result | {
+    'orthologues': _orthologues(known, vocabulary, atlas, support_G)
   }
-  return result | _orthologues(vectors, token_of, atlas)
 
 
-def _orthologues(vectors, token_of, atlas) -> dict[str, float]:
-  human, mouse = (list(g.gene_ids) for g in atlas.genes)
-  pairs = [
-    (human[h], mouse[r])
-    for r, h in enumerate(atlas.genes[1].human_R)
-    if h >= 0
-    and human[h] in vectors
-    and mouse[r] in vectors
-    and token_of.get(human[h], -1) != token_of.get(mouse[r], -2)
-  ]
-  if len(pairs) < 5 or not token_of:
-    return {'orthologues_auroc': float('nan'), 'orthologues_pairs': len(pairs)}
+def _orthologues(vectors, vocabulary, atlas, support_G) -> dict[str, float]:
+  human, mouse = (list(genes.gene_ids) for genes in atlas.genes)
+  pool = [gene for gene in mouse if gene in vectors]
+  if not pool:
+    return {}
+  unit_ND = _unit(np.stack([vectors[gene] for gene in pool]))
+  row_of = {gene: row for row, gene in enumerate(pool)}
+  order = np.argsort([support_G[gene] for gene in pool], kind='stable')
+  decile_N = np.empty(len(pool), int)
+  decile_N[order] = np.arange(len(pool)) * 10 // len(pool)
+  orthologues = collections.defaultdict(set)
+  for mouse_gene, h in zip(mouse, atlas.genes[1].human_R):
+    if h >= 0:
+      orthologues[human[h]].add(mouse_gene)
   rng = np.random.default_rng(0)
-  pool = [g for g in mouse if g in vectors]
-
-  def cosine(one, other):
-    return float(_unit(vectors[one][None])[0] @ _unit(vectors[other][None])[0])
-
-  true = [cosine(*pair) for pair in pairs]
-  false = [
-    cosine(one, pool[i])
-    for one, _ in pairs
-    for i in rng.integers(len(pool), size=20)
-  ]
-  above = np.searchsorted(np.sort(false), true) / len(false)
-  return {
-    'orthologues_auroc': float(above.mean()),
-    'orthologues_pairs': len(pairs),
-  }
+  found = {}
+  for gene in human:
+    partners = orthologues.get(gene, set())
+    token = vocabulary.tokens([gene])[0]
+    chosen = [
+      partner
+      for partner in sorted(partners)
+      if partner in vectors and vocabulary.tokens([partner])[0] != token
+    ]
+    if gene not in vectors or not chosen:
+      continue
+    own_D = _unit(vectors[gene][None])[0]
+    shares = []
+    for partner in chosen:
+      same = np.flatnonzero(decile_N == decile_N[row_of[partner]])
+      same = np.array([i for i in same if pool[i] not in partners])
+      others = rng.choice(same, size=NON_PAIRS)
+      true = unit_ND[row_of[partner]] @ own_D
+      false_N = unit_ND[others] @ own_D
+      # A tie is half a win: rows that are all the same know nothing.
+      wins = (false_N < true).mean() + (false_N == true).mean() / 2
+      shares.append(float(wins))
+    found[gene] = float(np.mean(shares))
+  return found
 
 
 def average_precision(score_N: np.ndarray, is_true_N: np.ndarray) -> float:

@@ -34,6 +34,7 @@ from experiments.knowledge_study import (
   materials,
   real_cells,
   report,
+  results,
   settings as settings_lib,
 )
 from genecompass_jax import errors, paths, progress, simulate
@@ -178,7 +179,7 @@ def execute(args, settings, runs, end: float, train: bool) -> int:
   todo, done = {}, 0
   for run in runs:
     name = key(run, settings)
-    if report.read_score(folder_of(args.root, name)) is not None:
+    if results.read_score(folder_of(args.root, name)) is not None:
       done += 1
     elif name not in todo:
       todo[name] = run
@@ -304,7 +305,7 @@ def _one(root: str, name: str, settings: settings_lib.Settings) -> int:
   atlas = simulate.Atlas(settings.atlas) if run.place.isdecimal() else None
   found = scores.score(folder, config.corpus, root, atlas)
   found |= _spent(folder, time.time() - began, time.process_time() - used)
-  paths.write_json(os.path.join(folder, report.SCORE), found)
+  paths.write_json(os.path.join(folder, results.SCORE), found)
   return errors.EXIT_OK
 
 
@@ -338,13 +339,13 @@ def register(
     for run in settings_lib.plan(settings, 0)
     if run.stage == settings_lib.PILOT
   ]
-  found = report.load(root, pilot, settings)
+  found = results.load(root, pilot, settings)
   if len(found) < len(pilot):
     raise errors.UserError(
       f'{root}: {len(found)} of {len(pilot)} pilot runs are finished; start '
       'the study with --only pilot'
     )
-  spread = report.spread(found, settings)
+  spread = results.spread(found, settings)
   needed = inference.seeds_needed(
     settings.detect, spread['id']['sd_relative'], settings.power
   )
