@@ -57,15 +57,12 @@ class Recipe:
     orthologues: tables of orthologues, the most trusted first.
     biotypes: of the genes that are kept.
     one_to_one: `orthology.STRICT` or `orthology.CONFIDENT`.
-    as_shipped: with the one wrong Entrez id of the table that is shipped
-      (ENSG00000083622 has that of FAM27E4), so that its bytes stay the same.
   """
 
   species: tuple[SpeciesSources, ...]
   orthologues: tuple[str, ...] = ()
   biotypes: tuple[str, ...] = gene_table.BIOTYPES
   one_to_one: str = orthology.STRICT
-  as_shipped: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +135,7 @@ def build(sources: Sources) -> gene_table.GeneTable:
   mouse = SpeciesSources(
     'mouse', sources.mouse_gencode, sources.mouse_ensembl, (sources.mgi,)
   )
-  recipe = Recipe(
-    (human, mouse), (sources.mgi, sources.homologene), as_shipped=True
-  )
+  recipe = Recipe((human, mouse), (sources.mgi, sources.homologene))
   table, kinds, notes = _build(recipe)
   header = _shipped_header(sources, table, kinds)
   (changed,) = (n for n in notes if n.startswith('last change '))
@@ -307,8 +302,7 @@ def _genes_of(
     official |= {n.gene_id: n.symbol for n in names if n.gene_id}
     entrez |= {n.symbol: n.entrez for n in names if n.entrez}
     entrez |= {n.gene_id: n.entrez for n in names if n.entrez}
-  if not recipe.as_shipped:
-    entrez.pop('', None)
+  entrez.pop('', None)  # a gene without a symbol has not that of another
   genes, ids = _current_genes(rows, official, recipe.biotypes)
   if not genes:
     raise errors.UserError(
