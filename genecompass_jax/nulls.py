@@ -87,10 +87,6 @@ with a weight chosen on the same cells.
 
 import dataclasses
 import functools
-import io
-import json
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -101,6 +97,7 @@ from genecompass_jax import (
   kernels,
   masking,
   null_counts,
+  null_files,
   null_kernels,
   null_split,
   paths,
@@ -122,12 +119,6 @@ SPLIT_VALUE_NAMES = (
   'null_value_cell_scaled',
 )
 
-_FORMAT = 2
-_READS = (1, 2)  # format 1 knew the objective `released` only
-_DAMAGE = (
-  OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile,
-  zlib.error,
-)  # fmt: skip
 _CALIBRATION_CELLS = 256
 _CALIBRATION_EVERY = 8
 _MIXES = (1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 0.6)
@@ -609,32 +600,7 @@ class NullModels:
     return paths.sha256_bytes(self._bytes())
 
   def _bytes(self) -> bytes:
-    header = {
-      'format': _FORMAT,
-      'encoding': dataclasses.asdict(self.encoding),
-      'mask': dataclasses.asdict(self.mask),
-      'choices': [dataclasses.asdict(c) for c in self.choices],
-      'num_cells': [c.num_cells for c in self.counts],
-    }
-    arrays = {'divisor_SV': self.divisor_SV}
-    for s, c in enumerate(self.counts):
-      gene_P, bin_P = np.nonzero(c.pairs_TN)
-      arrays |= {
-        f'{s}/tokens_T': c.tokens_T,
-        f'{s}/measured_T': c.measured_T,
-        f'{s}/gene_P': gene_P.astype(np.int32),
-        f'{s}/bin_P': bin_P.astype(np.int16),
-        f'{s}/cells_P': c.pairs_TN[gene_P, bin_P],
-        f'{s}/ranks_TQ': c.ranks_TQ,
-        f'{s}/value_sum_T': c.value_sum_T,
-      }
-      if self.mask.splits:
-        arrays[f'{s}/moments_TM'] = self.moments[s]
-    text = json.dumps(header, sort_keys=True).encode()
-    arrays['header'] = np.frombuffer(text, np.uint8)
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
-    return file.getvalue()
+    return null_files.to_bytes(self)
 
   def save(self, path: paths.PathLike) -> None:
     """Writes one npz (arrays, and a JSON header): the same models, bytes."""
@@ -647,47 +613,12 @@ class NullModels:
     Raises:
       UserError: the file is missing, damaged, or of another format version.
     """
-    if not paths.exists(path):
-      raise errors.UserError(f'{path}: no null models here; fit them again')
+    fields = null_files.read(path)
     try:
-      with np.load(io.BytesIO(paths.read_bytes(path))) as arrays:
-        header = json.loads(bytes(arrays['header']))
-        if header['format'] not in _READS:
-          raise errors.UserError(
-            f'{path}: null models of format {header["format"]}, this version'
-            f' reads {" and ".join(map(str, _READS))}; fit them again'
-          )
-        counts = []
-        for s, num_cells in enumerate(header['num_cells']):
-          tokens_T = arrays[f'{s}/tokens_T']
-          pairs_TN = np.zeros((len(tokens_T), null_kernels.NUM_BINS), np.uint32)
-          pair = arrays[f'{s}/gene_P'], arrays[f'{s}/bin_P']
-          pairs_TN[pair] = arrays[f'{s}/cells_P']
-          rest = {
-            name: arrays[f'{s}/{name}']
-            for name in ('measured_T', 'ranks_TQ', 'value_sum_T')
-          }
-          counts.append(
-            null_counts.SpeciesCounts(
-              tokens_T, num_cells, pairs_TN=pairs_TN, **rest
-            )
-          )
-        mask = masking.MaskConfig(**header['mask'])
-        species = range(len(counts)) if mask.splits else ()
-        return cls(
-          encoding.EncodingConfig(**header['encoding']),
-          mask,
-          arrays['divisor_SV'],
-          tuple(counts),
-          tuple(Choices(**c) for c in header['choices']),
-          tuple(arrays[f'{s}/moments_TM'] for s in species),
-        )
-    except errors.UserError:
-      raise
-    except _DAMAGE as error:
-      raise errors.UserError(
-        f'{path}: not null models, or damaged ({error}); fit them again'
-      ) from error
+      fields['choices'] = tuple(Choices(**c) for c in fields['choices'])
+    except TypeError as error:
+      raise null_files.damaged(path, error) from error
+    return cls(**fields)
 
 
 def _take(

@@ -28,6 +28,7 @@ LEVELS = (
   (2, 'reading model checkpoint prepare training_log tensor_files'),
   (2, 'data'),
   (3, 'null_counts null_split'),
+  (3, 'null_files'),
   (3, 'nulls convert pretrained'),
   (3, 'evaluate'),
   (4, 'train'),
