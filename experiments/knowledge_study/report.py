@@ -154,9 +154,9 @@ def _answers(found, settings, facts, endpoint) -> tuple[bool | None, str]:
   effects = {}
   for p in settings.fidelities:
     diff, seeds, _ = _control(found, settings, p, endpoint)
-    if len(seeds) >= settings.other_seeds:
+    if len(seeds) >= facts['seeds']['primary']:
       effects[float(p)] = inference.interval(diff)
-  detectable = facts['smallest_detectable_relative'][endpoint]['others']
+  detectable = facts['smallest_detectable_relative'][endpoint]['primary']
   return inference.controls(effects, detectable, settings.alpha)
 
 

@@ -34,8 +34,8 @@ class Settings:
     objective: of masking.
     pilot_seeds: of the two runs of each arm of the pair that give the spread;
       not used again.
-    least_seeds: of the primary pair.
-    most_seeds: of the primary pair; what it cannot detect is then stated.
+    least_seeds: of the primary pair and of the study's own controls.
+    most_seeds: of those; what they cannot detect is then stated.
     other_seeds: of every other arm.
     detect: relative difference in id loss that is to be detected.
     alpha, power: of that.
@@ -113,7 +113,7 @@ def plan(settings: Settings, seeds: int) -> list[Run]:
 
   Args:
     settings: of the study.
-    seeds: of the primary pair, as registered.
+    seeds: of the primary pair and the controls, as registered.
   """
   size = str(settings.control_size)
   runs = [
@@ -126,7 +126,7 @@ def plan(settings: Settings, seeds: int) -> list[Run]:
   for some in (order[:2], order[2:]):
     runs += [
       Run(FIDELITY, f'{name}_{p}', size, seed)
-      for seed in range(settings.other_seeds)
+      for seed in range(seeds)
       for p in some
       for name in ('fidelity', 'permuted_fidelity')
     ]
