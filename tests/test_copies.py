@@ -186,11 +186,15 @@ def test_many_gene_lists_fit_a_word():
       assert measured[source_number][member_R].all()
 
 
-def test_every_pair_of_few_gene_lists_has_its_set():
+@pytest.mark.parametrize('number', [6, fingerprints.MAX_KINDS])
+def test_every_pair_of_few_gene_lists_has_its_set(number):
   rng = np.random.default_rng(0)
-  measured = rng.random((6, 3000)) < 0.5
-  sets = fingerprints.GeneSets.of(measured)
-  for a, b in itertools.combinations_with_replacement(range(6), 2):
+  measured = rng.random((number, 6000)) < 0.5
+  panels = np.zeros((5, 6000), bool)  # of some genes, and sources of mice
+  panels[:4, :280] = rng.random((4, 280)) < 0.9
+  sets = fingerprints.GeneSets.of(np.concatenate([panels, measured])[::-1])
+  sets = fingerprints.GeneSets(sets.member_R, sets.sets_Src[::-1][5:])
+  for a, b in itertools.combinations_with_replacement(range(number), 2):
     both = int(sets.sets_Src[a] & sets.sets_Src[b])
     found = [
       ((sets.member_R & np.uint64(1 << s)) > 0).sum()
@@ -198,6 +202,24 @@ def test_every_pair_of_few_gene_lists_has_its_set():
       if both >> s & 1
     ]
     assert max(found) == (measured[a] & measured[b]).sum()
+
+
+@pytest.mark.parametrize('number', range(7, 16))
+def test_pairs_of_gene_lists_are_searched_or_said_not_to_be(number):
+  rng = np.random.default_rng(number)
+  measured = rng.random((number, 3000)) < 0.8
+  sets = fingerprints.GeneSets.of(measured)
+  assert not len(sets.unsearched(measured))
+  measured = rng.random((number, 3000)) < 0.35
+  sets = fingerprints.GeneSets.of(measured)
+  missed = {
+    (a, b)
+    for a, b in itertools.combinations_with_replacement(range(number), 2)
+    if (measured[a] & measured[b]).sum() >= fingerprints.MIN_GENES
+    and not sets.sets_Src[a] & sets.sets_Src[b]
+  }
+  assert set(map(tuple, sets.unsearched(measured).tolist())) == missed
+  assert missed or number <= fingerprints.MAX_KINDS
 
 
 def test_which_copy_stays():
@@ -226,3 +248,16 @@ def test_kang_extracts_share_the_known_cells(tmp_path, real_data):
   )
   shared = made.manifest['copies']['shared']
   assert {tuple(s['sources']): s['cells'] for s in shared} == KANG
+
+
+def test_the_report_says_what_was_not_searched(tmp_path, monkeypatch):
+  monkeypatch.setattr(fingerprints, 'MAX_KINDS', 1)
+  columns = np.arange(GENES)
+  lists = columns[:800], columns[500:1400], columns[1000:]
+  opened = [
+    source(counts(60, seed), some, name)
+    for seed, (name, some) in enumerate(zip('abc', lists))
+  ]
+  prepare(opened, tmp_path / 'c')
+  text = reports.describe(reports.read(tmp_path / 'c'))
+  assert 'pairs of sources, a and a among them, were not searched' in text

@@ -160,6 +160,19 @@ def remove_copies(
     f'{names[a]} and {names[b]} share {shared[a, b]:,} cells: one unit'
     for a, b in across
   ]
+  unsearched = {
+    (int(a), int(b))
+    for species in range(len(plan.vocabulary().species))
+    for a, b in plan.gene_sets(species).unsearched(
+      np.asarray(plan.load(f'measured/{species}'))
+    )
+  }
+  if unsearched:
+    a, b = min(unsearched)
+    notes.append(
+      f'{len(unsearched):,} pairs of sources, {names[a]} and {names[b]} among '
+      'them, were not searched for copies: too many different gene lists'
+    )
   return {
     'report': {
       'searched': True,
