@@ -206,6 +206,11 @@ class Source:
         f'{self.name}: obs column {self.config.total!r} holds broken numbers, '
         'but the counts are whole'
       )
+    if not self.is_float and (totals_C >= 2**32).any():
+      raise errors.UserError(
+        f'{self.name}: obs column {self.config.total!r} holds a library size '
+        'above 4,294,967,295'
+      )
     return totals_C
 
   def bind(self, vocab: vocabulary.Vocabulary) -> 'CellStream':
@@ -225,6 +230,7 @@ class CellStream:
   """
 
   def __init__(self, source: Source, vocab: vocabulary.Vocabulary):
+    vocab.check_rows()
     self.source, self.vocabulary = source, vocab
     self._row_of_column: dict[int, np.ndarray] = {}
     self._num_rows: dict[int, int] = {}

@@ -202,6 +202,7 @@ def _build(
   labels = labels_lib.Labels(_carried(configs), table.species)
   opened = opening.open_sources(configs, labels, folder, config.apart, table)
   vocab = given or _vocabulary(opened, config.vocabulary)
+  vocab.check_rows()
   _check_weights(config.weigh_by, labels)
   plan = _plan(opened, labels, vocab, config, folder)
   jobs = config.jobs or _jobs(opened)
