@@ -1,5 +1,6 @@
 """Cells that stand in several sources, with other genes, are found."""
 
+import dataclasses
 import itertools
 import os
 
@@ -98,6 +99,28 @@ def test_units_that_share_cells_are_held_out_together(three, tmp_path):
   store = made.store('validation', 0)
   units = {store.categories('unit')[code] for code in store.obs('unit')}
   assert units == {'wide+narrow+shifted'}
+
+
+def test_donors_of_one_file_that_share_cells_are_one_unit(tmp_path):
+  matrix = counts(120, 5)
+  matrix[60:80] = matrix[:20]
+  donor = np.repeat(['p', 'q', 'r'], 40)
+  donor[60:80] = 'q'
+  opened = source(matrix, np.arange(GENES), 'file', unit='donor')
+  opened = dataclasses.replace(opened, obs=opened.obs.assign(donor=donor))
+  made = pipeline.prepare(
+    [opened],
+    tmp_path / 'c',
+    pipeline.PrepareConfig(
+      vocabulary='measured', filters=OFF, validation_units=('q',)
+    ),
+  )
+  split = made.manifest['split']
+  assert split['validation_units'] == ['file:p+file:q']
+  assert split['joined_units'] == [['file:p', 'file:q']]
+  assert made.num_cells('train') == 40
+  text = reports.describe(reports.read(tmp_path / 'c'))
+  assert 'file:p and file:q share cells of one file: one unit' in text
 
 
 def test_copies_may_be_kept(three, tmp_path):

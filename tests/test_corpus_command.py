@@ -1,5 +1,6 @@
 """Finished corpora merged, and converted to formats of others."""
 
+import dataclasses
 import json
 
 import anndata
@@ -103,6 +104,49 @@ def test_copies_across_corpora_are_removed_and_held_out_together(tmp_path):
   assert merged.num_cells('validation') == 350
   assert merged.num_cells('train') == 100
   assert merged.manifest['split']['validation_units'] == ['held+other']
+
+
+def donors_of(matrix, name, dataset, donors):
+  made = wide_source(
+    matrix, np.arange(matrix.shape[1]), name, unit='donor', dataset=dataset
+  )
+  obs = made.obs.assign(donor=np.repeat(donors, len(matrix) // len(donors)))
+  return dataclasses.replace(made, obs=obs)
+
+
+def test_a_unit_of_a_joined_one_is_held_out_with_it(tmp_path):
+  first, other = many_counts(100, 0), many_counts(100, 1)
+  other[:10] = first[:10]
+  config = {'vocabulary': 'measured', 'filters': OFF}
+  joined = pipeline.prepare(
+    [
+      donors_of(first, 'first', 'S', ['d1', 'd2']),
+      donors_of(other, 'other', 'T', ['e1']),
+    ],
+    tmp_path / 'A',
+    pipeline.PrepareConfig(validation_share=0, **config),
+  )
+  names = ['S:d1', 'S:d2', 'T:e1']
+  assert joined.manifest['split']['joined_units'] == [names]
+  # more cells of the first donor, held out from those of another
+  pipeline.prepare(
+    [donors_of(many_counts(100, 2), 'later', 'S', ['d1', 'x'])],
+    tmp_path / 'B',
+    pipeline.PrepareConfig(validation_units=('S:d1',), **config),
+  )
+  merged = merging.merge([tmp_path / 'A', tmp_path / 'B'], tmp_path / 'C')
+  assert merged.manifest['split']['validation_units'] == ['+'.join(names)]
+  assert merged.manifest['split']['joined_units'] == [names]
+  assert merged.num_cells('train') == 50
+  # once more, after it was merged
+  pipeline.prepare(
+    [donors_of(many_counts(100, 3), 'last', 'T', ['e1', 'y'])],
+    tmp_path / 'D',
+    pipeline.PrepareConfig(validation_share=0, **config),
+  )
+  again = merging.merge([tmp_path / 'D', tmp_path / 'C'], tmp_path / 'E')
+  assert again.num_cells('train') == 50 + 50
+  assert again.num_cells('validation') == merged.num_cells('validation') + 50
 
 
 def test_merging_says_what_it_cannot(two, tmp_path):

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -69,6 +69,7 @@ class Source:
       the same source again, in another process too.
     is_divided: whether the values are counts divided by medians already, so
       that 1 is the median of every gene.
+    unit_members: of a unit that an earlier corpus has joined: what of.
   """
 
   config: source_config.SourceConfig
@@ -87,6 +88,9 @@ class Source:
   digest: str = ''
   can_reopen: bool = False
   is_divided: bool = False
+  unit_members: Mapping[str, tuple[str, ...]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def num_cells(self) -> int:

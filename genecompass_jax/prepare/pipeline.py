@@ -251,7 +251,7 @@ def _build(
   for mode, values in counted.items():
     values.save(paths.join(place, f'medians_{mode}.tsv.gz'), vocab)
   split = labels_lib.split_facts(labels, split_U, config.validation_share)
-  split['joined_units'] = found['joined_units']
+  split['joined_units'] = labels.joined_units
   report = {
     'sources': reports,
     'split': split,

@@ -179,4 +179,5 @@ def _source(
     digest=found.digest,
     can_reopen=can_reopen,
     is_divided=found.is_divided,
+    unit_members=found.unit_members,
   )

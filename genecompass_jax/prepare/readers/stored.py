@@ -211,6 +211,10 @@ def read(config: source_config.SourceConfig) -> opened.Opened:
     species_C=species_C,
     identify=identify,
     is_divided=found.manifest.get('medians_by') == 'source',
+    unit_members={
+      '+'.join(names): tuple(names)
+      for names in found.manifest['split'].get('joined_units', ())
+    },
   )
 
 
