@@ -196,6 +196,7 @@ def test_h5ad_files_of_a_corpus(two, tmp_path, capsys):
         split,
         unit,
       )
+      assert adata.obs['species'].iloc[i] == ('human', 'mouse')[name == 'b']
       seen += 1
   assert seen == len(expected)
   held = exports.to_h5ad(two[0], str(tmp_path / 'V'), 'validation')
@@ -206,6 +207,35 @@ def test_h5ad_files_of_a_corpus(two, tmp_path, capsys):
     exports.to_h5ad(two[0], str(tmp_path / 'W'), 'tests')
   with pytest.raises(errors.UserError, match='is there already'):
     exports.to_h5ad(two[0], str(out))
+
+
+def test_large_counts_are_exact_in_h5ad(tmp_path):
+  cells = make(50, 0)
+  cells.X = cells.X.astype(np.float64)
+  cells.X.data[0] = 2**24 + 1
+  prepare([source(cells, 'a')], tmp_path / 'A', validation_share=0)
+  ((name, _),) = exports.to_h5ad(tmp_path / 'A', str(tmp_path / 'H'))
+  assert anndata.read_h5ad(name).X.max() == 2**24 + 1
+
+
+def test_a_stopped_conversion_leaves_no_set_of_cells(
+  two, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(exports, '_FILE_CELLS', 180)
+  write = exports._write_facts
+
+  def stop(*args):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(exports, '_write_facts', stop)
+  before = sorted(tmp_path.iterdir())
+  with pytest.raises(KeyboardInterrupt):
+    exports.to_arrow(two[0], str(tmp_path / 'R'))
+  assert sorted(tmp_path.iterdir()) == before
+  monkeypatch.setattr(exports, '_write_facts', write)
+  (tmp_path / 'R').mkdir()  # an empty folder is taken
+  assert len(exports.to_arrow(two[0], str(tmp_path / 'R'))) == 3
+  assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / 'R'])
 
 
 def test_released_layout_and_back(two, tmp_path, monkeypatch):
