@@ -557,3 +557,22 @@ def test_normalised_real_sets_are_refused(real_data):
   ):
     with pytest.raises(errors.UserError, match=match):
       sources.open_h5ad(sources.SourceConfig(str(real_data / f'{name}.h5ad')))
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.int8, np.uint16, np.float32])
+def test_small_types_hold_the_sum_of_a_gene_stored_twice(tmp_path, dtype):
+  data = np.array([100, 100, 100, 5], dtype)
+  places, offsets = np.array([1, 1, 1, 0]), np.array([0, 4])
+  by_rows = matrices.Rows(data, places, offsets, (1, 3))
+  by_columns = matrices.Columns(
+    np.array([5, 100, 100, 100], dtype),
+    np.zeros(4, np.int32),
+    np.array([0, 1, 4, 4]),
+    (1, 3),
+  )
+  for matrix in (
+    by_rows,
+    by_columns.by_rows(),
+    by_columns.by_rows(str(tmp_path / 'turned')),
+  ):
+    assert matrix.read(0, 1).toarray().tolist() == [[5, 300, 0]]
