@@ -209,6 +209,16 @@ def test_many_gene_lists_fit_a_word():
       assert measured[source_number][member_R].all()
 
 
+@pytest.mark.parametrize(('share', 'found'), [(0.01, True), (0.04, False)])
+def test_copies_differ_in_few_genes(share, found):
+  rows = np.arange(0, 1200, 2)
+  mine = np.random.default_rng(0).integers(1, 5, len(rows)).astype(np.uint32)
+  theirs = mine.copy()
+  theirs[: int(share * len(rows))] += 1
+  common = np.ones(GENES, bool)
+  assert fingerprints.agree((rows, mine), (rows, theirs), common) == found
+
+
 @pytest.mark.parametrize('number', [6, fingerprints.MAX_KINDS])
 def test_every_pair_of_few_gene_lists_has_its_set(number):
   rng = np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import anndata
 import numpy as np
@@ -72,6 +73,19 @@ def test_a_merged_corpus_holds_all_cells_and_splits(two, tmp_path):
   for mode in ('released', 'library'):  # medians of all training cells
     supports = [p.medians(mode).support_SV.sum() for p in parts]
     assert merged.medians(mode).support_SV.sum() == sum(supports)
+
+
+def test_merging_filters_no_cell_again(tmp_path):
+  few = make(60, 3)  # fewer genes a cell than prep asks for
+  for name in 'AB':
+    prepare([source(few, name)], tmp_path / name, validation_share=0)
+    few = make(60, 4)
+  merged = merging.merge(
+    [tmp_path / 'A', tmp_path / 'B'],
+    tmp_path / 'C',
+    pipeline.PrepareConfig(filters=quality.QualityConfig(min_genes=10_000)),
+  )
+  assert merged.num_cells('train') == 120
 
 
 def test_merging_does_not_depend_on_how_cells_were_stored(two, tmp_path):
@@ -152,6 +166,9 @@ def test_a_unit_of_a_joined_one_is_held_out_with_it(tmp_path):
 def test_merging_says_what_it_cannot(two, tmp_path):
   with pytest.raises(errors.UserError, match='two corpora or more'):
     merging.merge(two[:1], tmp_path / 'C')
+  shutil.copytree(two[0], tmp_path / 'again')
+  with pytest.raises(errors.UserError, match='holds the same corpus as'):
+    merging.merge([*two, tmp_path / 'again'], tmp_path / 'C')
   with pytest.raises(errors.UserError, match='no corpus here'):
     merging.merge([two[0], tmp_path], tmp_path / 'C')
   halves = make(200, 5)
