@@ -165,19 +165,7 @@ def remove_copies(
     f'{units[a]} and {units[b]} share cells of one file: one unit'
     for a, b in within
   ]
-  unsearched = {
-    (int(a), int(b))
-    for species in range(len(plan.vocabulary().species))
-    for a, b in plan.gene_sets(species).unsearched(
-      np.asarray(plan.load(f'measured/{species}'))
-    )
-  }
-  if unsearched:
-    a, b = min(unsearched)
-    notes.append(
-      f'{len(unsearched):,} pairs of sources, {names[a]} and {names[b]} among '
-      'them, were not searched for copies: too many different gene lists'
-    )
+  notes += _unsearched(plan, names)
   return {
     'report': {
       'searched': True,
@@ -203,3 +191,21 @@ def _units_within(
     units = unit_C[one_P[mine, 1]], unit_C[other_P[mine, 1]]
     found |= {(a, b) for a, b in zip(*map(np.ndarray.tolist, units)) if a != b}
   return sorted(found)
+
+
+def _unsearched(plan: plans.Plan, names: Sequence[str]) -> list[str]:
+  """A line where pairs of sources were not searched for copies."""
+  found = {
+    (int(a), int(b))
+    for species in range(len(plan.vocabulary().species))
+    for a, b in plan.gene_sets(species).unsearched(
+      np.asarray(plan.load(f'measured/{species}'))
+    )
+  }
+  if not found:
+    return []
+  a, b = min(found)
+  return [
+    f'{len(found):,} pairs of sources, {names[a]} and {names[b]} among them, '
+    'were not searched for copies: too many different gene lists'
+  ]
