@@ -12,6 +12,7 @@ import pytest
 from genecompass_jax import cli, corpus, errors
 from genecompass_jax.prepare import (
   exports,
+  matrices,
   merging,
   pipeline,
   quality,
@@ -161,6 +162,27 @@ def test_a_unit_of_a_joined_one_is_held_out_with_it(tmp_path):
   again = merging.merge([tmp_path / 'D', tmp_path / 'C'], tmp_path / 'E')
   assert again.num_cells('train') == 50 + 50
   assert again.num_cells('validation') == merged.num_cells('validation') + 50
+
+
+def test_a_small_source_is_gathered_in_one_pass(two, tmp_path, monkeypatch):
+  (config, _) = sources.expand(sources.SourceConfig(str(two[0])))
+  matrix = sources.open_source(config).matrix
+  read = type(matrix).read
+  passes = []
+
+  def counted(self, first, stop):
+    passes.append((first, stop))
+    return read(self, first, stop)
+
+  monkeypatch.setattr(type(matrix), 'read', counted)
+  whole = matrix.by_rows(str(tmp_path / 'one'))
+  assert passes == [(0, matrix.shape[0])]
+  # more entries than are held at a time
+  monkeypatch.setattr(matrices, 'TURN_IN_MEMORY', 16 * matrix.num_entries // 3)
+  parts = matrix.by_rows(str(tmp_path / 'parts'))
+  assert len(passes) >= 1 + 3
+  for part in ('data', 'indices', 'indptr'):
+    np.testing.assert_array_equal(getattr(whole, part), getattr(parts, part))
 
 
 def test_merging_says_what_it_cannot(two, tmp_path):
