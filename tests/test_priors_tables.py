@@ -16,6 +16,7 @@ from genecompass_jax import cli, errors, knowledge, prior_tables, vocabulary
 from genecompass_jax.prepare.priors import (
   assembly,
   controls,
+  pairs as pairs_lib,
   released,
   strata,
   validation,
@@ -521,3 +522,14 @@ def test_coverage_counts_species_apart():
   assert found['human']['with_vector'] == 10
   assert found['mouse']['with_vector'] == 0
   assert found['human']['coding_with_vector'] == 10
+
+
+def test_new_edges_are_those_that_the_prior_does_not_state():
+  truth = validation.from_edges(
+    't', 0, np.array([0, 0, 1, 1]), np.array([5, 6, 5, 7]), {}
+  )
+  # a pair is known whichever of the two regulates
+  known = pairs_lib.keys(np.array([6, 1, 5]), np.array([0, 7, 7]))
+  new = validation.without_known(truth, known)
+  edges = list(zip(new.regulator_K[new.set_M].tolist(), new.gene_M.tolist()))
+  assert edges == [(0, 5), (1, 5)]
