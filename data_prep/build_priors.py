@@ -24,7 +24,7 @@ import os
 import pathlib
 import sys
 
-from genecompass_jax import cli, paths
+from genecompass_jax import cli, errors, paths
 from genecompass_jax.prepare import priors
 from genecompass_jax.prepare.priors import files
 
@@ -81,6 +81,10 @@ def main() -> int:
   }
   for name in FILES.keys() - have.keys():
     print(f'{FILES[name]} is absent: left out', file=sys.stderr)
+  if args.hold_out and 'hgnc' not in have:
+    # targets of a paralogue would tell those of the TF
+    print('--hold-out needs the groups of HGNC for paralogues', file=sys.stderr)
+    return errors.EXIT_USAGE
   recorded = os.path.join(args.output, 'steps.json')
   done = _read(recorded)
   built = []
@@ -130,9 +134,8 @@ def _builds(args, have):
     ('dorothea_mouse', '--mouse=dorothea'),
   ):
     grn += [f'{flag}={have[key]}'] if key in have else []
-  if args.hold_out:
-    grn += ['--hold-out', args.hold_out, '--paralogues']
-    grn += [have.get('hgnc', 'none')]
+  if len(grn) > 5 and args.hold_out:
+    grn += ['--hold-out', args.hold_out, '--paralogues', have['hgnc']]
   if len(grn) > 5:
     yield 'grn', grn
   promoter = ['promoter', '--width', args.width]

@@ -121,6 +121,11 @@ class Store:
     """Library size of every cell: uint32, float64 for corrected counts."""
     return self._read('total')
 
+  @property
+  def largest_count(self) -> int:
+    """No count is larger; `OVERFLOW_MARK` where none is above it."""
+    return int(self._overflow[1].max(initial=OVERFLOW_MARK))
+
   @functools.cached_property
   def measured_SrcR(self) -> np.ndarray:  # noqa: N802
     """Bool [sources, R]: the genes that each source of the corpus measured."""

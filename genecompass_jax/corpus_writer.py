@@ -421,12 +421,7 @@ class CorpusWriter:
     self._shard_elements = shard_elements
     self._stores: dict[tuple[str, int], StoreWriter] = {}
     self._started = time.time()
-    for species, name in enumerate(vocab.species):
-      num_rows = len(vocab.gene_rows(species))
-      if num_rows > 65_535:
-        raise errors.UserError(
-          f'{num_rows} {name} genes in the vocabulary, a corpus takes 65,535'
-        )
+    vocab.check_rows()
     self._place = self.path
     if staging.is_local(self.path):
       self._place = staging.folder(self.path)

@@ -19,6 +19,7 @@ SPECIES = gene_table.SPECIES  # of the default; a vocabulary has its own
 PAD = 0
 MASK = 1
 NUM_SPECIAL = 2
+MAX_ROWS = 65_535  # genes of a species: a row of its list takes two bytes
 
 LAYOUTS = ('compact', 'released')
 ORTHOLOGUES = ('one2one', 'released', 'none')
@@ -203,6 +204,20 @@ class Vocabulary:
   def gene_rows(self, species: int) -> np.ndarray:
     """Rows in the gene table of the genes of one species, in its order [R]."""
     return np.flatnonzero(self.genes.species_G == species)
+
+  def check_rows(self) -> None:
+    """Refuses gene lists that the rows of a cell cannot count.
+
+    Raises:
+      UserError: a species has more than `MAX_ROWS` genes.
+    """
+    for species, name in enumerate(self.species):
+      number = int((self.genes.species_G == species).sum())
+      if number > MAX_ROWS:
+        raise errors.UserError(
+          f'{number:,} {name} genes in the vocabulary, cells take '
+          f'{MAX_ROWS:,}: leave biotypes out of its gene table'
+        )
 
   def species_tokens(self, species: int) -> np.ndarray:
     """int32 sorted distinct tokens that a cell of a species can hold."""

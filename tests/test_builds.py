@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from genecompass_jax import corpus, errors
+from genecompass_jax import corpus, errors, staging
 from genecompass_jax.prepare import pipeline, quality, sources
 from genecompass_jax.prepare.building import builds, engines, pieces
 from tests.test_prepare_pipeline import make
@@ -55,8 +56,9 @@ def start(folder, out, engine='pool', jobs=1):
 def results(out):
   """Results of finished tasks, by name, with when they were written."""
   found = {}
-  for path in pathlib.Path(f'{out}.building').glob('*/*.json'):
-    with contextlib.suppress(FileNotFoundError):  # the build has just ended
+  # what is listed may be gone before it is looked at: the build has just ended
+  with contextlib.suppress(FileNotFoundError):
+    for path in pathlib.Path(f'{out}.building').glob('*/*.json'):
       if path.stem.isdigit():
         name = path.relative_to(f'{out}.building')
         found[name] = path.stat().st_mtime_ns
@@ -246,3 +248,107 @@ def test_weights_of_rare_kinds_are_in_the_manifest(cells, tmp_path):
 def test_the_identity_of_a_build_is_json():
   config = pipeline.PrepareConfig()
   assert json.loads(json.dumps(config.result_fields()))
+
+
+class Killed(BaseException):
+  """Nothing in the package catches it, as nothing catches kill -9."""
+
+
+def kill_at(monkeypatch, module, name, after=False):
+  """Ends the process, as it were, before or after a call; undone by the result."""
+  real = getattr(module, name)
+
+  def die(*args):
+    if after:
+      real(*args)
+    raise Killed
+
+  monkeypatch.setattr(module, name, die)
+  return lambda: monkeypatch.setattr(module, name, real)
+
+
+def test_killed_after_it_took_its_name_it_is_written_again(
+  cells, tmp_path, monkeypatch
+):
+  folder, _ = cells
+  out = tmp_path / 'c'
+  prepare(folder, out)
+  go_on = kill_at(monkeypatch, staging, 'swap', after=True)
+  with pytest.raises(Killed):
+    prepare(folder, out, seed=1, overwrite=True)
+  go_on()
+  whole = content(out)
+  made = prepare(folder, out, seed=1, overwrite=True)
+  assert not made.verify()
+  assert content(out) == whole
+
+
+@pytest.mark.parametrize('name', ['rmtree', '_remove'])
+def test_killed_while_it_cleans_up_it_starts_anew(
+  cells, tmp_path, monkeypatch, name
+):
+  folder, _ = cells
+  out = tmp_path / 'c'
+  stop = stop_after(monkeypatch, 'shards', KeyboardInterrupt())
+  with pytest.raises(KeyboardInterrupt):
+    prepare(folder, out)
+  stop()
+  # other settings clear the place; a kill among the files leaves some results
+  module = shutil if name == 'rmtree' else builds
+  go_on = kill_at(monkeypatch, module, name, after=True)
+  with pytest.raises(Killed):
+    prepare(folder, out, seed=1)
+  go_on()
+  assert not prepare(folder, out).verify()
+
+
+def test_a_corpus_of_other_settings_beside_the_scratch_is_not_taken(
+  cells, tmp_path, monkeypatch
+):
+  folder, _ = cells
+  out, scratch = tmp_path / 'c', str(tmp_path / 'scratch')
+  go_on = kill_at(monkeypatch, staging, 'swap')
+  with pytest.raises(Killed):
+    prepare(folder, out, seed=1, scratch=scratch)
+  go_on()
+  assert os.path.exists(f'{out}.staging/manifest.json')
+  made = prepare(folder, out, seed=2, scratch=scratch)
+  assert made.manifest['seed'] == 2
+  prepare(folder, tmp_path / 'd', seed=2)
+  assert content(out) == content(tmp_path / 'd')
+
+
+def test_a_file_that_is_named_beside_the_cells_is_part_of_the_build(
+  cells, tmp_path, monkeypatch
+):
+  folder, _ = cells
+  known = prepare(folder, tmp_path / 'known').vocabulary
+  chosen = tmp_path / 'chosen.tsv.gz'
+  ids = list(known.genes.gene_ids)
+  config = sources.SourceConfig(str(folder / 'a.h5ad'), unit='donor')
+
+  def build(out):
+    settings = pipeline.PrepareConfig(vocabulary=str(chosen), filters=OFF)
+    return pipeline.prepare([config], out, settings)
+
+  known.restrict(ids[::2]).save(chosen)
+  go_on = stop_after(monkeypatch, 'runs', KeyboardInterrupt())
+  with pytest.raises(KeyboardInterrupt):
+    build(tmp_path / 'c')
+  go_on()
+  known.restrict(ids[1::2]).save(chosen)  # as many genes, but others
+  build(tmp_path / 'c')
+  build(tmp_path / 'd')
+  assert content(tmp_path / 'c') == content(tmp_path / 'd')
+
+
+def test_files_that_cells_depend_on(tmp_path):
+  for name in ('a_matrix.mtx', 'a_barcodes.tsv', 'a_genes.tsv.gz'):
+    (tmp_path / name).write_text('')
+  config = sources.SourceConfig(
+    str(tmp_path / 'a_matrix.mtx'), obs_table='t.csv', medians='m1,m2'
+  )
+  found = [os.path.basename(name) for name in sources.named_files(config)]
+  assert found == [
+    'a_matrix.mtx', 't.csv', 'm1', 'm2', 'a_barcodes.tsv', 'a_genes.tsv.gz',
+  ]  # fmt: skip

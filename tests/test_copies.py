@@ -1,5 +1,6 @@
 """Cells that stand in several sources, with other genes, are found."""
 
+import dataclasses
 import itertools
 import os
 
@@ -100,6 +101,28 @@ def test_units_that_share_cells_are_held_out_together(three, tmp_path):
   assert units == {'wide+narrow+shifted'}
 
 
+def test_donors_of_one_file_that_share_cells_are_one_unit(tmp_path):
+  matrix = counts(120, 5)
+  matrix[60:80] = matrix[:20]
+  donor = np.repeat(['p', 'q', 'r'], 40)
+  donor[60:80] = 'q'
+  opened = source(matrix, np.arange(GENES), 'file', unit='donor')
+  opened = dataclasses.replace(opened, obs=opened.obs.assign(donor=donor))
+  made = pipeline.prepare(
+    [opened],
+    tmp_path / 'c',
+    pipeline.PrepareConfig(
+      vocabulary='measured', filters=OFF, validation_units=('q',)
+    ),
+  )
+  split = made.manifest['split']
+  assert split['validation_units'] == ['file:p+file:q']
+  assert split['joined_units'] == [['file:p', 'file:q']]
+  assert made.num_cells('train') == 40
+  text = reports.describe(reports.read(tmp_path / 'c'))
+  assert 'file:p and file:q share cells of one file: one unit' in text
+
+
 def test_copies_may_be_kept(three, tmp_path):
   made = prepare(three, tmp_path / 'c', keep_copies=True)
   assert made.num_cells('train') == 600
@@ -186,11 +209,25 @@ def test_many_gene_lists_fit_a_word():
       assert measured[source_number][member_R].all()
 
 
-def test_every_pair_of_few_gene_lists_has_its_set():
+@pytest.mark.parametrize(('share', 'found'), [(0.01, True), (0.04, False)])
+def test_copies_differ_in_few_genes(share, found):
+  rows = np.arange(0, 1200, 2)
+  mine = np.random.default_rng(0).integers(1, 5, len(rows)).astype(np.uint32)
+  theirs = mine.copy()
+  theirs[: int(share * len(rows))] += 1
+  common = np.ones(GENES, bool)
+  assert fingerprints.agree((rows, mine), (rows, theirs), common) == found
+
+
+@pytest.mark.parametrize('number', [6, fingerprints.MAX_KINDS])
+def test_every_pair_of_few_gene_lists_has_its_set(number):
   rng = np.random.default_rng(0)
-  measured = rng.random((6, 3000)) < 0.5
-  sets = fingerprints.GeneSets.of(measured)
-  for a, b in itertools.combinations_with_replacement(range(6), 2):
+  measured = rng.random((number, 6000)) < 0.5
+  panels = np.zeros((5, 6000), bool)  # of some genes, and sources of mice
+  panels[:4, :280] = rng.random((4, 280)) < 0.9
+  sets = fingerprints.GeneSets.of(np.concatenate([panels, measured])[::-1])
+  sets = fingerprints.GeneSets(sets.member_R, sets.sets_Src[::-1][5:])
+  for a, b in itertools.combinations_with_replacement(range(number), 2):
     both = int(sets.sets_Src[a] & sets.sets_Src[b])
     found = [
       ((sets.member_R & np.uint64(1 << s)) > 0).sum()
@@ -198,6 +235,24 @@ def test_every_pair_of_few_gene_lists_has_its_set():
       if both >> s & 1
     ]
     assert max(found) == (measured[a] & measured[b]).sum()
+
+
+@pytest.mark.parametrize('number', range(7, 16))
+def test_pairs_of_gene_lists_are_searched_or_said_not_to_be(number):
+  rng = np.random.default_rng(number)
+  measured = rng.random((number, 3000)) < 0.8
+  sets = fingerprints.GeneSets.of(measured)
+  assert not len(sets.unsearched(measured))
+  measured = rng.random((number, 3000)) < 0.35
+  sets = fingerprints.GeneSets.of(measured)
+  missed = {
+    (a, b)
+    for a, b in itertools.combinations_with_replacement(range(number), 2)
+    if (measured[a] & measured[b]).sum() >= fingerprints.MIN_GENES
+    and not sets.sets_Src[a] & sets.sets_Src[b]
+  }
+  assert set(map(tuple, sets.unsearched(measured).tolist())) == missed
+  assert missed or number <= fingerprints.MAX_KINDS
 
 
 def test_which_copy_stays():
@@ -226,3 +281,16 @@ def test_kang_extracts_share_the_known_cells(tmp_path, real_data):
   )
   shared = made.manifest['copies']['shared']
   assert {tuple(s['sources']): s['cells'] for s in shared} == KANG
+
+
+def test_the_report_says_what_was_not_searched(tmp_path, monkeypatch):
+  monkeypatch.setattr(fingerprints, 'MAX_KINDS', 1)
+  columns = np.arange(GENES)
+  lists = columns[:800], columns[500:1400], columns[1000:]
+  opened = [
+    source(counts(60, seed), some, name)
+    for seed, (name, some) in enumerate(zip('abc', lists))
+  ]
+  prepare(opened, tmp_path / 'c')
+  text = reports.describe(reports.read(tmp_path / 'c'))
+  assert 'pairs of sources, a and a among them, were not searched' in text

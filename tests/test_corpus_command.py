@@ -1,6 +1,8 @@
 """Finished corpora merged, and converted to formats of others."""
 
+import dataclasses
 import json
+import shutil
 
 import anndata
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from genecompass_jax import cli, corpus, errors
 from genecompass_jax.prepare import (
   exports,
+  matrices,
   merging,
   pipeline,
   quality,
@@ -73,6 +76,19 @@ def test_a_merged_corpus_holds_all_cells_and_splits(two, tmp_path):
     assert merged.medians(mode).support_SV.sum() == sum(supports)
 
 
+def test_merging_filters_no_cell_again(tmp_path):
+  few = make(60, 3)  # fewer genes a cell than prep asks for
+  for name in 'AB':
+    prepare([source(few, name)], tmp_path / name, validation_share=0)
+    few = make(60, 4)
+  merged = merging.merge(
+    [tmp_path / 'A', tmp_path / 'B'],
+    tmp_path / 'C',
+    pipeline.PrepareConfig(filters=quality.QualityConfig(min_genes=10_000)),
+  )
+  assert merged.num_cells('train') == 120
+
+
 def test_merging_does_not_depend_on_how_cells_were_stored(two, tmp_path):
   once = merging.merge(two, tmp_path / 'C')
   config = pipeline.PrepareConfig(jobs=2, bucket_bytes=20_000)
@@ -105,9 +121,76 @@ def test_copies_across_corpora_are_removed_and_held_out_together(tmp_path):
   assert merged.manifest['split']['validation_units'] == ['held+other']
 
 
+def donors_of(matrix, name, dataset, donors):
+  made = wide_source(
+    matrix, np.arange(matrix.shape[1]), name, unit='donor', dataset=dataset
+  )
+  obs = made.obs.assign(donor=np.repeat(donors, len(matrix) // len(donors)))
+  return dataclasses.replace(made, obs=obs)
+
+
+def test_a_unit_of_a_joined_one_is_held_out_with_it(tmp_path):
+  first, other = many_counts(100, 0), many_counts(100, 1)
+  other[:10] = first[:10]
+  config = {'vocabulary': 'measured', 'filters': OFF}
+  joined = pipeline.prepare(
+    [
+      donors_of(first, 'first', 'S', ['d1', 'd2']),
+      donors_of(other, 'other', 'T', ['e1']),
+    ],
+    tmp_path / 'A',
+    pipeline.PrepareConfig(validation_share=0, **config),
+  )
+  names = ['S:d1', 'S:d2', 'T:e1']
+  assert joined.manifest['split']['joined_units'] == [names]
+  # more cells of the first donor, held out from those of another
+  pipeline.prepare(
+    [donors_of(many_counts(100, 2), 'later', 'S', ['d1', 'x'])],
+    tmp_path / 'B',
+    pipeline.PrepareConfig(validation_units=('S:d1',), **config),
+  )
+  merged = merging.merge([tmp_path / 'A', tmp_path / 'B'], tmp_path / 'C')
+  assert merged.manifest['split']['validation_units'] == ['+'.join(names)]
+  assert merged.manifest['split']['joined_units'] == [names]
+  assert merged.num_cells('train') == 50
+  # once more, after it was merged
+  pipeline.prepare(
+    [donors_of(many_counts(100, 3), 'last', 'T', ['e1', 'y'])],
+    tmp_path / 'D',
+    pipeline.PrepareConfig(validation_share=0, **config),
+  )
+  again = merging.merge([tmp_path / 'D', tmp_path / 'C'], tmp_path / 'E')
+  assert again.num_cells('train') == 50 + 50
+  assert again.num_cells('validation') == merged.num_cells('validation') + 50
+
+
+def test_a_small_source_is_gathered_in_one_pass(two, tmp_path, monkeypatch):
+  (config, _) = sources.expand(sources.SourceConfig(str(two[0])))
+  matrix = sources.open_source(config).matrix
+  read = type(matrix).read
+  passes = []
+
+  def counted(self, first, stop):
+    passes.append((first, stop))
+    return read(self, first, stop)
+
+  monkeypatch.setattr(type(matrix), 'read', counted)
+  whole = matrix.by_rows(str(tmp_path / 'one'))
+  assert passes == [(0, matrix.shape[0])]
+  # more entries than are held at a time
+  monkeypatch.setattr(matrices, 'TURN_IN_MEMORY', 16 * matrix.num_entries // 3)
+  parts = matrix.by_rows(str(tmp_path / 'parts'))
+  assert len(passes) >= 1 + 3
+  for part in ('data', 'indices', 'indptr'):
+    np.testing.assert_array_equal(getattr(whole, part), getattr(parts, part))
+
+
 def test_merging_says_what_it_cannot(two, tmp_path):
   with pytest.raises(errors.UserError, match='two corpora or more'):
     merging.merge(two[:1], tmp_path / 'C')
+  shutil.copytree(two[0], tmp_path / 'again')
+  with pytest.raises(errors.UserError, match='holds the same corpus as'):
+    merging.merge([*two, tmp_path / 'again'], tmp_path / 'C')
   with pytest.raises(errors.UserError, match='no corpus here'):
     merging.merge([two[0], tmp_path], tmp_path / 'C')
   halves = make(200, 5)
@@ -152,6 +235,7 @@ def test_h5ad_files_of_a_corpus(two, tmp_path, capsys):
         split,
         unit,
       )
+      assert adata.obs['species'].iloc[i] == ('human', 'mouse')[name == 'b']
       seen += 1
   assert seen == len(expected)
   held = exports.to_h5ad(two[0], str(tmp_path / 'V'), 'validation')
@@ -162,6 +246,35 @@ def test_h5ad_files_of_a_corpus(two, tmp_path, capsys):
     exports.to_h5ad(two[0], str(tmp_path / 'W'), 'tests')
   with pytest.raises(errors.UserError, match='is there already'):
     exports.to_h5ad(two[0], str(out))
+
+
+def test_large_counts_are_exact_in_h5ad(tmp_path):
+  cells = make(50, 0)
+  cells.X = cells.X.astype(np.float64)
+  cells.X.data[0] = 2**24 + 1
+  prepare([source(cells, 'a')], tmp_path / 'A', validation_share=0)
+  ((name, _),) = exports.to_h5ad(tmp_path / 'A', str(tmp_path / 'H'))
+  assert int(anndata.read_h5ad(name).X.max()) == 2**24 + 1
+
+
+def test_a_stopped_conversion_leaves_no_set_of_cells(
+  two, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(exports, '_FILE_CELLS', 180)
+  write = exports._write_facts
+
+  def stop(*args):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(exports, '_write_facts', stop)
+  before = sorted(tmp_path.iterdir())
+  with pytest.raises(KeyboardInterrupt):
+    exports.to_arrow(two[0], str(tmp_path / 'R'))
+  assert sorted(tmp_path.iterdir()) == before
+  monkeypatch.setattr(exports, '_write_facts', write)
+  (tmp_path / 'R').mkdir()  # an empty folder is taken
+  assert len(exports.to_arrow(two[0], str(tmp_path / 'R'))) == 3
+  assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / 'R'])
 
 
 def test_released_layout_and_back(two, tmp_path, monkeypatch):

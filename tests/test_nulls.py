@@ -558,6 +558,28 @@ def test_unmeasured_is_not_zero():
   assert model._rules(0, model.choices[0]).random == 0.1 / 30
 
 
+def test_a_gene_that_few_measured_is_weighed_by_those():
+  """Expressed by 40 of the 50 that measured it, not of 100."""
+  ranks = np.zeros((2, null_kernels.NUM_RANK_BINS), np.uint32)
+  ranks[:, 3] = 40
+  pairs = np.zeros((2, null_kernels.NUM_BINS), np.uint32)
+  pairs[:, 0] = 40
+  made = null_counts.tables(
+    null_counts.SpeciesCounts(
+      TOKENS[:2], 100, np.array([50.0, 100.0]), pairs, ranks, np.full(2, 40.0)
+    ),
+    DIVISOR_V,
+    pseudo_cells=0.0,
+    mask_rate=0.15,
+    library=False,
+    mean_value=1.0,
+  )
+  # where it is not visible: 40 / (cells that measured - shown)
+  expected = 40 / (np.array([50, 100]) - 0.85 * 40)
+  np.testing.assert_allclose(made.rank_TQ[:, 3], expected)
+  np.testing.assert_allclose(np.diff(made.gene_mass_A1), expected)
+
+
 def test_chunks_do_not_matter_and_files_come_back(tmp_path):
   config = encoding.EncodingConfig('library', 'token')
   counts = gene_counts(0, 64)

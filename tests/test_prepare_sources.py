@@ -6,7 +6,7 @@ import pytest
 import scipy.sparse
 
 from genecompass_jax import errors, gene_table, vocabulary
-from genecompass_jax.prepare import layers, matrices, sources
+from genecompass_jax.prepare import layers, matrices, pipeline, sources
 
 GENES, CELLS = 60, 90
 
@@ -219,17 +219,45 @@ def test_library_size_from_obs(vocab):
   adata.obs['all'] = sums + 1000
   adata.obs['less'] = sums - 1
   adata.obs['text'] = 'x'
+  adata.obs['huge'] = sums + 2.0**32
   config = sources.SourceConfig(total='all')
   _, totals = gather(sources.cells_of(adata, vocab, config))
   np.testing.assert_array_equal(totals, sums + 1000)
   for column, match in (
     ('less', 'less than the counts of cell cell0'),
     ('text', 'no library size'),
+    ('huge', "'huge' holds a library size above 4,294,967,295"),
     ('none', "no obs column 'none'; there are: all, less, text"),
   ):
     config = sources.SourceConfig(total=column)
     with pytest.raises(errors.UserError, match=match):
       list(sources.cells_of(adata, vocab, config).chunks())
+
+
+def test_more_genes_than_two_bytes_count_are_refused(tmp_path):
+  number = 70_000
+  table = gene_table.GeneTable(
+    gene_ids=tuple(f'ENSG{g:011d}' for g in range(number)),
+    symbols=tuple(f'GENE{g}' for g in range(number)),
+    aliases=((),) * number,
+    entrez=('',) * number,
+    species_G=np.zeros(number, np.int8),
+    biotypes=('lncRNA',) * number,
+    orthologue_groups=('',) * number,
+  )
+  wide = vocabulary.Vocabulary.from_genes(table)
+  adata = adata_of(counts(), table.gene_ids[-GENES:])
+  config = sources.SourceConfig(species='human')
+  match = '70,000 human genes in the vocabulary, cells take 65,535'
+  with pytest.raises(errors.UserError, match=match):
+    sources.cells_of(adata, wide, config)  # their rows would be those of others
+  wide.save(tmp_path / 'v.tsv.gz')
+  settings = pipeline.PrepareConfig(vocabulary=str(tmp_path / 'v.tsv.gz'))
+  with pytest.raises(errors.UserError, match=match):
+    pipeline.prepare(
+      [sources.from_anndata(adata, config, table)], tmp_path / 'c', settings
+    )
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['v.tsv.gz']
 
 
 @pytest.mark.parametrize('base', [np.e, 2, 10])
@@ -529,3 +557,22 @@ def test_normalised_real_sets_are_refused(real_data):
   ):
     with pytest.raises(errors.UserError, match=match):
       sources.open_h5ad(sources.SourceConfig(str(real_data / f'{name}.h5ad')))
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.int8, np.uint16, np.float32])
+def test_small_types_hold_the_sum_of_a_gene_stored_twice(tmp_path, dtype):
+  data = np.array([100, 100, 100, 5], dtype)
+  places, offsets = np.array([1, 1, 1, 0]), np.array([0, 4])
+  by_rows = matrices.Rows(data, places, offsets, (1, 3))
+  by_columns = matrices.Columns(
+    np.array([5, 100, 100, 100], dtype),
+    np.zeros(4, np.int32),
+    np.array([0, 1, 4, 4]),
+    (1, 3),
+  )
+  for matrix in (
+    by_rows,
+    by_columns.by_rows(),
+    by_columns.by_rows(str(tmp_path / 'turned')),
+  ):
+    assert matrix.read(0, 1).toarray().tolist() == [[5, 300, 0]]

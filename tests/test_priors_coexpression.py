@@ -165,3 +165,17 @@ def test_pairs_are_pooled_over_matrices(tiny_corpus):
     lib.from_corpus(opened, genes, lib.CoexpressionConfig(matrix='study'))
   with pytest.raises(errors.UserError, match='rule'):
     lib.CoexpressionConfig(rule='strict')
+
+
+@pytest.mark.parametrize(('null_pairs', 'kept'), [(9, True), (10, False)])
+def test_false_pairs_are_at_most_the_share_that_was_asked_for(null_pairs, kept):
+  shape = len(lib.SUPPORTS) + 1, lib._STEPS
+  observed, null = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+  observed[2, [0, 10]] = 100
+  null[2, [0, 10]] = 60, null_pairs  # of two permutations
+  config = lib.CoexpressionConfig(permutations=2)
+  limit, (facts,) = lib._limits(observed, null, config)
+  # (9 + 1) / 2 is 5 % of the 100 pairs above the first step
+  assert limit[2] == pytest.approx(0.81 if kept else np.inf)
+  assert np.isinf(np.delete(limit, 2)).all()
+  assert facts['pairs'] == 200

@@ -1,6 +1,8 @@
 """Networks: what tables say, what is lost, held out, lifted and rewired."""
 
 import gzip
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from genecompass_jax.prepare.priors import (
   network,
   pairs as pairs_lib,
 )
+from tests.conftest import ROOT
 
 GENES = gene_table.GeneTable.default()
 
@@ -269,3 +272,13 @@ def test_real_tables(real_data):
   kept = families.meaningful(families.read(hgnc, 0, GENES), GENES)
   assert kept.facts['groups_kept'] > 1500
   assert np.bincount(kept.group_M).max() < 1000  # one has 2,346 members
+
+
+def test_the_script_holds_no_tf_out_without_its_paralogues(
+  tmp_path, monkeypatch, capsys
+):
+  script = runpy.run_path(str(ROOT / 'data_prep' / 'build_priors.py'))
+  argv = ['--data', tmp_path, '-o', tmp_path / 'P', '--hold-out', 'GATA1']
+  monkeypatch.setattr(sys, 'argv', ['build_priors.py', *map(str, argv)])
+  assert script['main']() == 2
+  assert 'needs the groups of HGNC' in capsys.readouterr().err

@@ -62,6 +62,20 @@ def test_which_start(gtf, choice, myc, tert):
   assert found.facts['genes_without_transcripts'] == 1
 
 
+def test_genes_that_are_known_by_their_symbol_are_counted(tmp_path):
+  path = tmp_path / 'g.gtf'
+  lines = [line('gene', 1, 9, '+', gene) for gene in (MYC, TERT, TP53)]
+  # an id of another release with the symbol of a gene that the table has, of
+  # one that is there by its id already, and of none
+  for gene, symbol in (('8', 'GATA1'), ('7', 'MYC'), ('6', 'NOSUCH')):
+    named = line('gene', 1, 9, '+', f'ENSG9999999999{gene}')
+    lines.append(named.replace('"x"', f'"{symbol}"'))
+  path.write_text(''.join(lines))
+  found = starts.read(path, 0, GENES)
+  assert len(found.row_N) == 4
+  assert found.facts['genes_by_symbol'] == 1
+
+
 def test_windows_are_cut_from_both_strands(gtf, tmp_path):
   rng = np.random.default_rng(0)
   base = rng.choice(list('ACGTacgtN'), 720)

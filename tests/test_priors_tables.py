@@ -16,6 +16,7 @@ from genecompass_jax import cli, errors, knowledge, prior_tables, vocabulary
 from genecompass_jax.prepare.priors import (
   assembly,
   controls,
+  pairs as pairs_lib,
   released,
   strata,
   validation,
@@ -422,6 +423,9 @@ def test_commands_say_what_is_wrong(tmp_path, capsys, simulated_knowledge):
   _, folder = simulated_knowledge
   out = tmp_path / 'p.parquet'
   trrust = f'trrust={folder}/tf_target.human.tsv'
+  fasta, table = tmp_path / 'g.fa', tmp_path / 't.csv'
+  fasta.write_text('>TP53\nACGTACGTACGT\n>MYC\nACGTTTGTACGA\n')
+  table.write_text('gene,a,b\nTP53,1,2\nMYC,3,4\n')
   for argv, message in (
     (('grn', '-o', out), 'no edges were given'),
     (('grn', '--human', 'x', '-o', out), 'give FORMAT=FILE'),
@@ -431,6 +435,15 @@ def test_commands_say_what_is_wrong(tmp_path, capsys, simulated_knowledge):
     (('promoter', '--human-genome', 'x', '-o', out), 'together'),
     (('coexpression', tmp_path, '-o', out), 'no corpus here'),
     (('grn', '--human', trrust, '--width', 0, '-o', out), 'width=0'),
+    (('grn', '--human', trrust, '--shift', 1000, '-o', out), 'more than chance'),
+    (('promoter', '--human-sequences', fasta, '--strip', '(', '-o', out), '--strip ('),
+    (('promoter', '--human-sequences', fasta, '--encoder', 'os:getcwd', '-o', out),
+     'os:getcwd failed on'),
+    (('promoter', '--human-sequences', fasta, '--batch', 0, '-o', out), '--batch 0'),
+    (('table', table, '--species', 'human', '--width', -5, '-o', out), '--width -5'),
+    (('table', table, '--species', 'human', '--rms', 'nan', '-o', out), '--rms nan'),
+    (('control', 'shuffled', out, '-o', tmp_path / 'c', '--seed', -1), '--seed -1'),
+    (('check', out, '--seed', -1), '--seed -1'),
   ):  # fmt: skip
     assert message in run(*argv, code=2, capsys=capsys)
     assert not out.exists()
@@ -509,3 +522,14 @@ def test_coverage_counts_species_apart():
   assert found['human']['with_vector'] == 10
   assert found['mouse']['with_vector'] == 0
   assert found['human']['coding_with_vector'] == 10
+
+
+def test_new_edges_are_those_that_the_prior_does_not_state():
+  truth = validation.from_edges(
+    't', 0, np.array([0, 0, 1, 1]), np.array([5, 6, 5, 7]), {}
+  )
+  # a pair is known whichever of the two regulates
+  known = pairs_lib.keys(np.array([6, 1, 5]), np.array([0, 7, 7]))
+  new = validation.without_known(truth, known)
+  edges = list(zip(new.regulator_K[new.set_M].tolist(), new.gene_M.tolist()))
+  assert edges == [(0, 5), (1, 5)]

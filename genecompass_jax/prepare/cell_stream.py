@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -69,6 +69,7 @@ class Source:
       the same source again, in another process too.
     is_divided: whether the values are counts divided by medians already, so
       that 1 is the median of every gene.
+    unit_members: of a unit that an earlier corpus has joined: what of.
   """
 
   config: source_config.SourceConfig
@@ -87,6 +88,9 @@ class Source:
   digest: str = ''
   can_reopen: bool = False
   is_divided: bool = False
+  unit_members: Mapping[str, tuple[str, ...]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def num_cells(self) -> int:
@@ -206,6 +210,11 @@ class Source:
         f'{self.name}: obs column {self.config.total!r} holds broken numbers, '
         'but the counts are whole'
       )
+    if not self.is_float and (totals_C >= 2**32).any():
+      raise errors.UserError(
+        f'{self.name}: obs column {self.config.total!r} holds a library size '
+        'above 4,294,967,295'
+      )
     return totals_C
 
   def bind(self, vocab: vocabulary.Vocabulary) -> 'CellStream':
@@ -225,6 +234,7 @@ class CellStream:
   """
 
   def __init__(self, source: Source, vocab: vocabulary.Vocabulary):
+    vocab.check_rows()
     self.source, self.vocabulary = source, vocab
     self._row_of_column: dict[int, np.ndarray] = {}
     self._num_rows: dict[int, int] = {}

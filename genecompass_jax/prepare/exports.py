@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from genecompass_jax import (
   errors,
   paths,
   progress,
+  staging,
   vocabulary,
 )
 from genecompass_jax.prepare import h5ad_writer, sources
@@ -53,6 +55,7 @@ def to_h5ad(
   written = []
   configs = stored.expand(sources.SourceConfig(os.fspath(path)))
   total = sum(s['kept'] for s in found.manifest['sources'])
+  dtype = _dtype(found)
   os.makedirs(folder, exist_ok=True)
   with progress.Progress(total, 'cells', 'h5ad') as bar:
     for config in configs:
@@ -65,9 +68,12 @@ def to_h5ad(
         continue
       obs = source.obs.rename(columns={stored.TOTAL: 'total'})
       obs = obs.assign(split=split_C)
+      if 'species' not in obs:  # a source may have cells of several
+        names = np.array(found.vocabulary.species, object)
+        obs['species'] = names[source.species_C]
       matrix = source.matrix.by_rows()
       var = _genes(found, source)
-      with h5ad_writer.H5adWriter(name, var) as writer:
+      with h5ad_writer.H5adWriter(name, var, dtype) as writer:
         for first in range(0, source.num_cells, _CHUNK):
           stop = min(first + _CHUNK, source.num_cells)
           chosen = split_C[first:stop] == split if split else slice(None)
@@ -77,6 +83,12 @@ def to_h5ad(
           bar.update(stop - first)
       written.append((name, writer.num_cells))
   return written
+
+
+def _dtype(found: corpus_lib.Corpus) -> np.dtype:
+  """float32, as h5ad files mostly have, where it holds all counts exactly."""
+  largest = max(store.largest_count for store in stored.stores_of(found))
+  return np.dtype(np.float32 if largest <= 1 << 24 else np.float64)
 
 
 def _genes(found: corpus_lib.Corpus, source: sources.Source) -> pd.DataFrame:
@@ -139,7 +151,21 @@ def to_arrow(
   _check_split(found, split)
   if paths.listdir(folder):
     raise errors.UserError(f'{folder} is not empty; name a new folder')
-  os.makedirs(folder, exist_ok=True)
+  # some whole files of a set would look like a set
+  place = staging.folder(folder)
+  try:
+    written = _write_arrow(found, place, split)
+    _write_facts(found, place, written)
+    staging.swap(place, os.path.abspath(folder))
+  finally:
+    shutil.rmtree(place, ignore_errors=True)
+  return [(os.path.join(folder, name), cells) for name, cells in written]
+
+
+def _write_arrow(
+  found: corpus_lib.Corpus, place: str, split: str
+) -> list[tuple[str, int]]:
+  """Writes the files of cells: their names, and the cells in each."""
   chosen = [split] if split else list(found.splits)
   total = sum(found.num_cells(name) for name in chosen)
   count = max(-(-total // _FILE_CELLS), 1)
@@ -152,7 +178,7 @@ def to_arrow(
       while len(batch):
         if stream is None:
           name = f'data-{len(written):05d}-of-{count:05d}.arrow'
-          sink = pa.OSFile(os.path.join(folder, name), 'wb')
+          sink = pa.OSFile(os.path.join(place, name), 'wb')
           stream = pa.ipc.new_stream(sink, schema)
           written.append((name, 0))
         name, cells = written[-1]
@@ -168,8 +194,7 @@ def to_arrow(
   if stream is not None:
     stream.close()
     sink.close()
-  _write_facts(found, folder, written)
-  return [(os.path.join(folder, name), cells) for name, cells in written]
+  return written
 
 
 def _batches(

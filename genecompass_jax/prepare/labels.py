@@ -1,7 +1,7 @@
 """Labels of all cells as codes, and which units go to which split."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -43,6 +43,8 @@ class Labels:
     self.split_by_cell: list[bool] = []
     self._units: list[np.ndarray] = []  # of each source
     self._unit_of: list[int] = []  # of each unit, the unit it belongs to
+    self._members: list[tuple[str, ...]] = []  # names of each unit
+    self._unit_with: dict[str, int] = {}  # one that has a name among its own
     self._cells: list[list[int]] = []  # of each unit, by species
     self._assay: list[int] = []
 
@@ -56,10 +58,17 @@ class Labels:
     by_cell = source.config.unit == sources.CELL
     self.split_by_cell.append(by_cell)
     num_species = len(self.species)
-    for unit in range(len(self._unit_of), len(self._code_of['unit'])):
+    names = list(self._code_of['unit'])
+    for unit in range(len(self._unit_of), len(names)):
       self._unit_of.append(unit)
       self._cells.append([0] * num_species)
       self._assay.append(0)
+      # a unit that a corpus has joined is one with each that it was joined of
+      members = source.unit_members.get(names[unit], (names[unit],))
+      self._members.append(members)
+      self._unite(
+        {self._unit_with.setdefault(n, unit) for n in members} | {unit}
+      )
     units = np.unique(codes[1])
     self._units.append(units)
     for unit in units:
@@ -71,25 +80,39 @@ class Labels:
           self._cells[unit][species] += int(of_U[unit])
     return codes
 
-  def join(self, links: Sequence[tuple[int, int]]) -> list[list[str]]:
+  def join(
+    self,
+    links: Sequence[tuple[int, int]],
+    units: Sequence[tuple[int, int]] = (),
+  ) -> None:
     """Makes one unit of all units of sources that share cells.
 
     Args:
       links: pairs of sources.
-
-    Returns:
-      The names of the units in each group that was joined.
+      units: pairs of units that share cells within a source.
     """
     for one, other in links:
-      units = np.union1d(self._units[one], self._units[other])
-      roots = {self._unit_of[u] for u in units}
+      self._unite(np.union1d(self._units[one], self._units[other]).tolist())
+    for pair in units:
+      self._unite(pair)
+
+  def _unite(self, units: Iterable[int]) -> None:
+    roots = {self._unit_of[u] for u in units}
+    if len(roots) > 1:
       first = min(roots)
       self._unit_of = [first if u in roots else u for u in self._unit_of]
-    names = list(self._code_of['unit'])
-    groups: dict[int, list[str]] = {}
+
+  @property
+  def joined_units(self) -> list[list[str]]:
+    """Names of the units in each group that was joined, here or before."""
+    return [names for names in self._groups().values() if len(names) > 1]
+
+  def _groups(self) -> dict[int, list[str]]:
+    """Names, each once, of the units that belong to one."""
+    groups: dict[int, dict[str, None]] = {}
     for unit, root in enumerate(self._unit_of):
-      groups.setdefault(root, []).append(names[unit])
-    return [members for members in groups.values() if len(members) > 1]
+      groups.setdefault(root, {}).update(dict.fromkeys(self._members[unit]))
+    return {root: list(names) for root, names in groups.items()}
 
   @property
   def unit_U(self) -> np.ndarray:
@@ -103,10 +126,8 @@ class Labels:
     A unit of joined ones has the names of all of them.
     """
     found = {name: list(codes) for name, codes in self._code_of.items()}
-    names = list(found['unit'])
-    for unit, root in enumerate(self._unit_of):
-      if root != unit:
-        found['unit'][root] += f'+{names[unit]}'
+    for root, names in self._groups().items():
+      found['unit'][root] = '+'.join(names)
     return found
 
   def names(self, column: str) -> tuple[str, ...]:

@@ -166,7 +166,7 @@ class Columns(_Sparse):
       check_sparse(held, self.indptr, self.shape[0])
       turned = scipy.sparse.csc_matrix(
         (self.data[:], held, self.indptr), shape=self.shape
-      ).tocsr()
+      ).tocsr()  # entries of one place stay apart until they are read
       return Rows(turned.data, turned.indices, turned.indptr, self.shape)
     return in_folder(functools.partial(write_rows, self), folder)
 
@@ -324,11 +324,17 @@ def _csr(data, indices, indptr, num_columns) -> scipy.sparse.csr_matrix:
   matrix.data, matrix.indices = np.asarray(data), indices
   matrix.indptr = np.asarray(indptr)
   if not matrix.has_canonical_format:  # genes out of order, or one twice
-    matrix.data = matrix.data.copy()  # the caller's are not touched
+    matrix.data = matrix.data.astype(_wide(matrix.dtype))  # a copy
     matrix.indices = matrix.indices.astype(np.int64)
     matrix.indptr = matrix.indptr.astype(np.int64)
     matrix.sum_duplicates()
   return matrix
+
+
+def _wide(dtype: np.dtype) -> np.dtype:
+  """Of sums: two counts of one place may be more than a byte holds."""
+  is_small = dtype.kind in 'biu' and dtype.itemsize < 4
+  return np.dtype(np.int32) if is_small else np.dtype(dtype)
 
 
 def check_sparse(
@@ -418,7 +424,7 @@ def write_rows(matrix: Columns, folder: str) -> Rows:
     lambda: _entries(matrix, slab),
     matrix.num_entries,
     matrix.shape,
-    matrix.dtype,
+    _wide(matrix.dtype),
     folder,
     slab,
   )

@@ -25,12 +25,18 @@ def merge(
       in it play no part. The default one where None.
 
   Raises:
-    UserError: fewer than two corpora, corpora of different kinds or gene
-      tables, or a unit that is held out for two different splits.
+    UserError: fewer than two corpora, one twice, corpora of different kinds or
+      gene tables, or a unit that is held out for two different splits.
   """
   if len(corpora) < 2:
     raise errors.UserError('name two corpora or more to merge')
   opened = [corpus_lib.Corpus.open(path) for path in corpora]
+  for k, each in enumerate(opened):
+    for other in opened[:k]:
+      if each.manifest == other.manifest:
+        raise errors.UserError(
+          f'{each.path} holds the same corpus as {other.path}; give it once'
+        )
   config = config or pipeline.PrepareConfig()
   held: dict[str, set[str]] = {'validation_units': set(), 'test_units': set()}
   for each in opened:

@@ -47,6 +47,7 @@ BUCKET_BYTES = 256 << 20
 SMALL = 1 << 23  # entries below which processes do not pay
 MEDIANS = ('histogram', 'exact')
 WEIGHT_POWER = 0.5  # of the number of cells of a kind
+_CREATED = 'created'  # the mark that the arrays of this build are made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,14 +161,21 @@ def _identity(configs: Sequence, config: PrepareConfig) -> dict | None:
   for each in configs:
     if isinstance(each, sources.Source):
       return None
-    is_there = os.path.exists(each.path)
-    file = builds.identity_of_file(each.path) if is_there else []
-    found.append([dataclasses.asdict(each), file])
+    files = [
+      builds.identity_of_file(name)
+      for name in sources.named_files(each)
+      if os.path.exists(name)
+    ]
+    found.append([dataclasses.asdict(each), files])
+  chosen: list = []
+  if os.path.exists(config.vocabulary):
+    chosen = builds.identity_of_file(config.vocabulary)
   text = json.dumps(
     {
       'version': builds.version(),
       'sources': found,
       'config': config.result_fields(),
+      'vocabulary': chosen,
     }
   )
   return json.loads(text)
@@ -181,7 +189,9 @@ def _build(
   place = output
   if staging.is_local(output):
     place = f'{output}.staging' if config.scratch else f'{folder}/corpus'
-  if place != output and paths.exists(paths.join(place, 'manifest.json')):
+  is_ours = os.path.exists(os.path.join(folder, _CREATED))
+  finished = paths.join(place, 'manifest.json')
+  if place != output and is_ours and paths.exists(finished):
     staging.swap(place, output)  # killed between the two
     return
   given = None
@@ -192,6 +202,7 @@ def _build(
   labels = labels_lib.Labels(_carried(configs), table.species)
   opened = opening.open_sources(configs, labels, folder, config.apart, table)
   vocab = given or _vocabulary(opened, config.vocabulary)
+  vocab.check_rows()
   _check_weights(config.weigh_by, labels)
   plan = _plan(opened, labels, vocab, config, folder)
   jobs = config.jobs or _jobs(opened)
@@ -240,7 +251,7 @@ def _build(
   for mode, values in counted.items():
     values.save(paths.join(place, f'medians_{mode}.tsv.gz'), vocab)
   split = labels_lib.split_facts(labels, split_U, config.validation_share)
-  split['joined_units'] = found['joined_units']
+  split['joined_units'] = labels.joined_units
   report = {
     'sources': reports,
     'split': split,
@@ -441,9 +452,13 @@ def _writing(
   found = stores.stores_of(plan.vocabulary().species, context.buckets, results)
   parts, cells = stores.parts_of(found, plan.shard_elements)
   written = stores.Write(plan, place, found, labels.columns, tuple(parts))
-  mark = plan.file('created')
-  if not os.path.exists(mark):
-    if paths.exists(place):
+  mark = plan.file(_CREATED)
+  is_there = paths.exists(place)
+  if not (is_there and os.path.exists(mark)):
+    if os.path.exists(mark):  # it took its name, and the build was killed then
+      os.remove(mark)
+    plan.stage(stores.NAME).forget()
+    if is_there:
       paths.path(place).rmtree()  # an old corpus behind a URL, or a dead try
     stores.create(written)
     paths.write_text(mark, '')

@@ -53,6 +53,11 @@ def expand(config: SourceConfig) -> list[SourceConfig]:
     return formats.expand(config)
 
 
+def named_files(config: SourceConfig) -> list[str]:
+  """Files and folders that the cells of a configuration depend on."""
+  return formats.named_files(config)
+
+
 def open_h5ad(
   config: SourceConfig, table: gene_table.GeneTable | None = None
 ) -> Source:
@@ -174,4 +179,5 @@ def _source(
     digest=found.digest,
     can_reopen=can_reopen,
     is_divided=found.is_divided,
+    unit_members=found.unit_members,
   )

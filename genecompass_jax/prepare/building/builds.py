@@ -86,6 +86,7 @@ def opened(folder: str, identity: Mapping | None) -> Iterator[None]:
     name = os.path.join(folder, _IDENTITY)
     text = json.dumps(identity, indent=1, sort_keys=True)
     if identity is None or not _holds(name, text):
+      _disown(folder)
       for entry in os.listdir(folder):
         if entry != _LOCK:
           _remove(os.path.join(folder, entry))
@@ -94,6 +95,7 @@ def opened(folder: str, identity: Mapping | None) -> Iterator[None]:
     try:
       yield
     except errors.UserError:
+      _disown(folder)
       shutil.rmtree(folder, ignore_errors=True)
       raise
     except (OSError, ValueError) as error:  # TensorStore raises the second
@@ -103,7 +105,14 @@ def opened(folder: str, identity: Mapping | None) -> Iterator[None]:
         f'the disk of {folder} is full; what is finished is kept: free some '
         'space and run the same command again, or remove that folder'
       ) from error
+    _disown(folder)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _disown(folder: str) -> None:
+  """Before files go: a kill among them must leave nothing to continue."""
+  with contextlib.suppress(FileNotFoundError):
+    os.remove(os.path.join(folder, _IDENTITY))
 
 
 def _is_full(folder: str, error: Exception) -> bool:
@@ -182,12 +191,9 @@ class Stage:
     """Whether the task has finished."""
     return os.path.exists(f'{self.place(task)}.json')
 
-  def clear(self) -> None:
-    """Removes the files of all tasks; results stay."""
-    top = os.path.join(self.folder, self.name)
-    for entry in os.listdir(top) if os.path.isdir(top) else ():
-      if os.path.isdir(os.path.join(top, entry)):
-        shutil.rmtree(os.path.join(top, entry))
+  def forget(self) -> None:
+    """Removes files and results of all tasks: none is done."""
+    shutil.rmtree(os.path.join(self.folder, self.name), ignore_errors=True)
 
 
 Work = Callable[[Any, int, str], dict]

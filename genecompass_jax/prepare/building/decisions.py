@@ -17,7 +17,6 @@ from genecompass_jax.prepare.building import (
 
 NO_COPIES: Mapping = {
   'report': {'searched': False},
-  'joined_units': [],
   'notes': [],
 }
 
@@ -124,7 +123,7 @@ def remove_copies(
     reports: of each source; `kept` is corrected and `copies` added.
 
   Returns:
-    `report`, `joined_units` and `notes`.
+    `report` and `notes`.
   """
   tasks = copies.num_tasks(num_prints)
   builds.run_stage(
@@ -154,12 +153,19 @@ def remove_copies(
       plan.save(f'keep/{source.number}', keep_C)
       report['kept'] = int(keep_C.sum())
   across = [pair for pair in shared if pair[0] != pair[1]]
-  joined = labels.join(across)
+  within = _units_within(plan, pairs_P22)
+  labels.join(across, within)
   names = [source.name for source in opened]
   notes = [
     f'{names[a]} and {names[b]} share {shared[a, b]:,} cells: one unit'
     for a, b in across
   ]
+  units = labels.names('unit')
+  notes += [
+    f'{units[a]} and {units[b]} share cells of one file: one unit'
+    for a, b in within
+  ]
+  notes += _unsearched(plan, names)
   return {
     'report': {
       'searched': True,
@@ -169,6 +175,37 @@ def remove_copies(
         for (a, b), number in shared.items()
       ],
     },
-    'joined_units': joined,
     'notes': notes,
   }
+
+
+def _units_within(
+  plan: plans.Plan, pairs_P22: np.ndarray
+) -> list[tuple[int, int]]:
+  """Pairs of units of one source that share cells, as two of one file do."""
+  found: set[tuple[int, int]] = set()
+  one_P, other_P = pairs_P22[:, 0], pairs_P22[:, 1]
+  for source in np.unique(one_P[:, 0]):
+    unit_C = plan.load(f'codes/{source}')[1]
+    mine = (one_P[:, 0] == source) & (other_P[:, 0] == source)
+    units = unit_C[one_P[mine, 1]], unit_C[other_P[mine, 1]]
+    found |= {(a, b) for a, b in zip(*map(np.ndarray.tolist, units)) if a != b}
+  return sorted(found)
+
+
+def _unsearched(plan: plans.Plan, names: Sequence[str]) -> list[str]:
+  """A line where pairs of sources were not searched for copies."""
+  found = {
+    (int(a), int(b))
+    for species in range(len(plan.vocabulary().species))
+    for a, b in plan.gene_sets(species).unsearched(
+      np.asarray(plan.load(f'measured/{species}'))
+    )
+  }
+  if not found:
+    return []
+  a, b = min(found)
+  return [
+    f'{len(found):,} pairs of sources, {names[a]} and {names[b]} among them, '
+    'were not searched for copies: too many different gene lists'
+  ]

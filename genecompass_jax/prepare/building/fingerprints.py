@@ -19,6 +19,7 @@ MAX_DISCORDANT = 0.02  # of the genes that either copy expresses
 BANDS = 4
 _MIN_IN_BAND = 8  # expressed genes: fewer are shared by chance
 MAX_SETS = 64  # bits of a word
+MAX_KINDS = 10  # of gene lists: 55 pairs, each with itself too
 PRINT = np.dtype([('key', '<u8'), ('source', '<i4'), ('row', '<i8')])
 
 
@@ -58,6 +59,23 @@ class GeneSets:
       sets_P[~(common & ~panels_PR).any(axis=1)] |= word
     return cls(member_R, sets_P[panel_Src.ravel()])
 
+  def unsearched(self, measured_SrcR: np.ndarray) -> np.ndarray:
+    """Pairs of sources [n, 2] that have enough genes in common, but no set.
+
+    Args:
+      measured_SrcR: as of `of`.
+    """
+    kinds_KR, first_K, kind_Src = np.unique(
+      measured_SrcR, axis=0, return_index=True, return_inverse=True
+    )
+    wide_KR = kinds_KR.astype(np.float32)
+    sets_K = self.sets_Src[first_K]
+    is_missed_KK = wide_KR @ wide_KR.T >= MIN_GENES
+    is_missed_KK &= (sets_K[:, None] & sets_K[None]) == 0
+    kind_Src = kind_Src.ravel()
+    is_missed = is_missed_KK[kind_Src[:, None], kind_Src[None]]
+    return np.argwhere(np.triu(is_missed))
+
 
 def _fewer(panels_PR: np.ndarray) -> np.ndarray:
   """As many panels, of fewer kinds where their pairs would be too many.
@@ -65,12 +83,12 @@ def _fewer(panels_PR: np.ndarray) -> np.ndarray:
   The two most alike are compared through what they have in common, until the
   sets of common genes fit a word. Candidates are confirmed over all genes that
   both measured, so nothing false is found; what a smaller set may miss are
-  cells of few counts in it.
+  cells of few counts in it. Lists too short for any set take no place.
   """
   panels_PR = panels_PR.copy()
-  most = int((2 * MAX_SETS) ** 0.5)
   kind_P = np.arange(len(panels_PR))
-  while len(kinds := np.unique(kind_P)) > most:
+  is_long_P = panels_PR.sum(axis=1) >= MIN_GENES
+  while len(kinds := np.unique(kind_P[is_long_P])) > MAX_KINDS:
     kept = panels_PR[kinds].astype(np.float32)
     both = kept @ kept.T
     sizes = np.diag(both)

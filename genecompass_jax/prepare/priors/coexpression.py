@@ -9,9 +9,10 @@ The test: the values of every gene are shuffled among the cells that express
 it, and all pairs are correlated again. Supports stay exactly what they are, so
 pairs of few cells, where one cell with two large counts makes an r near 1, are
 measured against pairs of as few. In each range of support the limit is the
-least r from 0.8 up at which (null pairs + 1) / pairs is 5 % at most. The test
-asks whether two genes go together in a matrix, not why: differences between
-cell types and in depth are in both the rule and the original's.
+least r from 0.8 up at which (null pairs of all permutations + 1) / permutations
+is at most 5 % of the pairs. The test asks whether two genes go together in a
+matrix, not why: differences between cell types and in depth are in both the
+rule and the original's.
 
 Values are log2(1 + count). Counts are not divided by the library size: in two
 genes with one count each, which is most pairs of cells, the divisor alone

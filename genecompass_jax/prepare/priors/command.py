@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 Runner = Callable[[argparse.Namespace], int | None]
 _SPECIES = ('human', 'mouse')
+# Of flags that go to no configuration which looks at them.
+_LOWS = {'seed': 0, 'batch': 1, 'width': 0, 'rms': 0, 'permutations': 1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> Runner:
@@ -36,8 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> Runner:
 
 def run(args: argparse.Namespace) -> int | None:
   """Runs one command; prints what was written and what was lost."""
+  from genecompass_jax import errors
   from genecompass_jax.prepare.priors import builds, reports
 
+  for name, low in _LOWS.items():
+    if not getattr(args, name, low) >= low:  # NaN included
+      raise errors.UserError(
+        f'--{name} {getattr(args, name):g} must be at least {low}'
+      )
   functions = {
     'grn': builds.grn,
     'promoter': builds.promoter,

@@ -111,6 +111,11 @@ def embed(
   keep_N = norm_N > 0
   rows_N, matrix_NV, norm_N = rows_N[keep_N], matrix_NV[keep_N], norm_N[keep_N]
   facts['genes_without_positive_information'] = int((~keep_N).sum())
+  if not len(rows_N):
+    raise errors.UserError(
+      f'no pair of {len(keep_N):,} genes says more than chance: give more '
+      f'pairs, or a shift below {config.shift:g}'
+    )
   facts['contexts'] = matrix_NV.shape[1]
   if config.method == 'svd':
     u_NP, s_P, share = factors.svd(matrix_NV, config.width, config.seed)

@@ -104,7 +104,13 @@ def encode(
   parts = []
   for first in range(0, len(kept), batch):
     texts = [found.texts[n].decode() for n in kept[first : first + batch]]
-    part = np.asarray(function(texts))
+    try:
+      part = np.asarray(function(texts))
+    except Exception as error:  # code of the user's
+      raise errors.UserError(
+        f'{encoder} failed on {len(texts)} sequences: {type(error).__name__}: '
+        f'{errors.first_line(error)}'
+      ) from error
     if (
       part.ndim != 2
       or len(part) != len(texts)

@@ -109,8 +109,6 @@ def check(args: argparse.Namespace) -> None:
   """
   vocab = assembly.load_vocabulary(args.vocabulary)
   genes = vocab.genes
-  if args.permutations < 1:
-    raise errors.UserError('--permutations must be at least 1')
   value_G = (
     strata.expression(args.expression, vocab) if args.expression else None
   )

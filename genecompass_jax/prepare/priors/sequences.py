@@ -138,8 +138,14 @@ def ready(
     raise errors.UserError(f'{path}: {wrong[0][:20]!r} is no DNA sequence')
   row_N = np.full(len(texts), -1, np.int32)
   reports = []
+  try:
+    ending = re.compile(f'(?:{strip})$')
+  except re.error as error:
+    raise errors.UserError(
+      f'--strip {strip}: no regular expression ({error})'
+    ) from None
   for column in tried:
-    column = [re.sub(f'(?:{strip})$', '', t) if strip else t for t in column]
+    column = [ending.sub('', t) if strip else t for t in column]
     more_N, report = names.rows(column, species, genes)
     row_N = np.where(row_N < 0, more_N, row_N)
     reports.append(report)

@@ -87,7 +87,8 @@ def read(
   by_name, _ = names.rows([symbols.get(i, '') for i in listed], species, genes)
   # A gene id that the table does not know may have a symbol that it does.
   of_id = set(row_N[row_N >= 0].tolist())
-  row_N = np.where((row_N < 0) & ~np.isin(by_name, list(of_id)), by_name, row_N)
+  is_named_N = (row_N < 0) & (by_name >= 0) & ~np.isin(by_name, list(of_id))
+  row_N = np.where(is_named_N, by_name, row_N)
   names.check_known(path, report, 0.05)  # most genes of a GTF are pseudogenes
   kept: dict[int, str] = {}
   for gene, row in zip(listed, row_N.tolist()):
@@ -101,7 +102,7 @@ def read(
     'tss': choice,
     'genes_in_file': len(listed),
     'genes_without_transcripts': len(without),
-    'genes_by_symbol': int((row_N == by_name).sum() - (by_name < 0).sum()),
+    'genes_by_symbol': int(is_named_N.sum()),
     'genes': report,
   }
   return Starts(

@@ -148,6 +148,15 @@ def _of_zip(path: str) -> str:
   )
 
 
+def named_files(config: source_config.SourceConfig) -> list[str]:
+  """Files and folders that cells are read from; they need not be there."""
+  named = [config.path, config.obs_table, config.tokens]
+  named += config.medians.split(',')
+  if mtx.is_matrix(config.path):
+    named += mtx.files_beside(config.path)
+  return [name for name in named if name]
+
+
 def expand(
   config: source_config.SourceConfig,
 ) -> list[source_config.SourceConfig]:

@@ -5,6 +5,7 @@ prefix. Text cannot be read from the middle, so it is turned into files by rows
 once, in blocks; entries may come in any order.
 """
 
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -29,13 +30,25 @@ _COLUMNS = ('id', 'gene_name', 'feature_type', 'genome')
 _TYPES = ('integer', 'real', 'pattern')
 
 
+def is_matrix(name: str) -> bool:
+  """Whether a name is that of a matrix."""
+  return name.endswith(('.mtx', '.mtx.gz'))
+
+
 def files_of(folder: str) -> list[str]:
   """The matrices of a folder: `matrix.mtx`, `GSM123_matrix.mtx.gz`, ..."""
   return sorted(
-    os.path.join(folder, name)
-    for name in os.listdir(folder)
-    if name.endswith(('.mtx', '.mtx.gz'))
+    os.path.join(folder, name) for name in os.listdir(folder) if is_matrix(name)
   )
+
+
+def files_beside(path: str) -> list[str]:
+  """Barcodes and features of a matrix, as far as they are there."""
+  found = []
+  for names in (('barcodes',), ('features', 'genes')):
+    with contextlib.suppress(errors.UserError):
+      found.append(_beside(path, names))
+  return found
 
 
 def genomes(path: str) -> tuple[str, ...]:

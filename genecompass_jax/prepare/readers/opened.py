@@ -1,7 +1,7 @@
 """What a reader gives: labels in memory, matrices where they lie."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ class Opened:
     identify: where the columns lead, by a gene table, where the format says
       so; None: names are looked up.
     is_divided: whether the values are counts divided by medians.
+    unit_members: of a unit that was joined before: what it was joined of.
   """
 
   obs: pd.DataFrame
@@ -39,3 +40,6 @@ class Opened:
   species_C: np.ndarray | None = None
   identify: Callable[[gene_table.GeneTable], Identified] | None = None
   is_divided: bool = False
+  unit_members: Mapping[str, tuple[str, ...]] = dataclasses.field(
+    default_factory=dict
+  )

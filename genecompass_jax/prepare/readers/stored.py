@@ -132,7 +132,8 @@ class Scattered:
     if made is not None:
       return made
     writer = matrices.RowsWriter(folder, self.dtype, self.shape[1])
-    ranges = max(-(-self.num_entries // matrices.TURN_IN_MEMORY * 16), 1)
+    slab = max(matrices.TURN_IN_MEMORY // 16, 1)
+    ranges = max(-(-self.num_entries // slab), 1)
     each = -(-self.shape[0] // ranges)
     for first in range(0, self.shape[0], each):
       writer.add(self.read(first, min(first + each, self.shape[0])))
@@ -211,6 +212,10 @@ def read(config: source_config.SourceConfig) -> opened.Opened:
     species_C=species_C,
     identify=identify,
     is_divided=found.manifest.get('medians_by') == 'source',
+    unit_members={
+      '+'.join(names): tuple(names)
+      for names in found.manifest['split'].get('joined_units', ())
+    },
   )
 
 
