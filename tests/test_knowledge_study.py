@@ -109,7 +109,7 @@ def at(low, high, p):
   'low, high, p, expected',
   [
     (-0.05, -0.02, 0.001, inference.HELPS),
-    (-0.008, -0.002, 0.001, inference.HELPS),
+    (-0.008, -0.002, 0.001, inference.HELPS + inference.LESS),
     (0.02, 0.05, 0.001, inference.HARMS),
     (-0.004, 0.006, 0.6, inference.EQUIVALENT),
     (-0.02, 0.006, 0.2, inference.UNDERPOWERED),
@@ -121,25 +121,44 @@ def test_no_needs_the_interval_inside_the_margin(low, high, p, expected):
   assert inference.verdict(at(low, high, p), 0.01) == expected
 
 
+def test_an_effect_is_said_with_its_size_and_where_it_is():
+  small, large = at(-0.008, -0.002, 0.01), at(-0.03, -0.002, 0.01)
+  helps = inference.HELPS
+  assert inference.verdict(small, 0.01) == helps + inference.LESS
+  studies = (-0.02, -0.01, 0.001)
+  assert inference.verdict(large, 0.01, clusters=studies[:2]) == helps
+  assert (
+    inference.verdict(large, 0.01, clusters=studies) == helps + inference.MIXED
+  )
+  harms = at(0.002, 0.03, 0.01)
+  assert inference.verdict(harms, 0.01, clusters=(0.01,)) == inference.HARMS
+  assert results.cluster('human/atlas:human_study2_donor1') == (
+    'human/atlas:human_study2'
+  )
+
+
 def test_a_study_whose_own_controls_fail_cannot_answer():
   helps, less = at(-0.05, -0.03, 0.001), at(-0.03, -0.01, 0.01)
   little, none = at(-0.02, 0.005, 0.1), at(-0.006, 0.006, 0.9)
   good = {0.0: none, 0.25: little, 0.5: less, 1.0: helps}
-  assert inference.controls(good, 0.005)[0] is True
+  assert inference.controls(good, 0.005, 0.01)[0] is True
   for change, word in (
     ({1.0: at(-0.05, 0.01, 0.2)}, 'no effect at fidelity 1'),
-    ({0.0: at(-0.004, -0.001, 0.01)}, 'an effect at fidelity 0'),
+    ({0.0: at(-0.014, -0.001, 0.01)}, 'an effect at fidelity 0'),
     ({0.25: at(-0.04, -0.02, 0.01)}, 'not monotone'),
   ):
-    ok, why = inference.controls({**good, **change}, 0.005)
+    ok, why = inference.controls({**good, **change}, 0.005, 0.01)
     assert ok is False
     assert inference.CANNOT in why and word in why
+  # An effect that does not matter is none.
+  small = {**good, 0.0: at(-0.004, -0.001, 0.01)}
+  assert inference.controls(small, 0.005, 0.01)[0] is True
   # Means that the seeds cannot tell apart may lie in either order.
   near = {**good, 0.25: at(-0.026, -0.017, 0.01), 0.5: at(-0.03, -0.009, 0.01)}
-  assert inference.controls(near, 0.005)[0] is True
-  assert inference.controls(near, 0.001)[0] is False
+  assert inference.controls(near, 0.005, 0.01)[0] is True
+  assert inference.controls(near, 0.001, 0.01)[0] is False
   ok, why = inference.controls(
-    {k: v for k, v in good.items() if k != 0.5}, 0.005
+    {k: v for k, v in good.items() if k != 0.5}, 0.005, 0.01
   )
   assert ok is None and '0.5' in why
 
@@ -175,6 +194,11 @@ def test_average_precision_by_hand():
   assert scores.average_precision(score, truth) == pytest.approx(
     (1 + 2 / 3) / 2
   )
+  # Of equal scores the order of genes says nothing.
+  for order in ([0, 1, 2, 3], [1, 3, 0, 2]):
+    assert scores.average_precision(np.ones(4), truth[order]) == 0.5
+  tied = scores.average_precision(np.array([2.0, 1, 1, 1]), truth)
+  assert tied == pytest.approx((1 + 2 / 4) / 2)
 
 
 def test_orthologues_are_held_against_genes_of_their_decile(corpora):
@@ -232,13 +256,21 @@ def test_arms_in_their_fixed_order_and_of_one_shape():
   assert list(arms.MAIN) == [
     'none', 'all', 'permuted', 'grn', 'grn_rewired', 'constant', 'random',
   ]  # fmt: skip
-  names = [[name for name, _ in arms.ARMS[a]] for a in ('all', 'permuted')]
+  names = [
+    [name for name, _ in arms.ARMS[a].files(0)] for a in ('all', 'permuted')
+  ]
   assert names[0] == names[1]
   assert all(
-    name != 'coexpression'
-    for arm in arms.CONTROLS
-    for name, _ in arms.ARMS[arm]
+    'coexpression' not in arms.ARMS[arm].kinds for arm in arms.CONTROLS
   )
+
+
+def test_what_is_drawn_is_drawn_anew_for_every_seed():
+  """One draw for all seeds would be luck that no interval knows of."""
+  for name, arm in arms.ARMS.items():
+    same = arm.folder(1) == arm.folder(2)
+    assert same == (name in ('none', 'all', 'grn', 'constant'))
+    assert arm.folder(1).startswith(arm.tables(1))
 
 
 def test_a_plan_is_of_whole_pairs_and_every_run_once():
@@ -278,7 +310,7 @@ def test_the_config_says_what_a_user_needs():
   assert config.corpus == 'R/corpora/1024'
   assert config.priors[0] == (
     'grn',
-    'R/priors/1024/tables/shuffled/grn.parquet',
+    'R/priors/1024/tables/shuffled_3/grn.parquet',
   )
   assert config.seed == config.data.seed == 3
   assert module['get_config']('smoke').simulated_cells
@@ -358,14 +390,38 @@ def test_scores_are_those_of_the_evaluation(toy):
 
 
 def test_arms_differ_in_their_tables_alone(toy):
-  tables = f'{toy}/priors/192/tables'
-  for kind in ('grn', 'family', 'promoter'):
-    own = prior_tables.read(f'{tables}/{kind}.parquet')
-    for control in ('shuffled', 'constant', 'random'):
-      other = prior_tables.read(f'{tables}/{control}/{kind}.parquet')
+  atlas = f'{toy}/priors/192'
+  for name in ('permuted', 'random', 'constant'):
+    arm = arms.MAIN[name]
+    if name != 'permuted':  # the toy runs the pair alone
+      materials.priors(toy, 192, SMOKE, arm, 1)
+    for kind in arm.kinds:
+      own = prior_tables.read(f'{atlas}/tables/{kind}.parquet')
+      other = prior_tables.read(f'{atlas}/{arm.folder(1)}/{kind}.parquet')
       assert other.gene_ids == own.gene_ids
       assert other.vectors_GP.shape == own.vectors_GP.shape
-      assert not np.array_equal(other.vectors_GP, own.vectors_GP)
+      if len(own.gene_ids) > 1:  # of co-expression a toy may have none
+        assert not np.array_equal(other.vectors_GP, own.vectors_GP)
+  one, two = (
+    prior_tables.read(f'{atlas}/tables/shuffled_{seed}/grn.parquet')
+    for seed in (0, 1)
+  )
+  assert not np.array_equal(one.vectors_GP, two.vectors_GP)
+  materials.priors(toy, 192, SMOKE, arms.MAIN['grn_rewired'], 0)
+  assert pathlib.Path(f'{atlas}/tables/rewired_0/grn.parquet').exists()
+  # The statements of a fidelity are another draw for every seed.
+  for seed in (0, 1):
+    materials.priors(toy, 192, SMOKE, arms.ARMS['fidelity_0.5'], seed)
+  texts = [
+    pathlib.Path(f'{toy}/knowledge/0.5/{seed}/tf_target.human.tsv').read_text()
+    for seed in (0, 1)
+  ]
+  assert texts[0] != texts[1]
+  withheld = [
+    json.loads(pathlib.Path(f'{toy}/knowledge/{d}/manifest.json').read_text())
+    for d in ('0.5/0', '0.5/1', 'default')
+  ]
+  assert len({tuple(w['withheld_tfs']) for w in withheld}) == 1
 
 
 def test_a_finished_study_trains_nothing_again(toy, monkeypatch, capsys):

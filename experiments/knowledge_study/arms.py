@@ -1,36 +1,67 @@
 """The arms of the study, in the order of all its tables.
 
-An arm is the prior tables that a run is given: (name in the model, file below
-the priors of a corpus, without ending). `tables` are the four of the real
-pipeline at the atlas' default fidelity; `fidelity_P` those of tables in which a
-share P of the statements is true and a share P of the truth is stated. These
-have no co-expression, which is made of the cells and has no such knob.
+An arm is the prior tables that a run is given. `tables` are the four of the real
+pipeline at the atlas' default fidelity. `fidelity_P` are those of statements of
+which a share P is true, and of a share P of the truth. They have no
+co-expression, which is made of the cells and has no such knob.
+
+What is drawn at random is drawn anew for every seed: the permutation of rows, the
+rewired network, random rows, and the statements of a fidelity. One draw for all
+seeds would be one throw of the dice, and no interval over seeds would know of it.
 """
+
+import dataclasses
 
 KINDS = ('grn', 'promoter', 'family', 'coexpression')
 STATED = KINDS[:3]  # what somebody wrote down
 FIDELITIES = ('0', '0.25', '0.5', '1')
 
 
-def _arm(folder: str, kinds=KINDS) -> tuple[tuple[str, str], ...]:
-  return tuple((kind, f'{folder}/{kind}') for kind in kinds)
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """What a run is given.
+
+  Attributes:
+    kinds: prior tables; the names in the model.
+    fidelity: of the statements; '' for those of the atlas, the same in all runs.
+    control: of `genecompass prior control`, in place of the tables; ''.
+  """
+
+  kinds: tuple[str, ...] = KINDS
+  fidelity: str = ''
+  control: str = ''
+
+  def tables(self, seed: int) -> str:
+    """Folder of the tables, or of those that the control is made of."""
+    return f'fidelity_{self.fidelity}/{seed}' if self.fidelity else 'tables'
+
+  def folder(self, seed: int) -> str:
+    """Folder of what the run is given, below the priors of its corpus."""
+    folder = self.tables(seed)
+    if self.control == 'constant':
+      return f'{folder}/constant'  # nothing is drawn
+    return f'{folder}/{self.control}_{seed}' if self.control else folder
+
+  def files(self, seed: int) -> tuple[tuple[str, str], ...]:
+    """(name in the model, file without ending) of every table."""
+    return tuple((kind, f'{self.folder(seed)}/{kind}') for kind in self.kinds)
 
 
-# Reported in this order. `permuted` and the like keep the names and widths of
-# the tables they stand for, so that the models are the same in size.
+# Reported in this order. Controls keep the names and widths of the tables they
+# stand for, so that the models are the same in size.
 MAIN = {
-  'none': (),
-  'all': _arm('tables'),
-  'permuted': _arm('tables/shuffled'),
-  'grn': _arm('tables', ('grn',)),
-  'grn_rewired': _arm('tables/rewired', ('grn',)),
-  'constant': _arm('tables/constant'),
-  'random': _arm('tables/random'),
+  'none': Arm(()),
+  'all': Arm(),
+  'permuted': Arm(control='shuffled'),
+  'grn': Arm(('grn',)),
+  'grn_rewired': Arm(('grn',), control='rewired'),
+  'constant': Arm(control='constant'),
+  'random': Arm(control='random'),
 }
 CONTROLS = {
-  f'{name}_{p}': _arm(f'fidelity_{p}{folder}', STATED)
+  f'{name}_{p}': Arm(STATED, p, control)
   for p in FIDELITIES
-  for name, folder in (('fidelity', ''), ('permuted_fidelity', '/shuffled'))
+  for name, control in (('fidelity', ''), ('permuted_fidelity', 'shuffled'))
 }
 ARMS = {**MAIN, **CONTROLS}
 PAIR = ('all', 'permuted')

@@ -50,6 +50,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         )
       values[key] = value
   config = ml_collections.ConfigDict()
+  config.seed = int(values['seed'])
   config.corpus = ''
   config.priors = ()
   config.simulated_cells = 0
@@ -58,9 +59,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.corpus = f'{values["root"]}/corpora/{place}'
     config.priors = tuple(
       (name, f'{values["root"]}/priors/{place}/{file}.parquet')
-      for name, file in arms.ARMS[values['arm']]
+      for name, file in arms.ARMS[values['arm']].files(config.seed)
     )
-  config.seed = int(values['seed'])
   config.id_bias = 'frequency'
   config.model = {
     'vocabulary_size': 0,  # taken from the corpus
@@ -88,7 +88,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     'buckets': (MAX_GENES + 1,),
     'mask': {'objective': values['objective'], 'rate': MASK_RATE},
     'rows_per_batch': ROWS,
-    'seed': int(values['seed']),
+    'seed': config.seed,
   }
   config.mesh = {'data': -1, 'fsdp': 1}
   config.log_every = 50

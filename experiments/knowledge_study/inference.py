@@ -18,6 +18,8 @@ DRAWS = 2000
 
 HELPS = 'helps'
 HARMS = 'harms'
+LESS = ', by less than the margin'
+MIXED = ', but not in every study'
 EQUIVALENT = 'equivalent within the margin'
 UNDERPOWERED = 'underpowered'
 NO_VERDICT = 'no verdict'
@@ -105,7 +107,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(
-  found: Interval, margin: float, p: float | None = None, alpha: float = 0.05
+  found: Interval,
+  margin: float,
+  p: float | None = None,
+  alpha: float = 0.05,
+  clusters: Sequence[float] = (),
 ) -> str:
   """What may be concluded of a loss: a difference below 0 is a help.
 
@@ -114,21 +120,30 @@ def verdict(
     margin: differences within it do not matter; declared before the runs.
     p: adjusted for a family; that of the interval if None.
     alpha: of the test.
+    clusters: mean differences of groups of units that have something in
+      common, as donors of one study: too few to draw from, but an effect that
+      is not in all of them is said to be so.
   """
   p = found.p if p is None else p
   if not found.is_supported:
     return NO_VERDICT
-  if p < alpha and found.high < 0:
-    return HELPS
-  if p < alpha and found.low > 0:
-    return HARMS
-  if -margin < found.low and found.high < margin:
-    return EQUIVALENT
-  return UNDERPOWERED
+  if p < alpha and (found.high < 0 or found.low > 0):
+    said = HELPS if found.high < 0 else HARMS
+    if any(mean * found.mean <= 0 for mean in clusters):
+      said += MIXED
+    return said + (LESS if _within(found, margin) else '')
+  return EQUIVALENT if _within(found, margin) else UNDERPOWERED
+
+
+def _within(found: Interval, margin: float) -> bool:
+  return -margin < found.low and found.high < margin
 
 
 def controls(
-  effects: Mapping[float, Interval], detectable: float, alpha: float = 0.05
+  effects: Mapping[float, Interval],
+  detectable: float,
+  margin: float,
+  alpha: float = 0.05,
 ) -> tuple[bool | None, str]:
   """Whether the study can answer, from its own controls.
 
@@ -136,6 +151,7 @@ def controls(
     effects: fidelity of the knowledge -> difference of loss.
     detectable: the smallest difference that the seeds of a control detect;
       means of neighbours that differ by less are not told apart.
+    margin: an effect at fidelity 0 that is within it is none.
     alpha: of each test.
 
   Returns:
@@ -152,7 +168,7 @@ def controls(
   faults = []
   if verdict(effects[1.0], 0.0, alpha=alpha) != HELPS:
     faults.append('no effect at fidelity 1')
-  if effects[0.0].p < alpha:
+  if effects[0.0].p < alpha and not _within(effects[0.0], margin):
     faults.append('an effect at fidelity 0')
   means = [effects[p].mean for p in wanted]
   if any(b > a + detectable for a, b in zip(means, means[1:])):
@@ -176,20 +192,27 @@ def power(effect: float, sd: float, number: int, alpha: float = 0.05) -> float:
 
 
 def seeds_needed(
-  effect: float, sd: float, wanted: float = 0.8, most: int = 1000
+  effect: float,
+  sd: float,
+  wanted: float = 0.8,
+  alpha: float = 0.05,
+  most: int = 1000,
 ) -> int | None:
   """Fewest seeds that detect an effect; None above `most`."""
+  numbers = range(2, most + 1)
   return next(
-    (n for n in range(2, most + 1) if power(effect, sd, n) >= wanted), None
+    (n for n in numbers if power(effect, sd, n, alpha) >= wanted), None
   )
 
 
-def smallest_effect(sd: float, number: int, wanted: float = 0.8) -> float:
-  """What so many seeds detect."""
+def smallest_effect(
+  sd: float, number: int, wanted: float = 0.8, alpha: float = 0.05
+) -> float:
+  """What so many seeds detect, units and their differences left aside."""
   if sd == 0 or number < 2:
     return 0.0 if number >= 2 else math.inf
   return optimize.brentq(
-    lambda effect: power(effect, sd, number) - wanted, 0.0, 100 * sd
+    lambda effect: power(effect, sd, number, alpha) - wanted, 0.0, 100 * sd
   )
 
 

@@ -1,8 +1,10 @@
 """Corpora and priors of the study: made once, found again.
 
     ROOT/corpora/N        N training cells of the atlas and the held-out ones
-    ROOT/knowledge/P      what is stated about the atlas, as raw tables
-    ROOT/priors/N/FOLDER  prior tables by the real pipeline (see `arms.py`)
+    ROOT/knowledge/P[/S]  what is stated about the atlas, as raw tables; of a
+                          fidelity P drawn anew for every seed S
+    ROOT/priors/N/FOLDER  prior tables by the real pipeline, and in folders of
+                          their own the controls (see `arms.py`)
 
 Training cells of a small corpus are among those of a larger one. The held-out
 cells are those of two whole studies of both species, the same in all corpora,
@@ -15,7 +17,7 @@ import json
 
 import numpy as np
 
-from experiments.knowledge_study import settings as settings_lib
+from experiments.knowledge_study import arms, settings as settings_lib
 from genecompass_jax import cli, errors, gene_table, paths, simulate
 from genecompass_jax.prepare import pipeline, quality, simulated, sources
 
@@ -24,15 +26,14 @@ FAR = 1 << 20  # index of the first held-out cell: no training cell is there
 WIDTH = 64  # of prior vectors: that of the model
 # The release's r of 0.8 within donors is reached by no pair of these cells.
 COEXPRESSION = ('--matrix=study', '--min-r=0.5')
-CONTROLS = ('shuffled', 'rewired', 'constant', 'random')
+_DONE = 'done.txt'
 _CHUNK = 1 << 13
 
 
 def is_whole(folder: paths.PathLike) -> bool:
   """Whether a corpus or a set of priors was finished."""
   return any(
-    paths.exists(paths.join(folder, name))
-    for name in ('manifest.json', 'done.txt')
+    paths.exists(paths.join(folder, name)) for name in ('manifest.json', _DONE)
   )
 
 
@@ -102,13 +103,20 @@ def draw(
   return simulate.concatenate(found)
 
 
-def knowledge(root: str, fidelity: str, settings: settings_lib.Settings) -> str:
-  """ROOT/knowledge/P: raw tables; 'default' is the atlas' own fidelity."""
-  output = paths.join(root, 'knowledge', fidelity)
+def knowledge(
+  root: str,
+  settings: settings_lib.Settings,
+  fidelity: str = '',
+  seed: int = 0,
+) -> str:
+  """Raw tables; without a fidelity those of the atlas, whatever the seed."""
+  output = paths.join(root, 'knowledge', 'default')
+  knobs = {}
+  if fidelity:
+    output = paths.join(root, 'knowledge', fidelity, str(seed))
+    share = float(fidelity)
+    knobs = {'precision': share, 'recall': share, 'draw': seed}
   if not is_whole(output):
-    knobs = {}
-    if fidelity != 'default':
-      knobs = {'precision': float(fidelity), 'recall': float(fidelity)}
     simulate.write_knowledge(simulate.Atlas(settings.atlas), output, **knobs)
   return output
 
@@ -123,17 +131,23 @@ def priors(
   root: str,
   num_cells: int,
   settings: settings_lib.Settings,
-  fidelity: str = 'default',
-) -> str:
-  """ROOT/priors/N/FOLDER with its controls, made if they are not there."""
-  folder = 'tables' if fidelity == 'default' else f'fidelity_{fidelity}'
-  output = paths.join(root, 'priors', str(num_cells), folder)
-  if is_whole(output):
-    return output
-  raw = knowledge(root, fidelity, settings)
+  arm: arms.Arm,
+  seed: int,
+) -> None:
+  """The prior tables of a run, made if they are not there."""
+  if not arm.kinds:
+    return
+  raw = knowledge(root, settings, arm.fidelity, seed)
   cells = corpus(root, num_cells, settings)
-  build(output, stated(raw), cells, with_cells=fidelity == 'default')
-  return output
+  folder = paths.join(root, 'priors', str(num_cells))
+  output = paths.join(folder, arm.tables(seed))
+  if not is_whole(output):
+    given = stated(raw)
+    if not arm.fidelity:
+      given['coexpression'] = [cells, *COEXPRESSION]
+    build(output, given)
+  if arm.control:
+    control(output, arm, paths.join(folder, arm.folder(seed)), cells, seed)
 
 
 def stated(raw: str) -> dict[str, list[str]]:
@@ -159,56 +173,59 @@ def stated(raw: str) -> dict[str, list[str]]:
   }
 
 
-def build(
-  output: str,
-  given: dict[str, list[str]],
-  cells: str,
-  with_cells: bool = True,
-  coexpression: tuple[str, ...] = COEXPRESSION,
-) -> None:
-  """Tables and their controls; `done.txt` comes last.
+def build(output: str, given: dict[str, list[str]]) -> None:
+  """Prior tables of one folder; `done.txt` comes last.
 
   Args:
-    output: folder of the tables.
+    output: the folder.
     given: arguments of `genecompass prior KIND`, by kind.
-    cells: corpus: expression to match controls on; co-expression from its
-      training cells.
-    with_cells: whether to make co-expression. Without it the tables are of the
-      study's own controls, which need `shuffled` alone.
-    coexpression: its arguments.
   """
-  kinds = dict(given)
-  if with_cells:
-    kinds['coexpression'] = [cells, *coexpression]
-  made, missing = [], []
-  for kind, argv in kinds.items():
+  missing = []
+  for kind, argv in given.items():
     name = paths.join(output, f'{kind}.parquet')
     argv = ['prior', kind, *argv, '-o', name, '--overwrite']
     code, text = _quiet([*argv, '--width', str(WIDTH)])
-    if code == 0:
-      made.append(name)
-    elif kind == 'coexpression' and 'no pair of genes' in text:
+    if kind == 'coexpression' and code and 'no pair of genes' in text:
       missing.append(kind)  # too few cells: the arm has a table of no gene
       _empty(name)
-    else:
+    elif code:
       raise errors.UserError(f'{kind}: {text.strip()}')
-  for control in CONTROLS if with_cells else CONTROLS[:1]:
-    chosen = [
-      p for p in made if control != 'rewired' or p.endswith('/grn.parquet')
-    ]
-    folder = paths.join(output, control)
-    code, text = _quiet(
-      ['prior', 'control', control, *chosen, '-o', folder]
-      + ['--expression', cells, '--overwrite']
-    )
-    if code:
-      raise errors.UserError(f'{control}: {text.strip()}')
-    for kind in missing if control != 'rewired' else ():
-      _empty(paths.join(folder, f'{kind}.parquet'))
   paths.write_text(
-    paths.join(output, 'done.txt'),
+    paths.join(output, _DONE),
     ''.join(f'{kind}: no pair passes the rule\n' for kind in missing),
   )
+
+
+def control(
+  tables: str, arm: arms.Arm, output: str, cells: str, seed: int
+) -> None:
+  """A control of the tables of a folder, made if it is not there.
+
+  Args:
+    tables: folder that `build` made.
+    arm: whose control and kinds.
+    output: its folder.
+    cells: corpus: expression to match on.
+    seed: of the draw.
+  """
+  if is_whole(output):
+    return
+  said = paths.read_text(paths.join(tables, _DONE))
+  missing = [kind for kind in arm.kinds if f'{kind}: no pair' in said]
+  made = [
+    paths.join(tables, f'{kind}.parquet')
+    for kind in arm.kinds
+    if kind not in missing
+  ]
+  code, text = _quiet(
+    ['prior', 'control', arm.control, *made, '-o', output]
+    + ['--expression', cells, '--seed', str(seed), '--overwrite']
+  )
+  if code:
+    raise errors.UserError(f'{arm.control}: {text.strip()}')
+  for kind in missing:
+    _empty(paths.join(output, f'{kind}.parquet'))
+  paths.write_text(paths.join(output, _DONE), '')
 
 
 def _empty(name: str) -> None:

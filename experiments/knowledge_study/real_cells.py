@@ -11,7 +11,11 @@ import pathlib
 
 import numpy as np
 
-from experiments.knowledge_study import materials, settings as settings_lib
+from experiments.knowledge_study import (
+  arms,
+  materials,
+  settings as settings_lib,
+)
 from genecompass_jax import corpus as corpus_lib, errors, paths
 from genecompass_jax.prepare import pipeline
 
@@ -74,13 +78,28 @@ def _common(opened: corpus_lib.Corpus, most: int):
 
 
 def priors(
-  root: str, data: str, fold: str, settings: settings_lib.Settings
-) -> str:
-  """ROOT/priors/FOLD/tables, as data_prep/build_priors.py makes them."""
-  output = paths.join(root, 'priors', fold, 'tables')
-  if materials.is_whole(output):
-    return output
+  root: str,
+  data: str,
+  fold: str,
+  settings: settings_lib.Settings,
+  arm: arms.Arm,
+  seed: int,
+) -> None:
+  """The prior tables of a run, as data_prep/build_priors.py makes them."""
+  if not arm.kinds:
+    return
   cells = corpus(root, data, fold, settings)
+  folder = paths.join(root, 'priors', fold)
+  output = paths.join(folder, arm.tables(seed))
+  if not materials.is_whole(output):
+    materials.build(output, _stated(data) | {'coexpression': [cells]})
+  if arm.control:
+    place = paths.join(folder, arm.folder(seed))
+    materials.control(output, arm, place, cells, seed)
+
+
+def _stated(data: str) -> dict[str, list[str]]:
+  """Arguments of `genecompass prior` for the handed tables."""
   script = _script('build_priors')
   have = {
     name: os.path.join(data, file)
@@ -99,8 +118,7 @@ def priors(
     ('dorothea_mouse', '--mouse=dorothea'),
   ):
     kinds['grn'] += [f'{flag}={have[key]}']
-  materials.build(output, kinds, cells, coexpression=())
-  return output
+  return kinds
 
 
 def _script(name: str):

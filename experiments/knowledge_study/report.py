@@ -43,9 +43,12 @@ ANALYSIS = (
   'pairs by seed and unit (held-out donor, TF or gene); crossed bootstrap over '
   "seeds and units, Student's t; Holm over the two primary endpoints, and over "
   'the secondary family; no cell is drawn; no verdict before the registered '
-  'seeds; an endpoint on which the own controls of the study fail is said to '
-  'be one that it cannot answer: an effect at fidelity 1, none at 0, and '
-  'between neighbours no rise above what the seeds of a control detect'
+  'seeds; an effect that is not in all four of study and species is said to be '
+  'so; an endpoint on which the own controls of the study fail is said to be '
+  'one that it cannot answer: they need an effect at fidelity 1, none at 0 '
+  '(not significant, or within the margin), and between neighbours no rise '
+  'above what the seeds of a control detect; permutations, rewirings, random '
+  'rows and the statements of a fidelity are drawn anew for every seed'
 )
 # Arm, and what it is held against. Reported in this order; what genes know is
 # asked of `_OF_GENES` alone, for the family of tests not to grow.
@@ -157,12 +160,13 @@ def _answers(found, settings, facts, endpoint) -> tuple[bool | None, str]:
     if len(seeds) >= facts['seeds']['primary']:
       effects[float(p)] = inference.interval(diff)
   detectable = facts['smallest_detectable_relative'][endpoint]['primary']
-  return inference.controls(effects, detectable, settings.alpha)
+  margin = dict(settings.margins)[endpoint]
+  return inference.controls(effects, detectable, margin, settings.alpha)
 
 
 def _primary(found, settings, facts) -> list[str]:
   seeds = list(range(facts['seeds']['primary'])) if facts else []
-  rows, p_values, intervals = [], [], {}
+  rows, p_values, intervals, clusters = [], [], {}, {}
   for endpoint in ('id', 'value'):
     for cells in settings.sizes:
       diff, have, _ = results.differences(
@@ -171,10 +175,15 @@ def _primary(found, settings, facts) -> list[str]:
       if diff.size:
         one = inference.interval(diff)
         rows.append((endpoint, f'{cells:,}', *_interval_cells(one)))
-    whole, _ = results.pooled(
+    whole, _, units = results.pooled(
       found, *arms.PAIR, settings.sizes, endpoint, seeds
     )
     if seeds and whole.size:
+      names = [results.cluster(unit) for unit in units]
+      clusters[endpoint] = {
+        name: whole[:, np.equal(names, name)].mean()
+        for name in sorted({*names})
+      }
       intervals[endpoint] = inference.interval(whole)
       p_values.append(intervals[endpoint].p)
       rows.append((endpoint, 'all', *_interval_cells(intervals[endpoint])))
@@ -187,11 +196,26 @@ def _primary(found, settings, facts) -> list[str]:
     return [*lines, '', f'**No verdict: {len(seeds)} seeds are registered**']
   for (name, one), p in zip(intervals.items(), inference.holm(p_values)):
     margin = dict(settings.margins)[name]
-    said = inference.verdict(one, margin, p, settings.alpha)
+    said = inference.verdict(
+      one, margin, p, settings.alpha, tuple(clusters[name].values())
+    )
     ok, why = _answers(found, settings, facts, name)
     if not ok:
       said = why if ok is False else f'no verdict: {why}'
     lines += ['', f'**{name} loss: {said}** (p {p:.3g} after Holm)']
+  lines += [
+    '',
+    'Mean over all sizes by study and species, whose donors have',
+    '',
+  ]
+  lines[-2] += ' something in common:'
+  lines += table(
+    ('loss', *clusters['id']),
+    [
+      (name, *(f'{mean:+.2%}' for mean in means.values()))
+      for name, means in clusters.items()
+    ],
+  )
   return [*lines, '', *_worth(found, settings)]
 
 
@@ -285,11 +309,11 @@ def _contrasts(found, settings) -> list[str]:
     if (one, other) in _OF_GENES:
       asked += results.GAINS
     for endpoint in asked:
-      diff, _ = results.pooled(
+      diff, seeds, _ = results.pooled(
         found, one, other, settings.other_sizes, endpoint
       )
-      if not diff.size:
-        continue
+      if len(seeds) < settings.other_seeds:
+        continue  # nothing is tested before its runs are all there
       found_here = inference.interval(diff)
       p_values.append(found_here.p)
       as_share = endpoint not in results.GAINS

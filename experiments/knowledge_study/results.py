@@ -46,6 +46,11 @@ def read_score(folder: str) -> dict | None:
   return score
 
 
+def cluster(unit: str) -> str:
+  """What the donors of one study and species have in common; itself else."""
+  return unit.partition('_donor')[0]
+
+
 def by_unit(score: dict, endpoint: str) -> dict[str, float]:
   """One number a unit.
 
@@ -155,8 +160,8 @@ def spread(found: dict, settings) -> dict[str, dict[str, float]]:
 
 def pooled(
   found: dict, one: str, other: str, sizes, endpoint: str, seeds=None
-) -> tuple[np.ndarray, list[int]]:
-  """Differences [seeds, units], mean over sizes, and their seeds.
+) -> tuple[np.ndarray, list[int], list[str]]:
+  """Differences [seeds, units], mean over sizes, their seeds and units.
 
   Of seeds and units that every size has; of `seeds` all, or nothing.
   """
@@ -167,7 +172,7 @@ def pooled(
   common = sorted(set.intersection(*(set(have) for _, have, _ in parts)))
   units = sorted(set.intersection(*(set(names) for *_, names in parts)))
   if not common or not units or common != sorted(seeds or common):
-    return np.zeros((0, 0)), []
+    return np.zeros((0, 0)), [], []
   chosen = [
     diff[
       np.ix_(
@@ -177,7 +182,7 @@ def pooled(
     ]
     for diff, have, names in parts
   ]
-  return np.mean(chosen, axis=0), common
+  return np.mean(chosen, axis=0), common, units
 
 
 def of(found, arm, place) -> list[dict]:

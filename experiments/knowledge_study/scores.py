@@ -275,7 +275,8 @@ def recovered(
   """Edges of TFs that no table states, and orthologues of other tokens.
 
   Args:
-    vectors: of genes; those outside of the vocabulary are left out.
+    vectors: of genes. The genes ranked are those of the vocabulary, whatever
+      is given: one without a vector has zeros.
     vocabulary: of the corpus.
     atlas: the truth.
     held: TFs that the table of TFs leaves out, with their relatives.
@@ -288,9 +289,10 @@ def recovered(
     non-pairs that its orthologue of another token comes before. Matched: mouse
     genes of the same decile of support.
   """
-  known = {
-    gene: vector for gene, vector in vectors.items() if gene in support_G
-  }
+  if not vectors:
+    return {'edges': {}, 'edges_chance': {}, 'orthologues': {}}
+  nothing = np.zeros(len(next(iter(vectors.values()))))
+  known = {gene: vectors.get(gene, nothing) for gene in support_G}
   result = {'edges': {}, 'edges_chance': {}}
   for genes, network in zip(atlas.genes, atlas.networks):
     ids = np.array(genes.gene_ids)
@@ -359,9 +361,14 @@ def _orthologues(vectors, vocabulary, atlas, support_G) -> dict[str, float]:
 
 
 def average_precision(score_N: np.ndarray, is_true_N: np.ndarray) -> float:
-  """Mean over true items of the share of true ones down to their rank."""
-  true_N = is_true_N[np.argsort(-score_N, kind='stable')]
-  share_N = np.cumsum(true_N) / np.arange(1, len(true_N) + 1)
+  """Mean over true items of the share of true ones down to their score.
+
+  Items of one score come together: of equal scores the share of true ones.
+  """
+  order = np.argsort(-score_N, kind='stable')
+  score_N, true_N = score_N[order], is_true_N[order]
+  last_N = np.searchsorted(-score_N, -score_N, 'right')
+  share_N = np.cumsum(true_N)[last_N - 1] / last_N
   return float(share_N[true_N].mean())
 
 

@@ -241,17 +241,15 @@ def execute(args, settings, runs, end: float, train: bool) -> int:
 
 def _materials(args, settings, run) -> None:
   """Corpus and prior tables of a run."""
+  arm = arms.ARMS[run.arm]
   if not run.place.isdecimal():
     real_cells.corpus(args.root, args.data, run.place, settings)
-    real_cells.priors(args.root, args.data, run.place, settings)
+    real_cells.priors(args.root, args.data, run.place, settings, arm, run.seed)
     return
   size = int(run.place)
   materials.corpus(args.root, size, settings)
-  materials.knowledge(args.root, 'default', settings)
-  tables = {file.partition('/')[0] for _, file in arms.ARMS[run.arm]}
-  for folder in sorted(tables):
-    fidelity = folder.removeprefix('fidelity_').replace('tables', 'default')
-    materials.priors(args.root, size, settings, fidelity)
+  materials.knowledge(args.root, settings)  # names the TFs that are held out
+  materials.priors(args.root, size, settings, arm, run.seed)
 
 
 def _start(args, settings, name, run, pids) -> int:
@@ -346,8 +344,10 @@ def register(
       'the study with --only pilot'
     )
   spread = results.spread(found, settings)
+  # The first step of Holm over two endpoints.
+  alpha = settings.alpha / 2
   needed = inference.seeds_needed(
-    settings.detect, spread['id']['sd_relative'], settings.power
+    settings.detect, spread['id']['sd_relative'], settings.power, alpha
   )
   seeds = min(
     max(needed or settings.most_seeds, settings.least_seeds),
@@ -370,15 +370,18 @@ def register(
     },
     'smallest_detectable_relative': {
       name: {
-        'primary': inference.smallest_effect(values['sd_relative'], seeds),
-        'others': inference.smallest_effect(
-          values['sd_relative'], settings.other_seeds
+        'primary': inference.smallest_effect(
+          values['sd_relative'], seeds, settings.power, alpha
+        ),
+        'others_before_holm': inference.smallest_effect(
+          values['sd_relative'],
+          settings.other_seeds,
+          settings.power,
+          settings.alpha,
         ),
       }
       for name, values in spread.items()
     },
-    'arms': list(arms.MAIN),
-    'own_controls': list(arms.CONTROLS),
     'frozen': frozen(settings),
     'analysis': report.ANALYSIS,
   }
@@ -403,6 +406,7 @@ def frozen(settings: settings_lib.Settings) -> dict[str, object]:
         'held_out_studies': materials.HELD_OUT_STUDIES,
         'coexpression': materials.COEXPRESSION,
         'prior_width': materials.WIDTH,
+        'arms': {n: dataclasses.asdict(a) for n, a in arms.ARMS.items()},
       }
     )
   )

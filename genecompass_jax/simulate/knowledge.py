@@ -35,6 +35,7 @@ def write_knowledge(
   recall: float = 0.6,
   study_bias: float = 1.0,
   withheld: float = 0.1,
+  draw: int = 0,
 ) -> tuple[str, ...]:
   """Writes what is said about an atlas.
 
@@ -58,6 +59,8 @@ def write_knowledge(
     study_bias: log odds of being stated, per sd of expression and of fame.
     withheld: share of TFs that the TF table leaves out, with their paralogues
       and orthologues; the genome does not know and keeps their motifs.
+    draw: another one is another choice of statements about the same truth; the
+      TFs left out stay.
 
   Returns:
     Ensembl ids of the TFs left out, of both species.
@@ -81,12 +84,12 @@ def write_knowledge(
     for name, data in (
       (
         'tf_target.{}.tsv',
-        _tf_targets(atlas, s, precision, recall, study_bias, held),
+        _tf_targets(atlas, s, precision, recall, study_bias, held, draw),
       ),
-      ('gene_groups.{}.tsv', _families(atlas, s, precision, recall)),
+      ('gene_groups.{}.tsv', _families(atlas, s, precision, recall, draw)),
       *zip(
         ('genome.{}.fa.gz', 'genes.{}.gtf.gz'),
-        _genome(atlas, s, precision, recall),
+        _genome(atlas, s, precision, recall, draw),
       ),
     ):
       _write(paths.join(folder, name.format(species)), data)
@@ -96,6 +99,7 @@ def write_knowledge(
     'precision': precision,
     'recall': recall,
     'study_bias': study_bias,
+    'draw': draw,
     'withheld_tfs': held,
   }
   text = json.dumps(manifest, indent=2) + '\n'
@@ -135,6 +139,12 @@ def _write(path, text: str | bytes) -> None:
   if str(path).endswith('.gz'):
     data = gzip.compress(data, compresslevel=6, mtime=0)
   paths.write_bytes(path, data)
+
+
+def _statements(atlas, purpose, s, draw) -> np.random.Generator:
+  """The stream of one draw; that of the first has no number."""
+  index = (s, draw) if draw else (s,)
+  return config_lib.generator(atlas.config.seed, purpose, *index)
 
 
 def _withheld(atlas, share) -> list[str]:
@@ -190,9 +200,9 @@ def _pairs(rng, network, tfs, score_T, score_R, precision, recall):
   return [*true, *zip(*np.unravel_index(flat, key_TR.shape), sign)]
 
 
-def _tf_targets(atlas, s, precision, recall, study_bias, held) -> str:
+def _tf_targets(atlas, s, precision, recall, study_bias, held, draw) -> str:
   genes, network = atlas.genes[s], atlas.networks[s]
-  rng = config_lib.generator(atlas.config.seed, 'tf_target', s)
+  rng = _statements(atlas, 'tf_target', s, draw)
   level_R = np.where(genes.role_R == genes_lib.SILENT, np.nan, genes.baseline_R)
   level_R = (level_R - np.nanmean(level_R)) / np.nanstd(level_R)
   score_R = study_bias * (np.nan_to_num(level_R, nan=-2.0) + genes.fame_R)
@@ -214,9 +224,9 @@ def _tf_targets(atlas, s, precision, recall, study_bias, held) -> str:
   return _lines(sorted(rows))
 
 
-def _families(atlas, s, precision, recall) -> str:
+def _families(atlas, s, precision, recall, draw) -> str:
   genes = atlas.genes[s]
-  rng = config_lib.generator(atlas.config.seed, 'families', s)
+  rng = _statements(atlas, 'families', s, draw)
   stated = collections.defaultdict(list)
   for family in np.unique(genes.family_R[genes.family_R >= 0]):
     members = np.flatnonzero(genes.family_R == family)
@@ -256,10 +266,10 @@ def _families(atlas, s, precision, recall) -> str:
   return _lines(rows)
 
 
-def _genome(atlas, s, precision, recall) -> tuple[bytes, str]:
+def _genome(atlas, s, precision, recall, draw) -> tuple[bytes, str]:
   """FASTA and GTF: genes in random places, motifs in their promoters."""
   genes, network = atlas.genes[s], atlas.networks[s]
-  rng = config_lib.generator(atlas.config.seed, 'genome', s)
+  rng = _statements(atlas, 'genome', s, draw)
   R, T = len(genes), len(network.tf_rows_T)
   width = UPSTREAM + DOWNSTREAM
   frequency = [(1 - GC) / 2, GC / 2, GC / 2, (1 - GC) / 2]
