@@ -28,17 +28,15 @@ class CellSet:
     config: as for any source, without its path.
     split_by: obs column whose values were measured with gene lists of their
       own: each value becomes a source with the genes seen in it.
-    only: (obs column, value) of the cells taken; the rest stays out.
   """
 
   config: sources.SourceConfig
   split_by: str = ''
-  only: tuple[str, str] | None = None
 
 
 def _set(name: str, **fields: object) -> CellSet:
-  own = {k: fields.pop(k) for k in ('split_by', 'only') if k in fields}
-  return CellSet(sources.SourceConfig(name=name, **fields), **own)
+  split_by = fields.pop('split_by', '')
+  return CellSet(sources.SourceConfig(name=name, **fields), split_by)
 
 
 # The three Kang extracts share cells: one dataset, one unit. Panels and sets
@@ -93,7 +91,7 @@ SETS = {
     'perturb_fish_controls',
     species='human',
     assay='panel',
-    only=('condition', 'ctrl'),
+    controls='condition=ctrl',
     licence='Perturb-FISH, cite the paper',
   ),
 }
@@ -148,7 +146,7 @@ def open_sources(folder: str) -> list[sources.Source]:
     if not os.path.exists(path):
       print(f'{path} is absent: left out', file=sys.stderr)
       continue
-    if cells.split_by or cells.only:
+    if cells.split_by:
       opened += _parts(path, cells)
     else:
       opened.append(
@@ -161,12 +159,6 @@ def open_sources(folder: str) -> list[sources.Source]:
 
 def _parts(path: str, cells: CellSet) -> list[sources.Source]:
   adata = anndata.read_h5ad(path)
-  if cells.only is not None:
-    column, value = cells.only
-    adata = adata[(adata.obs[column] == value).to_numpy()].copy()
-  if not cells.split_by:
-    config = dataclasses.replace(cells.config, path=path)
-    return [sources.from_anndata(adata, config)]
   opened = []
   for value in sorted(adata.obs[cells.split_by].unique()):
     part = adata[(adata.obs[cells.split_by] == value).to_numpy()]

@@ -18,10 +18,12 @@ from genecompass_jax import (
   vocabulary,
 )
 from genecompass_jax.prepare import (
+  assays,
   counting,
   damage,
   identifiers,
   matrices,
+  perturbed,
   quality,
   source_config,
 )
@@ -107,12 +109,34 @@ class Source:
     """Stored entries, or a guess for a dense matrix: a tenth of it."""
     return self.matrix.num_entries
 
-  @property
+  @functools.cached_property
   def assay(self) -> str:
-    """`umi`, `full_length` or `panel`."""
-    if self.config.assay != 'auto':
-      return self.config.assay
-    return 'panel' if self.num_columns < quality.PANEL_GENES else 'umi'
+    """`umi`, `full_length`, `panel`, or `mixed`."""
+    return assays.summary(np.unique(self.assay_C).tolist())
+
+  @functools.cached_property
+  def assay_C(self) -> np.ndarray:
+    """Int8 place in `assays.KINDS` of every cell."""
+    kind = self.config.assay
+    if kind == 'auto' and self.num_columns < quality.PANEL_GENES:
+      kind = assays.PANEL
+    if kind == 'auto' and assays.COLUMN in self.obs:
+      return assays.kinds_of(*self.codes(assays.COLUMN))
+    kind = assays.UMI if kind == 'auto' else kind
+    return np.full(self.num_cells, assays.KINDS.index(kind), np.int8)
+
+  def perturbed(self) -> tuple[np.ndarray, str]:
+    """Bool [C]: cells that something was done to; and which were kept, or ''.
+
+    Raises:
+      UserError: see `perturbed.perturbed`.
+    """
+    controls = self.config.controls
+    column = perturbed.column_of(controls, [*self.obs.columns])
+    if not column:
+      return np.zeros(self.num_cells, bool), ''
+    codes_C, values = self.codes(column)
+    return perturbed.perturbed(self.name, column, controls, codes_C, values)
 
   @property
   def dataset(self) -> str:

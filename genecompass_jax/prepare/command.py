@@ -7,6 +7,7 @@ import argparse
 
 from genecompass_jax import errors
 from genecompass_jax.prepare import (
+  assays,
   flags,
   quality,
   readers,
@@ -39,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   cells.add_argument(
     '--assay',
     default='auto',
-    choices=quality.ASSAYS,
-    help='medians are taken from one kind, UMI first',
+    choices=assays.CHOICES,
+    help='medians are taken from one kind, UMI first; auto: a panel below '
+    '5,000 genes, else by the obs column assay',
   )
   cells.add_argument(
     '--total', default='', metavar='COLUMN', help='obs column with the library '
@@ -64,6 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
   readers.add_arguments(cells)
+  cells.add_argument(
+    '--controls',
+    default='',
+    metavar='COLUMN=VALUE,...|all',
+    help='cells of a screen that nothing was done to, the only ones taken; '
+    'found where obs has a column such as perturbation or sgRNA',
+  )
   cells.add_argument(
     '--exact-medians',
     '--exact_medians',
@@ -203,6 +212,7 @@ def run(args: argparse.Namespace) -> int:
       sample=args.sample,
       total=args.total,
       assay=args.assay,
+      controls=args.controls,
       dataset=args.dataset,
       obs=_names(args.obs),
       allow_noninteger=args.allow_noninteger,

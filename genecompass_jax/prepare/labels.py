@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import sources
+from genecompass_jax.prepare import assays, sources
 
-ASSAY_ORDER = ('umi', 'full_length', 'panel')  # whose cells give the medians
 SLACK = 1.5  # held-out cells may exceed the share asked for by this factor
 
 
@@ -72,7 +71,7 @@ class Labels:
     units = np.unique(codes[1])
     self._units.append(units)
     for unit in units:
-      self._assay[unit] = ASSAY_ORDER.index(source.assay)
+      self._assay[unit] = int(source.assay_C[codes[1] == unit].min())
     if not by_cell:
       for species in range(num_species):
         of_U = np.bincount(codes[1][source.species_C == species])
@@ -276,7 +275,7 @@ def _hold_out(
 
   units = sorted(np.flatnonzero(cells_U), key=rank)
   total = cells_U.sum()
-  left = np.bincount(assay_U[units], minlength=len(ASSAY_ORDER))
+  left = np.bincount(assay_U[units], minlength=len(assays.KINDS))
   chosen, held = [], 0
   for unit in units:
     fits = held + cells_U[unit] <= SLACK * share * total

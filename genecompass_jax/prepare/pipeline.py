@@ -28,7 +28,12 @@ from genecompass_jax import (
   staging,
   vocabulary,
 )
-from genecompass_jax.prepare import labels as labels_lib, quality, sources
+from genecompass_jax.prepare import (
+  assays,
+  labels as labels_lib,
+  quality,
+  sources,
+)
 from genecompass_jax.prepare.building import (
   builds,
   decisions,
@@ -233,7 +238,7 @@ def _build(
     plan.save('units', labels.unit_U)
     paths.write_json(plan.file('categories.json'), labels.categories)
     kept = _kept_by_species(plan, opened)
-    assays, context = _sorting(plan, opened, labels, split_U)
+    medians_of, context = _sorting(plan, opened, labels, split_U)
     results = builds.run_stage(
       engine,
       plan.stage(runs.NAME),
@@ -246,7 +251,7 @@ def _build(
     made = builds.run_stage(
       engine, plan.stage(stores.NAME), stores.write, written, cells, 'writing'
     )
-    counted = _medians(engine, plan, context, assays, config)
+    counted = _medians(engine, plan, context, medians_of, config)
   vocab.save(paths.join(place, corpus.VOCABULARY))
   for mode, values in counted.items():
     values.save(paths.join(place, f'medians_{mode}.tsv.gz'), vocab)
@@ -270,7 +275,7 @@ def _build(
       'seed': config.seed,
       'split': split,
       'copies': found['report'],
-      'medians_of': assays,
+      'medians_of': medians_of,
       'medians_by': 'source' if plan.is_divided else config.medians,
       'quality': dataclasses.asdict(config.filters),
       'vocabulary_choice': (
@@ -403,9 +408,9 @@ def _sorting(
   split_U: np.ndarray,
 ) -> tuple[dict[str, str], runs.Sort]:
   """Whose cells give the medians, and the tasks that sort the buckets."""
-  assays, median_sources, buckets = {}, [], []
+  medians_of, sources_of, kinds_of, buckets = {}, [], [], []
   for species, name in enumerate(plan.vocabulary().species):
-    kinds: dict[str, list[int]] = {}
+    kinds: dict[int, list[int]] = {}
     is_there = False
     for source in opened:
       keep_C = plan.load(f'keep/{source.number}')
@@ -417,17 +422,25 @@ def _sorting(
       by_cell = labels.split_by_cell[source.number]
       training = by_cell or (split_U[labels.unit_U[unit_C]] == 0).any()
       if len(unit_C) and training:
-        kinds.setdefault(source.assay, []).append(source.number)
-    assay = next((a for a in labels_lib.ASSAY_ORDER if a in kinds), '')
-    if assay:
-      assays[name] = assay
-    median_sources.append(tuple(kinds.get(assay, ())))
+        kind_C = np.asarray(plan.load(f'assays/{source.number}'))[mine_C]
+        for kind in np.unique(kind_C).tolist():
+          kinds.setdefault(kind, []).append(source.number)
+    first = min(kinds, default=0)
+    if kinds:
+      medians_of[name] = assays.KINDS[first]
+    kinds_of.append(first)
+    sources_of.append(tuple(kinds.get(first, ())))
     if is_there:
       buckets += [(species, bucket) for bucket in range(2**plan.bits)]
   context = runs.Sort(
-    plan, tuple(buckets), tuple(median_sources), tuple(labels.split_by_cell)
+    plan,
+    tuple(buckets),
+    tuple(sources_of),
+    tuple(kinds_of),
+    tuple(source.number for source in opened if source.assay == assays.MIXED),
+    tuple(labels.split_by_cell),
   )
-  return assays, context
+  return medians_of, context
 
 
 def _cells_of_buckets(
@@ -469,13 +482,13 @@ def _medians(
   engine: engines.Engine,
   plan: plans.Plan,
   context: runs.Sort,
-  assays: Mapping[str, str],
+  medians_of: Mapping[str, str],
   config: PrepareConfig,
 ) -> dict[str, medians.Medians]:
   """Medians of each mode, of the species that have training cells."""
   counted = {}
   names = plan.vocabulary().species
-  species_of = [names.index(name) for name in assays]
+  species_of = [names.index(name) for name in medians_of]
   for mode in encoding.MODES:
     histograms = {
       species: runs.merged_medians(plan, context.buckets, species, mode)

@@ -25,7 +25,6 @@ import numpy as np
 
 from genecompass_jax import errors
 
-ASSAYS = ('auto', 'umi', 'full_length', 'panel')
 PANEL_GENES = 5_000  # fewer measured genes are a panel or a selection
 REFERENCE_GENES = 20_000  # what 200 expressed genes are 1 % of
 WARN_SHARE = 0.5

@@ -30,6 +30,11 @@ def describe(report: Mapping) -> str:
     )
     lines.append(f'  counts: {source["layer"]}')
     lines.append(f'  identifiers: {source["identifiers"]}')
+    screen = source.get('perturbed', {})
+    if screen.get('note'):
+      lines.append(
+        f'  perturbed: {screen["removed"]:,} cells removed ({screen["note"]})'
+      )
     for species, genes in source['genes'].items():
       lines.append(
         f'  {species} genes: {genes["genes"]:,} from {genes["inputs"]:,} '

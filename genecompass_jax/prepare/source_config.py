@@ -5,7 +5,7 @@ import os
 import re
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import quality
+from genecompass_jax.prepare import assays, perturbed
 
 FORMATS = ('h5ad', 'zarr', '10x', 'mtx', 'soma', 'census', 'hf', 'corpus')
 _ENDING = re.compile(
@@ -39,7 +39,10 @@ class SourceConfig:
     total: obs column with the library size over all genes, for a file whose
       genes were selected; '' takes the sum of its columns.
     assay: `umi`, `full_length`, `panel`, or `auto`: `panel` below 5,000
-      measured genes, else `umi`. Medians of assays are not mixed.
+      measured genes, else by the obs column `assay` of each cell, else `umi`.
+      Medians of assays are not mixed.
+    controls: which cells nothing was done to, the only ones to be taken: see
+      `perturbed.py`.
     dataset: label of the study; units of equal name and dataset are one.
       `name` where ''.
     obs: obs columns to carry into the corpus.
@@ -65,6 +68,7 @@ class SourceConfig:
   sample: str = ''
   total: str = ''
   assay: str = 'auto'
+  controls: str = ''
   dataset: str = ''
   obs: tuple[str, ...] = ()
   allow_noninteger: bool = False
@@ -78,10 +82,11 @@ class SourceConfig:
   member: str = ''
 
   def __post_init__(self):
-    if self.assay not in quality.ASSAYS:
+    if self.assay not in assays.CHOICES:
       raise errors.UserError(
-        f'--assay {self.assay}: give one of {", ".join(quality.ASSAYS)}'
+        f'--assay {self.assay}: give one of {", ".join(assays.CHOICES)}'
       )
+    perturbed.check(self.controls)
     if self.format and self.format not in FORMATS:
       raise errors.UserError(
         f'format {self.format}: give one of {", ".join(FORMATS)}'

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import labels as labels_lib, quality
+from genecompass_jax.prepare import labels as labels_lib, perturbed, quality
 from genecompass_jax.prepare.building import (
   builds,
   copies,
@@ -40,10 +40,13 @@ def apply_filters(
     statistics_C = pieces.statistics_of(plan, source.number)
     sums = pieces.column_sums(plan, source.number)
     sample_C = np.asarray(plan.load(f'samples/{source.number}'))
+    perturbed_C = np.asarray(plan.load(f'perturbed/{source.number}'))
     keep_C = np.zeros(source.num_cells, bool)
     filters = {}
     for species in sorted(source.resolutions):
-      index_C = np.flatnonzero(statistics_C['species'] == species)
+      index_C = np.flatnonzero(
+        (statistics_C['species'] == species) & ~perturbed_C
+      )
       if not len(index_C):
         continue
       some = statistics_C[index_C]
@@ -76,6 +79,10 @@ def apply_filters(
           )
           for species, resolution in source.resolutions.items()
         },
+        'perturbed': {
+          'removed': int(perturbed_C.sum()),
+          'note': source.controls,
+        },
         'quality': filters,
         'cells_without_known_genes': unknown,
       }
@@ -90,6 +97,11 @@ def _check_some_left(reports: Sequence[Mapping]) -> None:
   filters = [
     f for r in reports for q in r['quality'].values() for f in q['filters']
   ]
+  if all(r['perturbed']['removed'] == r['cells'] for r in reports):
+    raise errors.UserError(
+      'something was done to every cell: a corpus is of controls; --controls '
+      f'{perturbed.ALL} takes all'
+    )
   worst = max(filters, key=lambda f: f['removed'], default={'removed': 0})
   if not worst['removed']:
     cells = sum(report['cells'] for report in reports)

@@ -25,7 +25,8 @@ class Opened:
     config: with the name that the manifest gives it.
     held: the source itself, where it is an object in memory.
     dataset: label of the study.
-    assay: kind of assay.
+    assay: kind of assay, or `mixed`.
+    controls: a line on the cells that are taken of a screen; '' of no screen.
     num_cells: in the source.
     num_columns: genes that it measured, known or not.
     num_entries: stored entries.
@@ -42,6 +43,7 @@ class Opened:
   held: Any
   dataset: str
   assay: str
+  controls: str
   num_cells: int
   num_columns: int
   num_entries: int
@@ -88,8 +90,8 @@ def open_sources(
   Args:
     configs: files, or sources that are open already.
     labels: is told of every source.
-    folder: of the build; `codes/N.npy`, `species/N.npy` and `samples/N.npy`
-      are made for source N.
+    folder: of the build; `codes/N.npy`, `species/N.npy`, `samples/N.npy`,
+      `assays/N.npy` and `perturbed/N.npy` are made for source N.
     table: genes to look identifiers up in.
     apart: refuse a unit of one name in two sources of no named dataset.
 
@@ -112,12 +114,15 @@ def open_sources(
     config = dataclasses.replace(source.config, name=name)
     source = dataclasses.replace(source, name=name, config=config)
     codes = labels.add(source)
+    perturbed_C, controls = _perturbed(source)
     if apart:
       _check_units(source, units)
     for what, array in (
       ('codes', codes),
       ('species', source.species_C),
       ('samples', _samples(source, codes[1])),
+      ('assays', source.assay_C),
+      ('perturbed', perturbed_C),
     ):
       place = os.path.join(folder, what, f'{number}.npy')
       os.makedirs(os.path.dirname(place), exist_ok=True)
@@ -129,6 +134,7 @@ def open_sources(
         source if held is not None else None,
         source.dataset,
         source.assay,
+        controls,
         source.num_cells,
         source.num_columns,
         source.num_entries,
@@ -181,6 +187,13 @@ def _samples(source: sources.Source, unit_C: np.ndarray) -> np.ndarray:
     return unit_C
   codes_C, names = source.codes(source.config.sample)
   return np.where(codes_C < 0, len(names), codes_C)
+
+
+def _perturbed(source: sources.Source) -> tuple[np.ndarray, str]:
+  """Cells that something was done to; a corpus has left them out already."""
+  if source.config.member:
+    return np.zeros(source.num_cells, bool), ''
+  return source.perturbed()
 
 
 def hash_source(plan: plans.Plan, task: int, folder: str) -> dict:

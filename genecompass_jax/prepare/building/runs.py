@@ -31,12 +31,16 @@ class Sort:
     plan: of the build.
     buckets: (species, bucket) of each task.
     median_sources: for each species, the sources whose cells give the medians.
+    median_kinds: for each species, the place in `assays.KINDS` of those cells.
+    mixed: sources that have cells of several kinds.
     split_by_cell: for each source, whether its cells are split one by one.
   """
 
   plan: plans.Plan
   buckets: tuple[tuple[int, int], ...]
   median_sources: tuple[tuple[int, ...], ...]
+  median_kinds: tuple[int, ...]
+  mixed: tuple[int, ...]
   split_by_cell: tuple[bool, ...]
 
 
@@ -142,9 +146,13 @@ def median_cells(
   context: Sort, species: int, run: cells_lib.Cells
 ) -> encoding.RaggedCells:
   """The cells of a run that give the medians of a species."""
-  mine_C = np.isin(
-    run.records_C['codes'][:, 0], context.median_sources[species]
-  )
+  source_C = run.records_C['codes'][:, 0]
+  mine_C = np.isin(source_C, context.median_sources[species])
+  for source in context.mixed:
+    kind_C = context.plan.load(f'assays/{source}')
+    here_C = np.flatnonzero(mine_C & (source_C == source))
+    rows_C = run.records_C['source_row'][here_C]
+    mine_C[here_C] = kind_C[rows_C] == context.median_kinds[species]
   if mine_C.all():
     return run.ragged()
   return run.take(np.flatnonzero(mine_C)).ragged()

@@ -20,7 +20,7 @@ from genecompass_jax import (
   gene_table,
   paths,
 )
-from genecompass_jax.prepare import matrices, source_config
+from genecompass_jax.prepare import assays, matrices, source_config
 from genecompass_jax.prepare.readers import opened
 
 TOTAL = '_total'  # the obs column of library sizes
@@ -43,7 +43,7 @@ def expand(
       name=facts['name'],
       member=facts['name'],
       dataset=facts['dataset'],
-      assay=facts['assay'],
+      assay=_assay(facts['assay'], carried),
       licence=facts['licence'],
       unit='cell' if facts['unit'] == 'cell' else 'unit',
       total=TOTAL,
@@ -52,6 +52,16 @@ def expand(
     for facts in found.manifest['sources']
     if facts['kept']
   ]
+
+
+def _assay(kind: str, carried: tuple[str, ...]) -> str:
+  """What the cells of a source were; of a mixed one its column says it.
+
+  Without the column they are kept apart from molecules, as some of them are.
+  """
+  if kind != assays.MIXED:
+    return kind
+  return 'auto' if assays.COLUMN in carried else assays.FULL_LENGTH
 
 
 def stores_of(found: corpus_lib.Corpus) -> Iterator[corpus_lib.Store]:
