@@ -217,6 +217,32 @@ def test_rewiring_keeps_degrees(seed, num_tfs, num_edges):
   np.testing.assert_array_equal(after.b_N, again.b_N)
 
 
+def test_what_species_share_is_rewired_together(simulated_knowledge):
+  """A lifted network is, rewired, one of a rewired network lifted over."""
+  _, folder = simulated_knowledge
+  path = str(folder / 'tf_target.human.tsv')
+  found = edges.read(edges.EdgeTable(path, 0, 'trrust'), GENES)
+  before, _ = network.build([found], GENES, holdout.none(GENES), lift='both')
+  partner_G = names.orthologue_rows(GENES)
+
+  def in_both(pairs):
+    human = GENES.species_G[pairs.a_N] == 0
+    mine = set(zip(pairs.a_N[human].tolist(), pairs.b_N[human].tolist()))
+    return sum(
+      (partner_G[a], partner_G[b]) in mine
+      for a, b in zip(pairs.a_N[~human], pairs.b_N[~human])
+    )
+
+  mouse = int((GENES.species_G[before.a_N] == 1).sum())
+  after, facts = network.rewire(before, GENES, 0)
+  assert in_both(before) == in_both(after) == mouse == facts['edges_in_both']
+  assert 0 < mouse < len(before) / 2  # some have no orthologue
+  assert max(facts['share_of_edges_kept'].values()) < 0.3
+  for one, other in ((before.a_N, after.a_N), (before.b_N, after.b_N)):
+    np.testing.assert_array_equal(np.sort(one), np.sort(other))
+  assert len(set(zip(after.a_N.tolist(), after.b_N.tolist()))) == len(before)
+
+
 def test_a_large_network_is_rewired_thoroughly(simulated_knowledge):
   _, folder = simulated_knowledge
   path = str(folder / 'tf_target.human.tsv')
