@@ -183,7 +183,7 @@ def execute(args, settings, runs, end: float, train: bool) -> int:
       done += 1
     elif name not in todo:
       todo[name] = run
-  stop = threading.Event()
+  stop, making = threading.Event(), threading.Lock()
   failed: list[str] = []
   pids: set[subprocess.Popen] = set()
 
@@ -205,17 +205,12 @@ def execute(args, settings, runs, end: float, train: bool) -> int:
   try:
     with progress.Progress(len(todo) + done, 'runs', 'study') as bar:
       bar.skip(done)
-      if args.jobs > 1 and train:
-        for run in todo.values():
-          if stop.is_set():
-            break
-          _materials(args, settings, run)
-
       def work(item):
         name, run = item
         if stop.is_set():
           return
-        _materials(args, settings, run)
+        with making:  # runs share them; others train meanwhile
+          _materials(args, settings, run)
         if not train or stop.is_set():
           return
         note = f'{run.stage} {run.arm} {run.place} seed {run.seed}'
