@@ -205,6 +205,7 @@ def execute(args, settings, runs, end: float, train: bool) -> int:
   try:
     with progress.Progress(len(todo) + done, 'runs', 'study') as bar:
       bar.skip(done)
+
       def work(item):
         name, run = item
         if stop.is_set():

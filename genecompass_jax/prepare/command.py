@@ -5,7 +5,7 @@ What does the work is imported when it starts: help and mistakes come at once.
 
 import argparse
 
-from genecompass_jax import errors
+from genecompass_jax import errors, paths
 from genecompass_jax.prepare import (
   assays,
   flags,
@@ -238,6 +238,12 @@ def run(args: argparse.Namespace) -> int:
   )
   pipeline.prepare(configs, args.output, config)
   print(reports.describe_corpus(args.output))
+  for path in files:
+    if paths.exists(paths.join(path, 'manifest.json')):
+      print(
+        f'{path} is a corpus: what it held out was split anew with the rest; '
+        'genecompass corpus merge keeps its splits'
+      )
   return errors.EXIT_OK
 
 
