@@ -9,13 +9,12 @@ nulls.npz       null models fitted on the training cells
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from genecompass_jax import errors, paths
+from genecompass_jax import errors, locks, paths
 
 CONFIG = 'config.json'
 ASSETS = 'assets'
@@ -56,19 +55,12 @@ def locked(workdir: paths.PathLike) -> Iterator[None]:
     yield
     return
   os.makedirs(folder, exist_ok=True)
-  with open(os.path.join(folder, LOCK), 'w', encoding='utf-8') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise errors.UserError(
-        f'{folder}: another process is training here; wait for it, or use '
-        'another --workdir'
-      ) from None
-    try:
-      yield
-    finally:
-      with contextlib.suppress(FileNotFoundError):  # the folder may be gone
-        os.unlink(file.name)
+  busy = (
+    f'{folder}: another process is training here; wait for it, or use another '
+    '--workdir'
+  )
+  with locks.held(os.path.join(folder, LOCK), busy):
+    yield
 
 
 def read_config(workdir: paths.PathLike) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / 'genecompass_jax'
 # level of the architecture.
 LEVELS = (
   (0, 'errors schemas progress kernels interruption meter'),
-  (0, 'paths'),
+  (0, 'paths locks'),
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'vocabulary encoding'),
   (1, 'gene_ids medians masking knowledge losses optimizer simulate'),

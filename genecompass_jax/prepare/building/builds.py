@@ -16,7 +16,6 @@ the build was killed.
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 
 import genecompass_jax
-from genecompass_jax import errors, paths, progress, staging
+from genecompass_jax import errors, locks, paths, progress, staging
 from genecompass_jax.prepare.building import engines
 
 ENDING = '.building'
@@ -75,14 +74,12 @@ def opened(folder: str, identity: Mapping | None) -> Iterator[None]:
   """
   os.makedirs(folder, exist_ok=True)
   lock = os.path.join(folder, _LOCK)
-  with open(lock, 'w', encoding='utf-8') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise errors.UserError(
-        f'{folder}: another process builds here; wait for it, or name another '
-        'output'
-      ) from None
+  busy = (
+    f'{folder}: another process builds here; wait for it, or name another '
+    'output'
+  )
+  # What was done stays with its lock file, or goes with the folder.
+  with locks.held(lock, busy, unlink=False):
     name = os.path.join(folder, _IDENTITY)
     text = json.dumps(identity, indent=1, sort_keys=True)
     if identity is None or not _holds(name, text):

@@ -11,7 +11,6 @@ well-kept clients leave to their callers as well.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -19,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from genecompass_jax import errors, paths
+from genecompass_jax import errors, locks, paths
 from genecompass_jax.prepare.fetching import contents, transfers
 
 RECORD = 'downloads.json'
@@ -126,23 +125,12 @@ def locked(folder: str) -> Iterator[None]:
     UserError: another process fetches into it.
   """
   os.makedirs(folder, exist_ok=True)
-  path = os.path.join(folder, LOCK)
-  with open(path, 'w', encoding='utf-8') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      mine = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except (BlockingIOError, FileNotFoundError):
-      mine = False  # held, or given up and unlinked just now
-    if not mine:
-      raise errors.UserError(
-        f'{folder}: another process is downloading here; wait for it, or use '
-        'another folder'
-      )
-    try:
-      yield
-    finally:
-      with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+  busy = (
+    f'{folder}: another process is downloading here; wait for it, or use '
+    'another folder'
+  )
+  with locks.held(os.path.join(folder, LOCK), busy):
+    yield
 
 
 def _already_there(
