@@ -12,11 +12,11 @@ import pytest
 from genecompass_jax import cli, corpus, errors
 from genecompass_jax.prepare import (
   exports,
-  matrices,
   merging,
   pipeline,
   quality,
   sources,
+  turning,
 )
 from tests.test_copies import counts as many_counts, source as wide_source
 from tests.test_prepare_pipeline import GENES, make, prepare, source
@@ -178,7 +178,7 @@ def test_a_small_source_is_gathered_in_one_pass(two, tmp_path, monkeypatch):
   whole = matrix.by_rows(str(tmp_path / 'one'))
   assert passes == [(0, matrix.shape[0])]
   # more entries than are held at a time
-  monkeypatch.setattr(matrices, 'TURN_IN_MEMORY', 16 * matrix.num_entries // 3)
+  monkeypatch.setattr(turning, 'TURN_IN_MEMORY', 16 * matrix.num_entries // 3)
   parts = matrix.by_rows(str(tmp_path / 'parts'))
   assert len(passes) >= 1 + 3
   for part in ('data', 'indices', 'indptr'):

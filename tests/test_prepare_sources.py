@@ -6,7 +6,14 @@ import pytest
 import scipy.sparse
 
 from genecompass_jax import errors, gene_table, vocabulary
-from genecompass_jax.prepare import layers, matrices, pipeline, sources
+from genecompass_jax.prepare import (
+  layers,
+  matrices,
+  pipeline,
+  sources,
+  sparse,
+  turning,
+)
 
 GENES, CELLS = 60, 90
 
@@ -105,7 +112,7 @@ def test_counts_wherever_they_are(tmp_path, vocab, dtype, kind, place):
 
 
 def test_a_large_csc_matrix_is_turned_on_disk(tmp_path, vocab, monkeypatch):
-  monkeypatch.setattr(matrices, 'TURN_IN_MEMORY', 200)
+  monkeypatch.setattr(turning, 'TURN_IN_MEMORY', 200)
   matrix = counts(500)
   path = save(tmp_path, adata_of(matrix.tocsc()))
   folder = tmp_path / 'turned'
@@ -563,7 +570,7 @@ def test_normalised_real_sets_are_refused(real_data):
 def test_small_types_hold_the_sum_of_a_gene_stored_twice(tmp_path, dtype):
   data = np.array([100, 100, 100, 5], dtype)
   places, offsets = np.array([1, 1, 1, 0]), np.array([0, 4])
-  by_rows = matrices.Rows(data, places, offsets, (1, 3))
+  by_rows = sparse.Rows(data, places, offsets, (1, 3))
   by_columns = matrices.Columns(
     np.array([5, 100, 100, 100], dtype),
     np.zeros(4, np.int32),

@@ -7,7 +7,10 @@ logarithms are recognised once they are undone.
 import numpy as np
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import matrices
+from genecompass_jax.prepare import (
+  matrices,
+  turning,
+)
 
 LOG_MAX = 20.0  # log1p and log2 of counts and TPM stay below
 _SAMPLED_ROWS = 256
@@ -68,7 +71,7 @@ def _whole_share(rows: list[np.ndarray]) -> float:
 def _sample_rows(matrix: matrices.Matrix) -> list[np.ndarray]:
   """Non-zero values of some rows, whole rows, from several places."""
   if matrices.is_turned(matrix):
-    if matrix.num_entries > matrices.TURN_IN_MEMORY // 16:
+    if matrix.num_entries > turning.TURN_IN_MEMORY // 16:
       return []
     matrix = matrix.by_rows()
   num = min(_SAMPLED_ROWS, matrix.shape[0])

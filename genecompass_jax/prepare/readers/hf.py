@@ -25,7 +25,11 @@ import pyarrow.parquet
 import scipy.sparse
 
 from genecompass_jax import errors, gene_ids, gene_table, vocabulary
-from genecompass_jax.prepare import damage, matrices, source_config
+from genecompass_jax.prepare import (
+  damage,
+  source_config,
+  sparse,
+)
 from genecompass_jax.prepare.readers import dictionaries, opened
 
 MAX_GENES = 2048  # longer cells were cut by who released them
@@ -449,7 +453,7 @@ class Ranked:
     counts_N = np.expm1(values_N * np.log(2))
     if self.medians_R is not None:
       counts_N = self._counts(first, cell_N, column_N, values_N, counts_N)
-    return matrices.csr(
+    return sparse.csr(
       cell_N, column_N, counts_N, (stop - first, len(self.tokens))
     )
 

@@ -20,7 +20,12 @@ import pyarrow as pa
 import pyarrow.csv
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import damage, matrices, source_config
+from genecompass_jax.prepare import (
+  damage,
+  source_config,
+  sparse,
+  turning,
+)
 from genecompass_jax.prepare.readers import barcodes, opened
 
 _BLOCK = 8 << 20  # bytes of text at a time
@@ -180,7 +185,7 @@ class Text:
     return cls(path, (num_cells, num_genes), sizes[2], kind, is_flipped)
 
   def entries(self) -> Iterator[np.ndarray]:
-    """All entries as arrays of `matrices.ENTRY`, in the order of the file.
+    """All entries as arrays of `turning.ENTRY`, in the order of the file.
 
     Raises:
       UserError: the file is damaged or cut short.
@@ -217,7 +222,7 @@ class Text:
       lines = (b' '.join(line.split()) for line in text.splitlines())
       text = b'\n'.join(lines) + b'\n'
     if not text.strip():
-      return np.zeros(0, matrices.ENTRY)
+      return np.zeros(0, turning.ENTRY)
     names = ['first', 'second', 'value'][: 2 if self.kind == 'pattern' else 3]
     types = [pa.int64(), pa.int64(), pa.float64()]
     try:
@@ -233,7 +238,7 @@ class Text:
       raise errors.UserError(
         f'{os.path.basename(self.path)} is damaged: {errors.first_line(error)}'
       ) from None
-    entries = np.ones(len(table), matrices.ENTRY)
+    entries = np.ones(len(table), turning.ENTRY)
     order = ('column', 'row') if self.is_flipped else ('row', 'column')
     for name, place, size in zip(
       names, order, self.shape[:: -1 if self.is_flipped else 1]
@@ -257,19 +262,19 @@ class Text:
 
   def sample(self) -> np.ndarray:
     """Values at the beginning."""
-    return next(self._blocks(_SAMPLED), np.zeros(0, matrices.ENTRY))['value']
+    return next(self._blocks(_SAMPLED), np.zeros(0, turning.ENTRY))['value']
 
-  def by_rows(self, folder: str | None = None) -> matrices.Rows:
+  def by_rows(self, folder: str | None = None) -> sparse.Rows:
     """The matrix by rows, in files."""
     write = functools.partial(
-      matrices.write_entries,
+      turning.write_entries,
       self.entries,
       self.num_entries,
       self.shape,
       self.dtype,
       slab=_SLAB,
     )
-    return matrices.in_folder(write, folder)
+    return turning.in_folder(write, folder)
 
 
 def _opened(path: str) -> BinaryIO:

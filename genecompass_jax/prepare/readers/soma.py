@@ -20,7 +20,11 @@ import pyarrow as pa
 import scipy.sparse
 
 from genecompass_jax import errors, vocabulary
-from genecompass_jax.prepare import damage, matrices, source_config
+from genecompass_jax.prepare import (
+  damage,
+  source_config,
+  sparse,
+)
 from genecompass_jax.prepare.readers import opened, zarr_anndata
 
 SCHEME = 'census:'
@@ -332,7 +336,7 @@ class Soma:
     column = self._place_of[np.minimum(column, len(self._place_of) - 1)]
     keep = (wanted[place] == row) & (column >= 0)
     shape = len(wanted), len(self.columns)
-    return matrices.csr(
+    return sparse.csr(
       place[keep], column[keep], value[keep].astype(self.dtype), shape
     )
 

@@ -20,7 +20,13 @@ from genecompass_jax import (
   gene_table,
   paths,
 )
-from genecompass_jax.prepare import assays, matrices, source_config
+from genecompass_jax.prepare import (
+  assays,
+  matrices,
+  source_config,
+  sparse,
+  turning,
+)
 from genecompass_jax.prepare.readers import opened
 
 TOTAL = '_total'  # the obs column of library sizes
@@ -135,14 +141,14 @@ class Scattered:
     """Gathers the cells once, by ranges of rows that fit in memory."""
     if folder is None:
       whole = self.read(0, self.shape[0])
-      return matrices.Rows(
+      return sparse.Rows(
         whole.data, whole.indices, whole.indptr.astype(np.int64), self.shape
       )
-    made = matrices.RowsWriter.finished(folder, self.dtype, self.shape)
+    made = turning.RowsWriter.finished(folder, self.dtype, self.shape)
     if made is not None:
       return made
-    writer = matrices.RowsWriter(folder, self.dtype, self.shape[1])
-    slab = max(matrices.TURN_IN_MEMORY // 16, 1)
+    writer = turning.RowsWriter(folder, self.dtype, self.shape[1])
+    slab = max(turning.TURN_IN_MEMORY // 16, 1)
     ranges = max(-(-self.num_entries // slab), 1)
     each = -(-self.shape[0] // ranges)
     for first in range(0, self.shape[0], each):

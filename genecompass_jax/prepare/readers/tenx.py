@@ -10,7 +10,12 @@ import numpy as np
 import pandas as pd
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import damage, heaps, matrices, source_config
+from genecompass_jax.prepare import (
+  damage,
+  heaps,
+  source_config,
+  sparse,
+)
 from genecompass_jax.prepare.readers import barcodes, opened
 
 V3 = 'matrix'
@@ -90,10 +95,10 @@ def read(config: source_config.SourceConfig) -> opened.Opened:
         f'{path}: {name} has {data.shape} values in {indices.shape} places: '
         'the file is damaged'
       )
-    matrix = matrices.Rows(data, indices, indptr, shape[::-1])
+    matrix = sparse.Rows(data, indices, indptr, shape[::-1])
     if len(cells):
       num_entries = matrix.num_entries
-      matrices.check_sparse(np.zeros(0), indptr, shape[0], num_entries)
+      sparse.check(np.zeros(0), indptr, shape[0], num_entries)
     return barcodes.of_matrix(config, matrix, cells, features, (path,))
 
 
