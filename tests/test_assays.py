@@ -120,3 +120,14 @@ def test_the_last_unit_of_an_assay_stays_in_training(tmp_path):
       validation_share=0.5,
     )  # fmt: skip
     assert built.manifest['medians_of'] == {'human': 'umi'}
+
+
+def test_molecules_that_are_all_held_out_give_no_medians(tmp_path):
+  adata, is_read_C = make()
+  adata.obs['donor'] = np.where(is_read_C, 'reads', 'molecules')
+  built = pipelines.prepare(
+    [pipelines.source(adata, 'a')], tmp_path / 'c',
+    validation_units=('a:molecules',),
+  )  # fmt: skip
+  assert built.manifest['medians_of'] == {'human': 'full_length'}
+  assert built.medians('released').support_SV.sum() == adata.X[is_read_C].nnz

@@ -21,15 +21,12 @@ import numpy as np
 from genecompass_jax import (
   corpus,
   corpus_writer,
-  encoding,
   errors,
-  medians,
   paths,
   staging,
   vocabulary,
 )
 from genecompass_jax.prepare import (
-  assays,
   labels as labels_lib,
   quality,
   sources,
@@ -38,20 +35,20 @@ from genecompass_jax.prepare.building import (
   builds,
   decisions,
   engines,
-  exact_medians,
   fingerprints,
   opening,
   pieces,
   plans,
   runs,
+  sorting,
   stores,
+  weights,
 )
 
 VOCABULARIES = ('default', 'measured')
 BUCKET_BYTES = 256 << 20
 SMALL = 1 << 23  # entries below which processes do not pay
 MEDIANS = ('histogram', 'exact')
-WEIGHT_POWER = 0.5  # of the number of cells of a kind
 _CREATED = 'created'  # the mark that the arrays of this build are made
 
 
@@ -208,11 +205,11 @@ def _build(
   opened = opening.open_sources(configs, labels, folder, config.apart, table)
   vocab = given or _vocabulary(opened, config.vocabulary)
   vocab.check_rows()
-  _check_weights(config.weigh_by, labels)
+  weights.check(config.weigh_by, labels)
   plan = _plan(opened, labels, vocab, config, folder)
   jobs = config.jobs or _jobs(opened)
   with engines.opened(config.engine, jobs, config.beam_options) as engine:
-    hashes = _hashes(engine, plan, opened)
+    hashes = opening.hashes(engine, plan, opened)
     read = builds.run_stage(
       engine,
       plan.stage(pieces.NAME),
@@ -237,21 +234,21 @@ def _build(
     plan.save('splits', split_U[labels.unit_U])
     plan.save('units', labels.unit_U)
     paths.write_json(plan.file('categories.json'), labels.categories)
-    kept = _kept_by_species(plan, opened)
-    medians_of, context = _sorting(plan, opened, labels, split_U)
+    kept = sorting.kept_by_species(plan, opened)
+    kinds, context = sorting.tasks(plan, opened, labels, split_U)
     results = builds.run_stage(
       engine,
       plan.stage(runs.NAME),
       runs.sort,
       context,
-      _cells_of_buckets(plan, context.buckets, kept),
+      sorting.cells_of_buckets(plan, context.buckets, kept),
       'sorting',
     )
     written, parts, cells = _writing(plan, place, labels, context, results)
     made = builds.run_stage(
       engine, plan.stage(stores.NAME), stores.write, written, cells, 'writing'
     )
-    counted = _medians(engine, plan, context, medians_of, config)
+    counted = sorting.count_medians(engine, context, kinds, config.medians)
   vocab.save(paths.join(place, corpus.VOCABULARY))
   for mode, values in counted.items():
     values.save(paths.join(place, f'medians_{mode}.tsv.gz'), vocab)
@@ -275,13 +272,13 @@ def _build(
       'seed': config.seed,
       'split': split,
       'copies': found['report'],
-      'medians_of': medians_of,
+      'medians_of': kinds,
       'medians_by': 'source' if plan.is_divided else config.medians,
       'quality': dataclasses.asdict(config.filters),
       'vocabulary_choice': (
         config.vocabulary if config.vocabulary in VOCABULARIES else 'file'
       ),
-      'weights': _weights(config, labels, results),
+      'weights': weights.of_kinds(config.weigh_by, labels, results),
       'value_dtype': 'float32' if plan.is_float else 'uint16',
       'sources': [
         opening.manifest_facts(source, report, digest, vocab.species)
@@ -322,15 +319,6 @@ def _vocabulary(
     measured = set().union(*(source.gene_ids() for source in opened))
     vocab = vocab.restrict(sorted(measured))
   return vocab
-
-
-def _check_weights(columns: Sequence[str], labels: labels_lib.Labels) -> None:
-  unknown = [name for name in columns if name not in labels.columns]
-  if unknown:
-    raise errors.UserError(
-      f'--weigh_by {unknown[0]}: carry that column with --obs; there are: '
-      + ', '.join(labels.columns)
-    )
 
 
 def _jobs(opened: Sequence[opening.Opened]) -> int:
@@ -382,78 +370,6 @@ def _plan(
   return plan
 
 
-def _kept_by_species(
-  plan: plans.Plan, opened: Sequence[opening.Opened]
-) -> list[int]:
-  """Cells that are left of each species.
-
-  Raises:
-    UserError: none is.
-  """
-  kept = [0] * len(plan.vocabulary().species)
-  for source in opened:
-    keep_C = plan.load(f'keep/{source.number}')
-    species_C = np.asarray(plan.load(f'species/{source.number}'))[keep_C]
-    for species, cells in enumerate(
-      np.bincount(species_C, minlength=len(kept))
-    ):
-      kept[species] += int(cells)
-  return kept
-
-
-def _sorting(
-  plan: plans.Plan,
-  opened: Sequence[opening.Opened],
-  labels: labels_lib.Labels,
-  split_U: np.ndarray,
-) -> tuple[dict[str, str], runs.Sort]:
-  """Whose cells give the medians, and the tasks that sort the buckets."""
-  medians_of, sources_of, kinds_of, buckets = {}, [], [], []
-  for species, name in enumerate(plan.vocabulary().species):
-    kinds: dict[int, list[int]] = {}
-    is_there = False
-    for source in opened:
-      keep_C = plan.load(f'keep/{source.number}')
-      mine_C = np.asarray(keep_C) & (
-        np.asarray(plan.load(f'species/{source.number}')) == species
-      )
-      is_there |= bool(mine_C.any())
-      unit_C = np.asarray(plan.load(f'codes/{source.number}')[1])[mine_C]
-      by_cell = labels.split_by_cell[source.number]
-      training = by_cell or (split_U[labels.unit_U[unit_C]] == 0).any()
-      if len(unit_C) and training:
-        kind_C = np.asarray(plan.load(f'assays/{source.number}'))[mine_C]
-        for kind in np.unique(kind_C).tolist():
-          kinds.setdefault(kind, []).append(source.number)
-    first = min(kinds, default=0)
-    if kinds:
-      medians_of[name] = assays.KINDS[first]
-    kinds_of.append(first)
-    sources_of.append(tuple(kinds.get(first, ())))
-    if is_there:
-      buckets += [(species, bucket) for bucket in range(2**plan.bits)]
-  context = runs.Sort(
-    plan,
-    tuple(buckets),
-    tuple(sources_of),
-    tuple(kinds_of),
-    tuple(source.number for source in opened if source.assay == assays.MIXED),
-    tuple(labels.split_by_cell),
-  )
-  return medians_of, context
-
-
-def _cells_of_buckets(
-  plan: plans.Plan, buckets: Sequence[tuple[int, int]], kept: Sequence[int]
-) -> list[int]:
-  """About how many cells each bucket has, for the progress."""
-  number = 2**plan.bits
-  return [
-    kept[species] * (bucket + 1) // number - kept[species] * bucket // number
-    for species, bucket in buckets
-  ]
-
-
 def _writing(
   plan: plans.Plan,
   place: str,
@@ -476,101 +392,6 @@ def _writing(
     stores.create(written)
     paths.write_text(mark, '')
   return written, parts, cells
-
-
-def _medians(
-  engine: engines.Engine,
-  plan: plans.Plan,
-  context: runs.Sort,
-  medians_of: Mapping[str, str],
-  config: PrepareConfig,
-) -> dict[str, medians.Medians]:
-  """Medians of each mode, of the species that have training cells."""
-  counted = {}
-  names = plan.vocabulary().species
-  species_of = [names.index(name) for name in medians_of]
-  for mode in encoding.MODES:
-    histograms = {
-      species: runs.merged_medians(plan, context.buckets, species, mode)
-      for species in species_of
-    }
-    if not histograms:
-      continue
-    if plan.is_divided:  # by medians already: 1 is that of every gene
-      if mode == encoding.RELEASED:
-        counted[mode] = medians.Medians.ones(plan.vocabulary(), mode)
-      continue
-    values = medians.Medians.from_histograms(plan.vocabulary(), histograms)
-    if config.medians == 'exact':
-      values = exact_medians.refine(engine, context, values, histograms)
-    counted[mode] = values
-  return counted
-
-
-def _hashes(
-  engine: engines.Engine,
-  plan: plans.Plan,
-  opened: Sequence[opening.Opened],
-) -> list[str]:
-  """sha256 of every source, '' for those that came from no file.
-
-  Raises:
-    UserError: two files are the same.
-  """
-  results = builds.run_stage(
-    engine,
-    plan.stage('hashes'),
-    opening.hash_source,
-    plan,
-    [0] * len(opened),
-    'hashing',
-  )
-  hashes = [result['sha256'] for result in results]
-  seen: dict[str, str] = {}
-  for source, digest in zip(opened, hashes):
-    path = source.config.path
-    if source.config.member:  # corpora may have files in common
-      continue
-    if source.held is None and digest in seen:
-      raise errors.UserError(
-        f'{path} is the same file as {seen[digest]}; give it once, or its '
-        'cells would be held out from themselves'
-      )
-    seen[digest] = path
-  return hashes
-
-
-def _weights(
-  config: PrepareConfig, labels: labels_lib.Labels, results: list[dict]
-) -> dict | None:
-  """How often training cells of each kind should be seen, on average once.
-
-  A kind of n cells is seen n ** `WEIGHT_POWER` times in proportion, so that
-  the large ones do not drown the rare.
-  """
-  if not config.weigh_by:
-    return None
-  cells: dict[tuple[int, ...], int] = {}
-  for result in results:
-    for kind, number in result['kinds']:
-      cells[tuple(kind)] = cells.get(tuple(kind), 0) + number
-  kinds = sorted(cells)
-  number_K = np.array([cells[kind] for kind in kinds], np.float64)
-  weight_K = number_K ** (WEIGHT_POWER - 1)
-  weight_K *= number_K.sum() / max((weight_K * number_K).sum(), 1e-300)
-  names = [labels.categories[column] for column in config.weigh_by]
-
-  def named(kind: tuple[int, ...]) -> list[str]:
-    return [of[code] if code >= 0 else '' for of, code in zip(names, kind)]
-
-  return {
-    'by': list(config.weigh_by),
-    'power': WEIGHT_POWER,
-    'kinds': [
-      {'values': named(kind), 'cells': cells[kind], 'weight': round(w, 6)}
-      for kind, w in zip(kinds, weight_K.tolist())
-    ],
-  }
 
 
 def _store_facts(

@@ -13,7 +13,7 @@ import numpy as np
 
 from genecompass_jax import errors, gene_ids, gene_table, vocabulary
 from genecompass_jax.prepare import labels as labels_lib, sources
-from genecompass_jax.prepare.building import plans
+from genecompass_jax.prepare.building import builds, engines, plans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +202,39 @@ def hash_source(plan: plans.Plan, task: int, folder: str) -> dict:
   if plan.held[task] is not None:
     return {'sha256': plan.held[task].sha256}
   return {'sha256': plan.stream(task).source.sha256}
+
+
+def hashes(
+  engine: engines.Engine,
+  plan: plans.Plan,
+  opened: Sequence[Opened],
+) -> list[str]:
+  """sha256 of every source, '' for those that came from no file.
+
+  Raises:
+    UserError: two files are the same.
+  """
+  results = builds.run_stage(
+    engine,
+    plan.stage('hashes'),
+    hash_source,
+    plan,
+    [0] * len(opened),
+    'hashing',
+  )
+  digests = [result['sha256'] for result in results]
+  seen: dict[str, str] = {}
+  for source, digest in zip(opened, digests):
+    path = source.config.path
+    if source.config.member:  # corpora may have files in common
+      continue
+    if source.held is None and digest in seen:
+      raise errors.UserError(
+        f'{path} is the same file as {seen[digest]}; give it once, or its '
+        'cells would be held out from themselves'
+      )
+    seen[digest] = path
+  return digests
 
 
 def manifest_facts(
