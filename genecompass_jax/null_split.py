@@ -40,6 +40,10 @@ class Rules(NamedTuple):
   mix_value_bracket: float
   library: bool
   by_token: bool
+  # Which id losses are wanted: brackets are dear, and a calibration looks at one.
+  rank_bin: bool = True
+  rank_bracket: bool = True
+  value_bracket: bool = True
 
 
 @kernels.compiled
@@ -315,11 +319,12 @@ def _score_cell(
   for h in range(len(place_h)):
     if label_gene_h[h] >= 0:
       loss_4n[0, place_h[h]] = -np.log(tables.marginal_T[label_gene_h[h]])
-  if len(place_h):
+  if len(place_h) and rules.rank_bin:
     null_kernels.score_rank_bin(
       ranked, hidden, tables, rank_rules, loss_h, mean_h
     )
     loss_4n[1, :ranked][place_h] = loss_h
+  if len(place_h) and rules.rank_bracket:
     # The bracket by rank does not look at the value of its own position.
     other_n = values_n[:ranked].copy()
     other_n[place_h] = -1.0
@@ -332,6 +337,7 @@ def _score_cell(
       mean_h,
     )  # fmt: skip
     loss_4n[2, :ranked][place_h] = loss_h
+  if len(place_h) and rules.value_bracket:
     loss_h[:] = 0.0
     key_n = count_n[:ranked] / tables.divisor_V[ids_n[:ranked]]
     _score_value_bracket(
@@ -351,7 +357,8 @@ def _score_cell(
     gene = tables.gene_V[ids_n[i]]
     value_3n[:, i] = tables.mean_T[gene]
     if ranked:
-      value_3n[1, i] = _mean_at_scale(gene, scale, tables, default)
+      if rules.library:  # the only mode in which it is asked for
+        value_3n[1, i] = _mean_at_scale(gene, scale, tables, default)
       value = lines.offset_T[gene]
       for a in range(NUM_FEATURES):
         step = x_X[a] - lines.centre_TX[gene, a]

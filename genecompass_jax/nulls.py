@@ -346,7 +346,7 @@ class NullModels:
 
     def best(column: int, name: str, options: Sequence) -> Choices:
       trials = [dataclasses.replace(chosen, **{name: o}) for o in options]
-      sums = [self._trial(species, parts, t)[column] for t in trials]
+      sums = [self._trial(species, parts, t, column) for t in trials]
       return trials[int(np.argmin(sums))]
 
     if self.mask.splits:
@@ -363,9 +363,11 @@ class NullModels:
     top, bottom = self._best_ends(species, held, seed)
     return dataclasses.replace(chosen, top=top, bottom=bottom)
 
-  def _trial(self, species: int, parts: list, choices: Choices) -> np.ndarray:
-    """Summed losses of the id nulls on masked cells; last, of the lines."""
-    sums = np.zeros(len(self.id_names) + self.mask.splits)
+  def _trial(
+    self, species: int, parts: list, choices: Choices, column: int
+  ) -> float:
+    """Summed loss of one id null on masked cells, or (-1) of the lines."""
+    total = 0.0
     for cells, masked in parts:
       loss_IdN, value_NameN = self._score(
         species,
@@ -376,13 +378,14 @@ class NullModels:
         cells.starts_C1[:-1],
         cells.starts_C1[1:],
         masked.unranked_C,
+        column,
       )
-      sums[: len(loss_IdN)] += loss_IdN.sum(1)
-      if self.mask.splits:
-        asked_N = masked.hides_rank_N
+      if column >= 0:
+        total += loss_IdN[column].sum()
+      else:
         error_N = value_NameN[-1] - cells.values_N
-        sums[-1] += np.square(error_N[asked_N]).sum()
-    return sums
+        total += np.square(error_N[masked.hides_rank_N]).sum()
+    return total
 
   def _best_ends(
     self, species: int, held: list[encoding.EncodedCells], seed: int
@@ -474,13 +477,17 @@ class NullModels:
 
   def _score(
     self, species, choices, ids_N, values_N, labels_N, first_C, last_C,
-    unranked_C=None,
+    unranked_C=None, column=None,
   ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Id losses and predicted values, [name, N], of flat cells."""
+    """Id losses and predicted values, [name, N], of flat cells.
+
+    With a column some of the other id losses may be left out.
+    """
     if self.mask.splits:
       return self._score_split(
-        species, choices, ids_N, values_N, labels_N, first_C, last_C, unranked_C
-      )
+        species, choices, ids_N, values_N, labels_N, first_C, last_C,
+        unranked_C, column,
+      )  # fmt: skip
     loss_3N = np.zeros((3, len(ids_N)))
     value_3N = np.zeros((3, len(ids_N)))
     null_kernels.score_cells(
@@ -499,7 +506,7 @@ class NullModels:
 
   def _score_split(
     self, species, choices, ids_N, values_N, labels_N, first_C, last_C,
-    unranked_C,
+    unranked_C, column,
   ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The same where ids and values are asked of different genes."""
     loss_4N = np.zeros((4, len(ids_N)))
@@ -518,7 +525,10 @@ class NullModels:
       self._tables(species, choices.pseudo_cells),
       rules,
       null_split.Rules(
-        choices.mix_value_bracket, rules.library, rules.by_token
+        choices.mix_value_bracket,
+        rules.library,
+        rules.by_token,
+        *(column in (None, k) for k in (1, 2, 3)),
       ),
       self._lines(species, choices.slope_cells),
       self._mean_value(species),
