@@ -6,6 +6,7 @@ usage (one line says what to do), 42 stopped and to be started again.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -13,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from genecompass_jax import errors
@@ -37,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.basicConfig(level=logging.WARNING, format='%(message)s')
   if sys.stdout is None:  # closed by the caller
     sys.stdout = open(os.devnull, 'w', encoding='utf-8')  # noqa: SIM115
-  _clean_up_when_ended()
   try:
-    code = args.run(args) or errors.EXIT_OK
+    with _unwound_when_ended():
+      code = args.run(args) or errors.EXIT_OK
     sys.stdout.flush()  # here, where a reader that left is known
     return code
   except KeyboardInterrupt:
@@ -63,15 +64,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return errors.EXIT_USAGE if is_user else errors.EXIT_FAILED
 
 
-def _clean_up_when_ended() -> None:
-  """SIGTERM unwinds like an exit, so that staging folders go."""
+@contextlib.contextmanager
+def _unwound_when_ended() -> Iterator[None]:
+  """SIGTERM unwinds like an exit, so that staging folders go.
+
+  The handler of a program that calls `main` is back when it returns.
+  """
 
   def end(number: int, frame: object) -> NoReturn:
     del frame
     sys.exit(128 + number)
 
-  if threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGTERM, end)
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  before = signal.signal(signal.SIGTERM, end)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def _parser(chosen: str, step: str) -> argparse.ArgumentParser:

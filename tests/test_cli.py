@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -162,3 +163,17 @@ def test_a_reader_that_leaves_is_no_fault(tiny_corpus):
   )
   assert result.returncode == 0
   assert not result.stderr
+
+
+def test_a_caller_keeps_its_own_signal_handlers(tmp_path, capsys):
+  def mine(*_):
+    pass
+
+  before = signal.signal(signal.SIGTERM, mine)
+  try:
+    assert cli.main(['doctor']) is not None
+    assert cli.main(['corpus', 'verify', str(tmp_path)]) == errors.EXIT_USAGE
+    assert signal.getsignal(signal.SIGTERM) is mine
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  capsys.readouterr()

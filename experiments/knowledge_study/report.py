@@ -157,7 +157,7 @@ def _answers(found, settings, facts, endpoint) -> tuple[bool | None, str]:
   effects = {}
   for p in settings.fidelities:
     diff, seeds, _ = _control(found, settings, p, endpoint)
-    if len(seeds) >= facts['seeds']['primary']:
+    if len(seeds) >= settings.seeds_of(p, facts['seeds']['primary']):
       effects[float(p)] = inference.interval(diff)
   detectable = facts['smallest_detectable_relative'][endpoint]['primary']
   margin = dict(settings.margins)[endpoint]

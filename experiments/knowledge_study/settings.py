@@ -34,9 +34,10 @@ class Settings:
     objective: of masking.
     pilot_seeds: of the two runs of each arm of the pair that give the spread;
       not used again.
-    least_seeds: of the primary pair and of the study's own controls.
+    least_seeds: of the primary pair and of the controls that are tested.
     most_seeds: of those; what they cannot detect is then stated.
-    other_seeds: of every other arm.
+    other_seeds: of every other arm of the atlas.
+    real_seeds: of the runs on real cells.
     detect: relative difference in id loss that is to be detected.
     alpha, power: of that.
     margins: relative differences that do not matter, by endpoint.
@@ -47,7 +48,7 @@ class Settings:
 
   atlas: simulate.AtlasConfig = ATLAS
   sizes: tuple[int, ...] = (1024, 4096, 16384, 65536)
-  other_sizes: tuple[int, ...] = (1024, 16384)
+  other_sizes: tuple[int, ...] = (4096,)
   control_size: int = 4096
   held_out_cells: int = 768
   steps: int = 2000
@@ -56,6 +57,7 @@ class Settings:
   least_seeds: int = 5
   most_seeds: int = 6  # more would not fit beside the other arms
   other_seeds: int = 3
+  real_seeds: int = 2
   detect: float = 0.01
   alpha: float = 0.05
   power: float = 0.8
@@ -64,6 +66,10 @@ class Settings:
   real_arms: tuple[str, ...] = ('none', *arms.PAIR)
   real_genes: int = 4000
   fidelities: tuple[str, ...] = arms.FIDELITIES
+
+  def seeds_of(self, fidelity: str, primary: int) -> int:
+    """Seeds of a control: the ends of the scale are tested, others ordered."""
+    return primary if fidelity in ('0', '1') else self.other_seeds
 
 
 SMOKE = Settings(
@@ -123,10 +129,10 @@ def plan(settings: Settings, seeds: int) -> list[Run]:
   ]
   # The ends of the scale first: without them no other run says anything.
   order = sorted(settings.fidelities, key=('1', '0', '0.5', '0.25').index)
-  for some in (order[:2], order[2:]):
+  for some in filter(None, (order[:2], order[2:])):
     runs += [
       Run(FIDELITY, f'{name}_{p}', size, seed)
-      for seed in range(seeds)
+      for seed in range(settings.seeds_of(some[0], seeds))
       for p in some
       for name in ('fidelity', 'permuted_fidelity')
     ]
@@ -145,7 +151,7 @@ def plan(settings: Settings, seeds: int) -> list[Run]:
   ]
   runs += [
     Run(REAL, arm, fold, seed)
-    for seed in range(settings.other_seeds)
+    for seed in range(settings.real_seeds)
     for fold in settings.folds
     for arm in settings.real_arms
   ]
