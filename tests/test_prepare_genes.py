@@ -644,15 +644,27 @@ def _cell(text, line, column, value):
 @pytest.mark.parametrize(
   ('name', 'flag', 'damage', 'message'),
   [
-    ('hgnc', 'names', lambda t: t.rstrip()[:-12].rpartition('\t')[0], 'columns'),
+    (
+      'hgnc',
+      'names',
+      lambda t: t.rstrip()[:-12].rpartition('\t')[0],
+      'columns',
+    ),
     ('hgnc', 'names', lambda t: _cell(t, 1, 2, 'x' * 200_000), 'line 2'),
     ('hgnc', 'names', lambda t: t.replace('locus_type', 'type'), 'locus_type'),
-    ('gene_info', 'names', lambda t: t.replace('Synonyms', 'Others'), 'Synonyms'),
+    (
+      'gene_info',
+      'names',
+      lambda t: t.replace('Synonyms', 'Others'),
+      'Synonyms',
+    ),
     ('human', 'annotation', lambda t: _cell(t, 5, 3, '12x'), "'12x'"),
     (
       'human',
       'annotation',
-      lambda t: t.replace('\tgene\t', '\tgene\t\0').encode().replace(b'\0', b'\xe9'),
+      lambda t: (
+        t.replace('\tgene\t', '\tgene\t\0').encode().replace(b'\0', b'\xe9')
+      ),
       'is no text',
     ),
     (
@@ -671,7 +683,11 @@ def test_damaged_tables_are_one_line(
   text = damage(data.decode())
   bad = tmp_path / 'bad.tsv'
   bad.write_bytes(text if isinstance(text, bytes) else text.encode())
-  given = {'annotation': f'human={files["human"]}', 'names': '', 'orthologues': ''}
+  given = {
+    'annotation': f'human={files["human"]}',
+    'names': '',
+    'orthologues': '',
+  }
   given[flag] = str(bad) if flag == 'orthologues' else f'human={bad}'
   words = ['--annotation', given['annotation'], f'mouse={files["mouse"]}']
   words += ['--names', given['names']] * bool(given['names'])
