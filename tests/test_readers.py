@@ -604,6 +604,37 @@ def test_faults_are_one_line(tmp_path, vocab, make, match):
   assert '\n' not in str(error.value)
 
 
+def _swap(group, key, **fields):
+  attributes = dict(group[key].attrs)
+  del group[key]
+  group.create_dataset(key, **fields)
+  group[key].attrs.update(attributes)
+
+
+@pytest.mark.parametrize('kind', ['h5ad', '10x 3'])
+@pytest.mark.parametrize('part', ['names', 'offsets', 'entries'])
+def test_arrays_that_were_never_written_fill_no_memory(tmp_path, kind, part):
+  path = written(tmp_path, kind)
+  with h5py.File(path, 'r+') as file:
+    group = file['matrix' if kind == '10x 3' else 'X']
+    if part == 'names' and kind == 'h5ad':
+      _swap(file, f'obs/{file["obs"].attrs["_index"]}', shape=(10**10,),
+            dtype=h5py.string_dtype(), chunks=(1000,))  # fmt: skip
+    elif part == 'names':
+      _swap(group, 'barcodes', shape=(10**10,), dtype='S16', chunks=(1000,))
+    elif part == 'offsets':
+      _swap(group, 'indptr', shape=(10**10,), dtype='i8', chunks=(1000,))
+    else:
+      indptr = group['indptr'][:].astype(np.int64)
+      indptr[-1] = 10**12
+      _swap(group, 'indptr', data=indptr)
+      for name in ('data', 'indices'):
+        _swap(group, name, shape=(10**12,), dtype='i4', chunks=(1000,))
+  with pytest.raises(errors.UserError, match='damaged') as error:
+    opened(path)
+  assert str(error.value).startswith(str(path))
+
+
 def test_a_format_can_be_named(tmp_path, vocab):
   path = written(tmp_path, '10x 3')
   check(opened(path, format='10x').bind(vocab), counts())
