@@ -35,6 +35,7 @@ from typing import NoReturn
 import numpy as np
 
 from genecompass_jax import (
+  corpus_manifest,
   encoding,
   errors,
   kernels,
@@ -108,9 +109,29 @@ class Store:
     self.length_N: np.ndarray = small['length']
     self._block_start: np.ndarray = small['block_start']
     self._overflow = small.get('overflow', np.zeros((2, 0), np.int64))
+    self._check_lengths()
 
   def __repr__(self) -> str:
     return f'Store({self.split}/{self.species_name}, {self.num_cells} cells)'
+
+  def _check_lengths(self) -> None:
+    """The manifest is hashed by nothing; the arrays know how long they are."""
+    name = 'values' if 'values' in self._arrays else 'counts'
+    stored = (
+      len(self.length_N),
+      len(self._block_start) - 1,
+      int(self._block_start[-1]) if len(self._block_start) else -1,
+      int(self._arrays[name].shape[-1]),
+    )
+    said = (
+      self.num_cells, self.num_blocks, self.num_elements, self.num_elements
+    )  # fmt: skip
+    if stored != said:
+      raise errors.UserError(
+        f'{self._path}: the manifest says {self.num_cells} cells of '
+        f'{self.num_elements} elements, the arrays hold {stored[0]} of '
+        f'{stored[-1]}, {shards.HINT}'
+      )
 
   def _read(self, *parts: str) -> np.ndarray:
     array = shards.result(shards.open_array(self._context, self._path, *parts))
@@ -340,7 +361,7 @@ class Corpus:
         f'{path}: no corpus here (no manifest.json, which is written last); '
         'build one with: genecompass prep h5ad FILE... -o CORPUS'
       ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
       raise errors.UserError(
         f'{path}/manifest.json is damaged, {shards.HINT}'
       ) from None
@@ -351,6 +372,7 @@ class Corpus:
         f'{path}: corpus format {manifest.get("format_version")}, this '
         f'version reads {FORMAT_VERSION}: build the corpus again'
       )
+    corpus_manifest.check(path, manifest, shards.HINT)
     _check_files(path, manifest['files'])
     context = shards.new_context()
     vocab = vocabulary.Vocabulary.load(paths.join(path, VOCABULARY))

@@ -22,7 +22,8 @@ _FORMAT = 2
 _READS = (1, 2)  # format 1 knew the objective `released` only
 _DAMAGE = (
   OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile,
-  zlib.error,
+  zlib.error, MemoryError, RecursionError, RuntimeError, IndexError,
+  AttributeError,
 )  # fmt: skip
 
 

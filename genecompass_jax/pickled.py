@@ -54,6 +54,12 @@ _PUSH_ARGUMENT = frozenset(
   ]
 )
 _NO_WORK = frozenset(('PROTO', 'FRAME'))
+# A pickle may name a part of itself again, so that a few bytes stand for any
+# number of values. A value and all in it, counted as often as they are named,
+# may be `_EXPANSION` times as many as the pickle has bytes, or `_SMALL`.
+_EXPANSION = 16
+_SMALL = 1 << 26
+_MAX_DEPTH = 32  # of containers in containers
 _MARK = object()
 
 
@@ -102,7 +108,7 @@ def loads(data: bytes) -> object:
     raise
   except (
     *(ValueError, IndexError, KeyError, TypeError, AttributeError),
-    *(struct.error, OverflowError, MemoryError, RecursionError),
+    *(struct.error, OverflowError, MemoryError, RecursionError, SyntaxError),
   ) as error:
     raise errors.UserError(
       f'damaged pickle ({errors.first_line(error)}); fetch it again'
@@ -115,6 +121,8 @@ class _Machine:
   def __init__(self):
     self.stack: list = []
     self.memo: dict = {}
+    self.allowed = 0  # values
+    self.made = 0  # bytes of arrays
     self.done: Callable = {
       'MARK': lambda: self.stack.append(_MARK),
       'POP': self.stack.pop,
@@ -144,9 +152,12 @@ class _Machine:
 
   def run(self, data: bytes) -> object:
     """Carries out a pickle; ends at its STOP."""
+    self.allowed = max(_EXPANSION * len(data), _SMALL)
     for opcode, argument, place in pickletools.genops(data):
       name = opcode.name
       if name in _PUSH_ARGUMENT:
+        if isinstance(argument, int) and argument.bit_length() >= 1024:
+          raise OverflowError(f'a number of {argument.bit_length()} bits')
         self.stack.append(argument)
       elif name in ('BINGET', 'LONG_BINGET', 'GET'):
         self.stack.append(self.memo[int(argument)])
@@ -158,7 +169,10 @@ class _Machine:
         self._name(*argument.split(' ', 1))
       elif name == 'STOP':
         (value,) = self.stack
-        return self._value(value)
+        value = self._value(value)
+        if _expanded(value) > self.allowed:
+          raise errors.UserError(_TOO_MUCH)
+        return value
       elif name in self.done:
         self.done[name]()
       elif name not in _NO_WORK:
@@ -276,7 +290,17 @@ class _Machine:
       built = text.encode('latin-1')
     else:
       raise TypeError('a call of what is no constructor')
+    self._count(built)
     self.stack.append(built)
+
+  def _count(self, built: object) -> None:
+    """Refuses bytes that are copied again and again."""
+    held = built.value if isinstance(built, _Array) else built
+    self.made += getattr(held, 'nbytes', 0) or (
+      len(held) if isinstance(held, bytes) else 0
+    )
+    if self.made > 8 * self.allowed:
+      raise errors.UserError(_TOO_MUCH)
 
   def _build(self) -> None:
     state = self.stack.pop()
@@ -296,8 +320,41 @@ class _Machine:
     elif built.word == 'array':
       _, shape, dtype, is_fortran, data = state
       built.value = _array(data, _dtype_of(dtype), shape, is_fortran)
+      self._count(built)
     else:
       raise TypeError('a state of what has none')
+
+
+_TOO_MUCH = (
+  'the pickle stands for far more values than it has bytes; no table is '
+  'written so: export it as npz, csv or parquet'
+)
+
+
+def _expanded(value: object) -> int:
+  """Values in a value, those that stand in it twice counted twice.
+
+  Raises:
+    UserError: it holds itself, or containers in too many others.
+  """
+  sizes: dict[int, int] = {}
+
+  def size(held: object, depth: int) -> int:
+    if isinstance(held, np.ndarray):
+      return max(held.size, 1)
+    if not isinstance(held, dict | list | tuple):
+      return 1
+    if depth > _MAX_DEPTH:  # of one that holds itself as well
+      raise errors.UserError(
+        f'the pickle nests containers more than {_MAX_DEPTH} deep; no table '
+        'is written so: export it as npz, csv or parquet'
+      )
+    if id(held) not in sizes:
+      parts = held.values() if isinstance(held, dict) else held
+      sizes[id(held)] = 1 + sum(size(part, depth + 1) for part in parts)
+    return sizes[id(held)]
+
+  return size(value, 0)
 
 
 def _is_array(value: object) -> bool:

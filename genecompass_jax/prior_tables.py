@@ -69,16 +69,21 @@ def read(path: paths.PathLike) -> Prior:
       columns=['gene_id', 'vector'],
       page_checksum_verification=True,
     )
-    gene_ids = tuple(table['gene_id'].to_pylist())
+    gene_ids = _gene_ids(table['gene_id'])
     vectors_GP = _vectors(table['vector'])
-  except (OSError, pyarrow.ArrowException, KeyError, ValueError) as error:
+    if not facts:
+      facts = json.loads((table.schema.metadata or {}).get(_KEY, b'{}'))
+    if not isinstance(facts, dict):
+      raise ValueError('what it says of itself is no JSON of names')
+  except (
+    *(OSError, pyarrow.ArrowException, KeyError, ValueError),
+    *(RecursionError, MemoryError),
+  ) as error:
     raise errors.UserError(
       f'{path}: not a prior table ({errors.first_line(error)}); it must be a '
       'parquet file with the columns gene_id (text) and vector (list of float, '
       'one width)'
     ) from error
-  if not facts:
-    facts = json.loads((table.schema.metadata or {}).get(_KEY, b'{}'))
   return Prior(gene_ids, vectors_GP, facts)
 
 
@@ -156,13 +161,22 @@ def _facts(path: paths.PathLike) -> dict:
     return {}
   try:
     facts = json.loads(paths.read_text(place))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+  except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
     raise errors.UserError(
       f'{place} is damaged ({errors.first_line(error)}); build the prior again'
     ) from None
   if not isinstance(facts, dict) or facts.get('format') != FORMAT:
     return {}
   return facts
+
+
+def _gene_ids(column: pyarrow.ChunkedArray) -> tuple[str, ...]:
+  found = tuple(column.to_pylist())
+  if not all(isinstance(name, str) for name in found):
+    raise ValueError('a gene_id is no text')
+  if len(set(found)) != len(found):
+    raise ValueError('a gene stands twice')
+  return found
 
 
 def _vectors(column: pyarrow.ChunkedArray) -> np.ndarray:
@@ -179,9 +193,10 @@ def _vectors(column: pyarrow.ChunkedArray) -> np.ndarray:
   if len(widths) != 1 or not widths[0]:
     raise ValueError('the vectors differ in width')
   flat = array.flatten().cast(pyarrow.float32())
-  return np.array(flat.to_numpy(zero_copy_only=False), np.float32).reshape(
-    len(array), int(widths[0])
-  )
+  vectors_GP = np.array(flat.to_numpy(zero_copy_only=False), np.float32)
+  if not np.isfinite(vectors_GP).all():
+    raise ValueError('a vector is not finite')
+  return vectors_GP.reshape(len(array), int(widths[0]))
 
 
 def _json(facts: Mapping) -> str:

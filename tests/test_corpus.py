@@ -430,3 +430,40 @@ def test_medians_travel_with_the_corpus(tmp_path, vocab):
   )
   with pytest.raises(errors.UserError, match="no medians of mode 'library'"):
     built.medians('library')
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda m: m.pop('files'), 'files is missing'),
+    (lambda m: m['files'].update({'../x': {'size': 1, 'sha256': ''}}),
+     'outside of the corpus'),
+    (lambda m: m['files'].update({'report.json': 7}), 'report.json holds no'),
+    (lambda m: m.update(vocabulary=[]), 'vocabulary holds no names'),
+    (lambda m: m['stores'].update(train={'human': 'x'}), 'train/human holds'),
+    (lambda m: next(iter(m['stores']['train'].values())).update(num_cells=-1),
+     'num_cells is not a number'),
+    (lambda m: next(iter(m['stores']['train'].values())).update(block_cells=0),
+     'below one'),
+    (lambda m: next(iter(m['stores']['train'].values())).update(num_cells=1),
+     'the manifest says 1 cells'),
+    (lambda m: next(iter(m['stores']['train'].values())).update(
+      num_elements=10**15), 'the manifest says'),
+    (lambda m: m.update(sources=[None]), 'sources/0 holds no names'),
+  ],
+)  # fmt: skip
+def test_an_edited_manifest_is_one_line(tmp_path, vocab, change, message):
+  folder = tmp_path / 'c'
+  write(folder, vocab, random_counts(10))
+  path = folder / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  change(manifest)
+  path.write_text(json.dumps(manifest))
+  with pytest.raises(errors.UserError, match=message) as error:
+    opened = corpus.Corpus.open(folder)
+    for split in opened.splits:
+      opened.stores(split)
+  assert '\n' not in str(error.value)
+  path.write_text('[' * 200_000)
+  with pytest.raises(errors.UserError, match='damaged'):
+    corpus.Corpus.open(folder)

@@ -22,7 +22,7 @@ LEVELS = (
   (1, 'gene_ids medians masking knowledge losses optimizer simulate'),
   (1, 'packing rows null_kernels tie_ranking'),
   (1, 'filling'),
-  (1, 'shards staging assets'),
+  (1, 'shards staging assets corpus_manifest'),
   (1, 'corpus'),
   (1, 'corpus_writer'),
   (2, 'reading model checkpoint prepare training_log tensor_files'),

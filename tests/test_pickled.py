@@ -129,6 +129,46 @@ def test_crafted_programs_do_nothing(program, tmp_path, monkeypatch):
   assert not os.listdir(tmp_path)
 
 
+_DOUBLED = b'\x80\x02}X\x04\x00\x00\x00TP53' + b']' + b'2\x86' * 60 + b's.'
+_WIDE = b'\x80\x02' + b''.join(
+  b'](' + (b'NNNN' if n == 0 else b'h%c' % (n - 1) * 4) * 500 + b'eq%c' % n
+  for n in range(4)
+)
+
+
+@pytest.mark.parametrize(
+  'program',
+  [
+    _DOUBLED,
+    _WIDE + b'h\x03\x85' + b'.',
+    b'\x80\x02' + b']' * 100_000 + b'a' * 99_999 + b'.',
+    b'\x80\x02]q\x00h\x00a.',  # holds itself
+    b'\x80\x02cnumpy\ndtype\nX\x04\x00\x00\x00i4,(\x85R.',
+  ],
+)
+def test_bombs_are_refused_at_once(program):
+  with pytest.raises(errors.UserError) as error:
+    pickled.loads(program)
+  assert '\n' not in str(error.value)
+
+
+def test_bytes_that_are_copied_again_and_again(monkeypatch):
+  monkeypatch.setattr(pickled, '_SMALL', 1 << 12)
+  block = b'x' * 4096
+  text = b'X\x00\x10\x00\x00' + block + b'q\x00'
+  encode = b'c_codecs\nencode\nq\x01X\x06\x00\x00\x00latin1q\x02000'
+  again = b'h\x01h\x00h\x02\x86Ra' * 1000
+  with pytest.raises(errors.UserError, match='far more values'):
+    pickled.loads(b'\x80\x02' + text + encode + b']' + again + b'.')
+
+
+def test_one_vector_of_many_genes_is_no_bomb():
+  vector = np.ones(768, np.float32)
+  table = {f'G{i}': vector for i in range(30_000)}
+  found = pickled.loads(pickle.dumps(table))
+  assert len(found) == 30_000 and (found['G7'] == vector).all()
+
+
 def test_damage_is_one_line():
   data = pickle.dumps({f'G{i}': np.ones(4, np.float32) for i in range(20)})
   rng = random.Random(0)

@@ -2,6 +2,7 @@
 
 import collections
 import gzip
+import pathlib
 
 import hypothesis
 import hypothesis.strategies as st
@@ -630,6 +631,82 @@ def test_mistakes_are_one_line(
   (error,) = capsys.readouterr().err.strip().splitlines()
   assert message in error
   assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def _cell(text, line, column, value):
+  lines = text.splitlines()
+  cells = lines[line].split('\t')
+  cells[column] = value
+  lines[line] = '\t'.join(cells)
+  return '\n'.join(lines) + '\n'
+
+
+@pytest.mark.parametrize(
+  ('name', 'flag', 'damage', 'message'),
+  [
+    (
+      'hgnc',
+      'names',
+      lambda t: t.rstrip()[:-12].rpartition('\t')[0],
+      'columns',
+    ),
+    ('hgnc', 'names', lambda t: _cell(t, 1, 2, 'x' * 200_000), 'line 2'),
+    ('hgnc', 'names', lambda t: t.replace('locus_type', 'type'), 'locus_type'),
+    (
+      'gene_info',
+      'names',
+      lambda t: t.replace('Synonyms', 'Others'),
+      'Synonyms',
+    ),
+    ('human', 'annotation', lambda t: _cell(t, 5, 3, '12x'), "'12x'"),
+    (
+      'human',
+      'annotation',
+      lambda t: (
+        t.replace('\tgene\t', '\tgene\t\0').encode().replace(b'\0', b'\xe9')
+      ),
+      'is no text',
+    ),
+    (
+      'compara',
+      'orthologues',
+      lambda t: t.replace('homology_type', 'type'),
+      'homology_type',
+    ),
+  ],
+)
+def test_damaged_tables_are_one_line(
+  files, tmp_path, name, flag, damage, message, capsys
+):
+  data = pathlib.Path(files[name]).read_bytes()
+  data = gzip.decompress(data) if data[:2] == b'\x1f\x8b' else data
+  text = damage(data.decode())
+  bad = tmp_path / 'bad.tsv'
+  bad.write_bytes(text if isinstance(text, bytes) else text.encode())
+  given = {
+    'annotation': f'human={files["human"]}',
+    'names': '',
+    'orthologues': '',
+  }
+  given[flag] = str(bad) if flag == 'orthologues' else f'human={bad}'
+  words = ['--annotation', given['annotation'], f'mouse={files["mouse"]}']
+  words += ['--names', given['names']] * bool(given['names'])
+  words += ['--orthologues', given['orthologues']] * bool(given['orthologues'])
+  out = tmp_path / 'out.tsv'
+  assert cli.main(command('-o', str(out), *words)) == errors.EXIT_USAGE
+  (error,) = capsys.readouterr().err.strip().splitlines()
+  assert message in error and str(bad) in error
+  assert not out.exists()
+
+
+def test_a_byte_order_mark_changes_nothing(files, tmp_path):
+  table = build(files)
+  for name, path in files.items():
+    data = pathlib.Path(path).read_bytes()
+    data = gzip.decompress(data) if data[:2] == b'\x1f\x8b' else data
+    if name != 'mrk_ensembl':
+      pathlib.Path(path).write_bytes(b'\xef\xbb\xbf' + data)
+  assert build(files).columns() == table.columns()
 
 
 def test_real_tables_as_gtf(real_data, tmp_path):

@@ -533,3 +533,32 @@ def test_new_edges_are_those_that_the_prior_does_not_state():
   new = validation.without_known(truth, known)
   edges = list(zip(new.regulator_K[new.set_M].tolist(), new.gene_M.tolist()))
   assert edges == [(0, 5), (1, 5)]
+
+
+@pytest.mark.parametrize(
+  ('ids', 'vectors', 'meta', 'message'),
+  [
+    (['A', 'B'], [[1.0, float('nan')], [3.0, 4.0]], None, 'not finite'),
+    (['A', 'B'], [[1.0, None], [3.0, 4.0]], None, 'not finite'),
+    (['A', 'B'], [[1e300, 1.0], [3.0, 4.0]], None, 'not finite'),
+    (['A', 'A'], [[1.0, 2.0], [3.0, 4.0]], None, 'twice'),
+    (['A', None], [[1.0, 2.0], [3.0, 4.0]], None, 'no text'),
+    ([1, 2], [[1.0, 2.0], [3.0, 4.0]], None, 'no text'),
+    (['A', 'B'], [[1.0, 2.0], [3.0, 4.0]], b'{"x', 'not a prior'),
+    (['A', 'B'], [[1.0, 2.0], [3.0, 4.0]], b'[' * 200_000, 'not a prior'),
+    (['A', 'B'], [[1.0, 2.0], [3.0, 4.0]], b'[1]', 'no JSON of names'),
+  ],
+)
+def test_priors_of_others_are_checked(tmp_path, ids, vectors, meta, message):
+  import pyarrow
+  import pyarrow.parquet
+
+  from genecompass_jax import prior_tables
+
+  table = pyarrow.table({'gene_id': ids, 'vector': pyarrow.array(vectors)})
+  if meta is not None:
+    table = table.replace_schema_metadata({b'genecompass_prior': meta})
+  pyarrow.parquet.write_table(table, tmp_path / 'p.parquet')
+  with pytest.raises(errors.UserError, match=message) as error:
+    prior_tables.read(tmp_path / 'p.parquet')
+  assert '\n' not in str(error.value)

@@ -155,7 +155,15 @@ def test_more_labels_from_a_table(tmp_path):
     ('barcode,x\nother,1\n', 'names none of these cells; it has other, the'),
     ('barcode,x\nBARCODE0001-1,1\nBARCODE0001-1,2\n', 'stands there twice'),
     ('barcode\nBARCODE0001-1\n', 'one column'),
-    ('', 'cannot be read'),
+    ('', 'it is empty'),
+    ('barcode,x\n', 'without rows'),
+    (
+      'barcode,x\nBARCODE0001-1,T cell, CD4+\n',
+      '3 columns below a header of 2',
+    ),
+    ('barcode,x,y\nBARCODE0001-1,a,b\nBARCODE0002-1,a\n', 'line 3 has 2'),
+    ('barcode,x\nBARCODE0001-1,"T\nBARCODE0002-1,"B\n', 'several lines'),
+    ('barcode,x\nBARCODE0001-1,T\0c\n', 'line 2 has a zero byte'),
     (None, 'no such file'),
   ):
     table = tmp_path / 'bad.csv'
@@ -165,6 +173,34 @@ def test_more_labels_from_a_table(tmp_path):
     with pytest.raises(errors.UserError, match=match) as error:
       opened(path, obs_table=str(table))
     assert '\n' not in str(error.value)
+
+
+def test_labels_of_a_table_are_text(tmp_path):
+  path = written(tmp_path, '10x 3')
+  names = adata_of().obs_names
+  table = tmp_path / 'labels.tsv'
+  donors = ['1', '01', '9007199254740993', '9007199254740992', 'NA', '']
+  rows = [f'{n}\t{d}' for n, d in zip(names, donors)]
+  for head in ('cell\tdonor', 'donor'):  # R names no column of row names
+    table.write_text('\n'.join([head, *rows]) + '\n')
+    source = opened(path, obs_table=str(table))
+    codes, found = source.codes('donor')
+    assert [found[c] if c >= 0 else '' for c in codes[:6]] == donors[:4] + [
+      ''
+    ] * 2
+
+
+def test_whole_numbers_are_one_label_however_stored(tmp_path):
+  adata = adata_of()
+  adata.obs['whole'] = np.arange(len(adata)) % 3
+  adata.obs['some'] = (
+    adata.obs['whole'].astype(float).where(adata.obs['whole'] > 0)
+  )
+  source = sources.from_anndata(adata)
+  assert source.codes('whole')[1] == ['0', '1', '2']
+  assert source.codes('some')[1] == ['1', '2']
+  adata.obs['some'] = adata.obs['some'] + 0.5
+  assert sources.from_anndata(adata).codes('some')[1] == ['1.5', '2.5']
 
 
 def barnyard(tmp_path, how):
@@ -566,6 +602,37 @@ def test_faults_are_one_line(tmp_path, vocab, make, match):
   with pytest.raises(errors.UserError, match=match) as error:
     list(sources.cells_of(make(tmp_path), vocab).chunks())
   assert '\n' not in str(error.value)
+
+
+def _swap(group, key, **fields):
+  attributes = dict(group[key].attrs)
+  del group[key]
+  group.create_dataset(key, **fields)
+  group[key].attrs.update(attributes)
+
+
+@pytest.mark.parametrize('kind', ['h5ad', '10x 3'])
+@pytest.mark.parametrize('part', ['names', 'offsets', 'entries'])
+def test_arrays_that_were_never_written_fill_no_memory(tmp_path, kind, part):
+  path = written(tmp_path, kind)
+  with h5py.File(path, 'r+') as file:
+    group = file['matrix' if kind == '10x 3' else 'X']
+    if part == 'names' and kind == 'h5ad':
+      _swap(file, f'obs/{file["obs"].attrs["_index"]}', shape=(10**10,),
+            dtype=h5py.string_dtype(), chunks=(1000,))  # fmt: skip
+    elif part == 'names':
+      _swap(group, 'barcodes', shape=(10**10,), dtype='S16', chunks=(1000,))
+    elif part == 'offsets':
+      _swap(group, 'indptr', shape=(10**10,), dtype='i8', chunks=(1000,))
+    else:
+      indptr = group['indptr'][:].astype(np.int64)
+      indptr[-1] = 10**12
+      _swap(group, 'indptr', data=indptr)
+      for name in ('data', 'indices'):
+        _swap(group, name, shape=(10**12,), dtype='i4', chunks=(1000,))
+  with pytest.raises(errors.UserError, match='damaged') as error:
+    opened(path)
+  assert str(error.value).startswith(str(path))
 
 
 def test_a_format_can_be_named(tmp_path, vocab):

@@ -18,6 +18,7 @@ from genecompass_jax import (
   vocabulary,
 )
 from genecompass_jax.prepare import sources
+from genecompass_jax.prepare.readers import dictionaries
 from tests.test_prepare_sources import check, counts, gather, human_ids
 
 TABLE = gene_table.GeneTable.default()
@@ -352,3 +353,29 @@ def test_cells_of_no_gene(tmp_path):
   empty = scipy.sparse.csr_matrix((2, GENES))
   matrix = scipy.sparse.vstack([counts(10), empty, counts(3)], 'csr')
   check(sources.open_source(write(tmp_path, matrix)).bind(VOCAB), matrix)
+
+
+@pytest.mark.parametrize(
+  ('name', 'data'),
+  [
+    ('t.json', b'{"TP53": 1' + b'0' * 400 + b'}'),
+    ('t.json', b'[' * 200_000),
+    ('t.json', b'{"a":' * 900 + b'1' + b'}' * 900),
+    ('t.pickle', pickle.dumps({'TP53': 10**400})),
+    ('t.pickle', pickle.dumps({10**6000: 1})),
+    ('t.tsv', b'a\t1\n' + b'"' + b'x' * 200_000 + b'"\t2\n'),
+  ],
+)
+def test_broken_dictionaries_are_one_line(tmp_path, name, data):
+  path = tmp_path / name
+  path.write_bytes(data)
+  with pytest.raises(errors.UserError) as error:
+    dictionaries.load(str(path), ('token',))
+  assert '\n' not in str(error.value) and str(path) in str(error.value)
+  assert len(str(error.value)) < 500
+
+
+def test_a_dictionary_with_a_byte_order_mark(tmp_path):
+  path = tmp_path / 't.json'
+  path.write_bytes(b'\xef\xbb\xbf{"TP53": 1}')
+  assert dictionaries.load(str(path), ('token',)) == {'TP53': 1}

@@ -186,7 +186,12 @@ class Source:
     """
     self._check_column(column)
     values = self.obs[column]
-    # text first: 1 and '1' are one category, and order is that of the text
+    # text first: 1 and '1' are one category, and order is that of the text;
+    # whole numbers become floats where another cell has none, and stay equal
+    if pd.api.types.is_float_dtype(values.dtype):
+      whole = values[values.notna()]
+      if (whole % 1 == 0).all() and (whole.abs() < 2**53).all():
+        values = values.astype('Int64')
     text = values.astype(object).map(str).where(values.notna(), None)
     codes, names = pd.factorize(text, sort=True)
     return codes.astype(np.int32), [str(name) for name in names]

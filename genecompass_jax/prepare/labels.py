@@ -70,8 +70,10 @@ class Labels:
       )
     units = np.unique(codes[1])
     self._units.append(units)
+    assay_U = np.full(len(names), np.iinfo(np.int8).max, np.int8)
+    np.minimum.at(assay_U, codes[1], source.assay_C)  # there may be many units
     for unit in units:
-      self._assay[unit] = int(source.assay_C[codes[1] == unit].min())
+      self._assay[unit] = int(assay_U[unit])
     if not by_cell:
       for species in range(num_species):
         of_U = np.bincount(codes[1][source.species_C == species])

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import sparse, turning
+from genecompass_jax.prepare import damage, sparse, turning
 
 CHUNK_CELLS = 1024  # read at a time: buffers below 32 MiB are reused
 CHUNK_BYTES = 128 << 20  # of a dense chunk
@@ -217,13 +217,15 @@ def wrapped(matrix: object) -> Matrix:
   if hasattr(matrix, 'group') and hasattr(matrix, 'format'):
     group, shape = matrix.group, tuple(int(n) for n in matrix.shape)
     # offsets are small beside the entries and looked up at every read
-    indptr = np.asarray(group['indptr'][:], np.int64)
     kind = Columns if matrix.format == 'csc' else sparse.Rows
-    size = shape[1 if matrix.format == 'csc' else 0]
-    if len(indptr) != size + 1:
+    size, width = shape[::-1] if matrix.format == 'csc' else shape
+    if group['indptr'].shape != (size + 1,):
       raise errors.UserError(
         'a sparse matrix has broken offsets: the file is damaged'
       )
+    damage.check_stored(group, 'indptr')
+    indptr = np.asarray(group['indptr'][:], np.int64)
+    sparse.check_rows(indptr, width)
     return kind(group['data'], group['indices'], indptr, shape)
   if scipy.sparse.issparse(matrix):
     if matrix.format == 'csc':  # turning trusts its indices

@@ -1,13 +1,20 @@
 """More columns for cells, from a table keyed by their names."""
 
+import gzip
 import os
 
 import pandas as pd
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import damage
+from genecompass_jax.prepare import damage, text_tables
 
 _SHOWN = 3
+# What R, pandas and spreadsheets write where there is no value.
+_MISSING = (
+  *('', 'NA', 'N/A', 'n/a', '#N/A', '<NA>', 'NaN', 'nan', '-nan', '-NaN'),
+  *('NULL', 'null', 'None', '#NA', '#N/A N/A', '1.#IND', '1.#QNAN'),
+  *('-1.#IND', '-1.#QNAN'),
+)
 
 
 def joined(obs: pd.DataFrame, path: str) -> pd.DataFrame:
@@ -29,22 +36,24 @@ def joined(obs: pd.DataFrame, path: str) -> pd.DataFrame:
     raise errors.UserError(f'{path}: no such file')
   damage.check_no_pointer(path)
   plain = path.removesuffix('.gz')
-  with damage.in_one_line(path, 'the table'):
-    table = pd.read_csv(
-      path,
-      sep=',' if plain.endswith('.csv') else '\t',
-      dtype={0: str},
-      index_col=False,
-      compression='gzip' if path.endswith('.gz') else None,
-      on_bad_lines='error',
-    )
-  if table.shape[1] < 2:
+  with damage.in_one_line(path, 'the file'):
+    with gzip.open(path) if path.endswith('.gz') else open(path, 'rb') as file:
+      data = file.read()
+  table = text_tables.read(path, data, ',' if plain.endswith('.csv') else '\t')
+  if isinstance(table.index, pd.RangeIndex):
+    table = table.set_index(table.columns[0])
+  if not table.shape[1]:
     raise errors.UserError(
       f'{path}: one column; a table ends in .csv or .tsv, with names of cells '
       'in its first column'
     )
-  names = table[table.columns[0]].astype(str)
-  table = table.drop(columns=table.columns[0]).set_axis(names)
+  for name in table:
+    if table[name].str.contains('\n', regex=False).any():
+      raise errors.UserError(
+        f'{path}: a value of column {name!r} goes over several lines: a quote '
+        'that is not closed?'
+      )
+  table = table.mask(table.isin(_MISSING))
   if not table.index.is_unique:
     twice = table.index[table.index.duplicated()][0]
     raise errors.UserError(f'{path}: cell {twice!r} stands there twice')

@@ -9,6 +9,7 @@ import scipy.sparse
 from genecompass_jax import errors
 
 _SAMPLED = 4096  # values in one place
+_MOST_TIMES = 100  # that a column stands in a row
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,6 +111,23 @@ def check(
   if indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != num_entries:
     raise errors.UserError(
       'a sparse matrix has broken offsets: the file is damaged'
+    )
+
+
+def check_rows(indptr: np.ndarray, num_columns: int) -> None:
+  """Refuses rows of far more entries than there are columns.
+
+  A column may stand in a row more than once; what stands there a hundred times
+  is no matrix, and would be read into memory whole.
+
+  Raises:
+    UserError: there is such a row.
+  """
+  most = int(np.diff(indptr).max(initial=0))
+  if most > _MOST_TIMES * max(num_columns, 1):
+    raise errors.UserError(
+      f'a sparse matrix has {most:,} entries in a line of {num_columns:,} '
+      'places: the file is damaged'
     )
 
 

@@ -29,6 +29,7 @@ _LONG_NONCODING = (
 _ALTERNATE = re.compile('(chr)?CHR_')
 _ATTRIBUTE = re.compile(r'(\w+) "([^"]*)"')
 _GTF_COLUMNS = 9
+_COMMENT = re.compile(rb'(\xef\xbb\xbf)?#')
 _LONG = 8e6  # bytes of a file whose reading is worth a progress bar
 _HOMOLOGENE = ['HID', 'taxid', 'GeneID', 'Symbol', 'protein_gi', 'protein']
 
@@ -95,7 +96,7 @@ def read_annotation(path: str) -> Annotation:
 
 def _read_annotation(path: str) -> Annotation:
   with _open(path) as file:
-    start = file.read(1 << 18).decode('utf-8', 'replace')
+    start = file.read(1 << 18).decode('utf-8-sig', 'replace')
   head = _first_line(start)
   if len(head.split('\t')) == _GTF_COLUMNS and '_id "' in head:
     return _read_gtf(path, start)
@@ -127,9 +128,13 @@ def _of_annotables(row: Row) -> Row:
 def read_older(path: str) -> list[Row]:
   """Genes of an older release: ensgene, symbol, entrez ('' in a GTF)."""
   with _open(path) as file:
-    start = file.read(1 << 12).decode('utf-8', 'replace')
+    start = file.read(1 << 12).decode('utf-8-sig', 'replace')
   if 'ensgene' in re.split(r'[\t,]', _first_line(start)):
-    return read_table(path)
+    with all_columns(path):
+      return [
+        {name: row[name] for name in ('ensgene', 'symbol', 'entrez')}
+        for row in read_table(path)
+      ]
   return [
     {
       'ensgene': row['gene_id'].partition('.')[0],
@@ -150,15 +155,20 @@ def _read_gtf(path: str, head: str) -> Annotation:
   genes: dict[str, dict[str, str]] = {}
   has_genes = '\tgene\t' in head
   for number, line in enumerate(_lines(path)):
-    if has_genes and b'\tgene\t' not in line or line.startswith(b'#'):
+    if has_genes and b'\tgene\t' not in line or _COMMENT.match(line):
       continue
-    fields = line.decode().rstrip('\r\n').split('\t')
+    fields = _decoded(path, number, line).rstrip('\r\n').split('\t')
     if len(fields) != _GTF_COLUMNS:
       raise errors.UserError(
         f'{path}: line {number + 1} has {len(fields)} columns, a GTF '
         f'{_GTF_COLUMNS}; fetch it again'
       )
     chromosome, source, _, start, end, *_, last = fields
+    if not (start.isdecimal() and end.isdecimal()):
+      raise errors.UserError(
+        f'{path}: line {number + 1} is of a gene from {start[:20]!r} to '
+        f'{end[:20]!r}; fetch it again'
+      )
     attributes = dict(_ATTRIBUTE.findall(last))
     gene_id = attributes.get('gene_id', '')
     # Until GENCODE 43 the copies on Y had the ids of those on X.
@@ -183,6 +193,15 @@ def _read_gtf(path: str, head: str) -> Annotation:
   return Annotation(tuple(genes.values()), ', '.join(notes))
 
 
+def _decoded(path: str, number: int, line: bytes) -> str:
+  try:
+    return line.decode('utf-8-sig' if not number else 'utf-8')
+  except UnicodeDecodeError:
+    raise errors.UserError(
+      f'{path}: line {number + 1} is no text; check the file'
+    ) from None
+
+
 def _biotype(name: str) -> str:
   return 'lncRNA' if name in _LONG_NONCODING else name
 
@@ -202,6 +221,22 @@ def read_names(path: str, symbols: set[str]) -> tuple[list[Name], str]:
   Raises:
     UserError: the file is missing, damaged, or none of these.
   """
+  with all_columns(path):
+    return _read_names(path, symbols)
+
+
+@contextlib.contextmanager
+def all_columns(path: str) -> Iterator[None]:
+  """What asks a row for a column that its table lacks is an error in it."""
+  try:
+    yield
+  except KeyError as error:
+    raise errors.UserError(
+      f'{path}: its header has no column {error.args[0]!r}; fetch it again'
+    ) from None
+
+
+def _read_names(path: str, symbols: set[str]) -> tuple[list[Name], str]:
   text = _text(path)
   if re.match(r'MGI:\d+\t', text):
     return list(_of_mrk_ensembl(text)), ''
@@ -327,7 +362,7 @@ def rows(path: str) -> Iterator[Row]:
     yield from read_table(path)
     return
   with _open(path) as file:
-    lines = iter(io.TextIOWrapper(file, encoding='utf-8'))
+    lines = iter(io.TextIOWrapper(file, encoding='utf-8-sig'))
     head = next((line for line in lines if not _is_comment(line)), '')
     names = head.rstrip('\r\n').split('\t')
     if len(names) == len(_HOMOLOGENE) and names[0].isdigit():
@@ -345,9 +380,27 @@ def _is_csv(path: str) -> bool:
 
 
 def _table(path: str, text: str) -> list[Row]:
+  """Quoted where need be; a row that was cut is no row with empty values."""
   stream = io.StringIO(text, newline='')
-  delimiter = ',' if _is_csv(path) else '\t'
-  return list(csv.DictReader(stream, delimiter=delimiter))
+  reader = csv.reader(stream, delimiter=',' if _is_csv(path) else '\t')
+  names: list[str] = []
+  rows = []
+  try:
+    for values in reader:
+      if not any(value.strip() for value in values):
+        continue
+      names = names or values
+      if len(values) < len(names) or any(values[len(names) :]):
+        raise errors.UserError(
+          f'{path}: line {reader.line_num} has {len(values)} columns, its '
+          f'header {len(names)}; fetch it again'
+        )
+      rows.append(dict(zip(names, values)))
+  except csv.Error as error:
+    raise errors.UserError(
+      f'{path}: line {reader.line_num}: {error}; fetch it again'
+    ) from None
+  return rows[1:]
 
 
 def _plain_table(text: str) -> list[Row]:
@@ -357,7 +410,7 @@ def _plain_table(text: str) -> list[Row]:
   """
   lines = text.splitlines()
   first = _header_at(lines)
-  names = lines[first].lstrip('#').split('\t')
+  names = lines[first].lstrip('#').split('\t') if lines else []
   rows = []
   for line in lines[first + 1 :]:
     values = line.split('\t')
@@ -424,4 +477,4 @@ def _lines(path: str) -> Iterator[bytes]:
 
 def _text(path: str) -> str:
   with _open(path) as file:
-    return file.read().decode('utf-8')
+    return file.read().decode('utf-8-sig')

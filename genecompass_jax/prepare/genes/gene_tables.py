@@ -365,12 +365,12 @@ def _current_genes(
     name = _name(row) or official.get(gene_id, '')
     genes[gene_id] = gene_names.Gene(gene_id, row['biotype'], name)
     if row.get('chromosome') == 'chrX':
-      on_x[name, row['start'], row['end']] = gene_id
+      on_x[name, row.get('start'), row.get('end')] = gene_id
   for row in rows:
     if row.get('chromosome') != 'chrY':
       continue
     gene_id = _id(row)
-    place = _name(row), row['start'], row['end']
+    place = _name(row), row.get('start'), row.get('end')
     if place[0] and place in on_x and genes.pop(gene_id, None):
       genes[on_x[place]].retired.add(gene_id)
   return genes, ids

@@ -89,6 +89,11 @@ def read(path: str, lookups: Sequence[Lookup]) -> Table:
   Raises:
     UserError: the file is missing, damaged, or none of these.
   """
+  with gene_formats.all_columns(path):
+    return _read(path, lookups)
+
+
+def _read(path: str, lookups: Sequence[Lookup]) -> Table:
   first = next(gene_formats.rows(path), {})
   columns = set(first)
   if {'DB Class Key', 'NCBI Taxon ID', 'HGNC ID'} <= columns:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from genecompass_jax import errors, paths
+from genecompass_jax.prepare import text_tables
 
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError)
 
@@ -84,26 +85,12 @@ def table(path: paths.PathLike, header: bool = True) -> pd.DataFrame:
   """
   name = str(path).rsplit('/', 1)[-1].lower()
   with opened(path) as file:
-    try:
-      frame = pd.read_csv(
-        file,
-        sep=',' if '.csv' in name else '\t',
-        header=0 if header else None,
-        dtype=str,
-        keep_default_na=False,
-        encoding='utf-8',
-      )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-      raise errors.UserError(
-        f'{path}: not a table ({errors.first_line(error)})'
-      ) from None
+    data = file.read()
+  frame = text_tables.read(path, data, ',' if '.csv' in name else '\t', header)
   if not len(frame):
     raise errors.UserError(f'{path}: a table without rows')
-  if header:
-    frame.columns = [str(c).lstrip('\ufeff#') for c in frame.columns]
-  else:
-    frame.columns = [str(c + 1) for c in range(frame.shape[1])]
-  return frame.fillna('')
+  frame.columns = [str(c).lstrip('#') for c in frame.columns]
+  return frame
 
 
 def columns(

@@ -5,6 +5,7 @@ csv and tsv (plain or gzip), parquet, npz, and the text format of word2vec.
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -182,7 +183,10 @@ def _npz(path, gene_column):
       arrays = {name: archive[name] for name in archive.files}
   except FileNotFoundError:
     raise errors.UserError(f'{path}: no such file') from None
-  except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+  except (
+    *(ValueError, OSError, zipfile.BadZipFile, EOFError, zlib.error),
+    *(MemoryError, RuntimeError),  # sizes that cannot be, a password
+  ) as error:
     raise errors.UserError(
       f'{path}: not an npz of plain arrays ({errors.first_line(error)}); save '
       'names as an array of str, not of objects'

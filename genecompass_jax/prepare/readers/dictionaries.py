@@ -8,6 +8,8 @@ import gzip
 import io
 import json
 import math
+import reprlib
+import zlib
 
 from genecompass_jax import errors, pickled
 from genecompass_jax.prepare import damage
@@ -32,10 +34,11 @@ def load(path: str, names: tuple[str, ...]) -> dict[str, float]:
     damage.check_no_pointer(path)
     with open(path, 'rb') as file:
       data = file.read()
-    text = (gzip.decompress(data) if path.endswith('.gz') else data).decode()
+    text = gzip.decompress(data) if path.endswith('.gz') else data
+    text = text.decode('utf-8-sig')
   except FileNotFoundError:
     raise errors.UserError(f'{path}: no such file') from None
-  except (OSError, EOFError, UnicodeDecodeError) as error:
+  except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
     raise errors.UserError(
       f'{path}: cannot be read ({errors.first_line(error)})'
     ) from None
@@ -52,11 +55,15 @@ def _checked(path: str, rows: list[tuple[str, object]]) -> dict[str, float]:
     gene = str(gene).strip()
     try:
       value = float(number)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
       value = math.nan
     if not math.isfinite(value) or gene in table:
-      what = 'twice' if gene in table else f'with {number!r}, no number'
-      raise errors.UserError(f'{path}: {gene!r} stands there {what}')
+      what = (
+        'twice' if gene in table else f'with {reprlib.repr(number)}, no number'
+      )
+      raise errors.UserError(
+        f'{path}: {reprlib.repr(gene)} stands there {what}'
+      )
     table[gene] = value
   if not table:
     raise errors.UserError(f'{path}: no genes in it')
@@ -74,7 +81,7 @@ def _of_json(path: str, text: str) -> list[tuple[str, object]]:
   try:
     # pairs as they stand: a gene twice would be lost in a dict
     rows = json.loads(text, object_pairs_hook=list)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise errors.UserError(
       f'{path}: no json ({errors.first_line(error)})'
     ) from None
@@ -88,7 +95,12 @@ def _of_table(
 ) -> list[tuple[str, str]]:
   lines = [x for x in text.splitlines() if x.strip() and not x.startswith('#')]
   delimiter = '\t' if lines and '\t' in lines[0] else ','
-  rows = list(csv.reader(io.StringIO('\n'.join(lines)), delimiter=delimiter))
+  try:
+    rows = list(csv.reader(io.StringIO('\n'.join(lines)), delimiter=delimiter))
+  except csv.Error as error:
+    raise errors.UserError(
+      f'{path}: no table of genes and numbers ({error})'
+    ) from None
   if not rows or len({len(row) for row in rows}) != 1 or len(rows[0]) < 2:
     raise errors.UserError(f'{path}: no table of genes and numbers')
   header = [name.strip().casefold() for name in rows[0]]

@@ -43,6 +43,9 @@ def of_groups(
 ) -> opened.Opened:
   """What an open HDF5 file or zarr group in the layout of AnnData holds."""
   path = config.path
+  for part in ('obs', 'var', 'raw/var'):
+    with damage.in_one_line(path, part):
+      damage.check_stored(file, part)
   with damage.in_one_line(path, 'obs'):
     obs = anndata.io.read_elem(file['obs'])
   with damage.in_one_line(path, 'var'):

@@ -77,11 +77,13 @@ def read(config: source_config.SourceConfig) -> opened.Opened:
   with damage.in_one_line(path, f'{name}/barcodes'):
     if 'barcodes' not in group:
       raise errors.UserError(f'{path}: {name} has no barcodes: it is damaged')
+    damage.check_stored(group, 'barcodes')
     cells = _text(group['barcodes'])
   with damage.in_one_line(path, f'{name}/features'):
     features = _features(group)
   with damage.in_one_line(path, name):
     shape = tuple(int(n) for n in group['shape'][:])
+    damage.check_stored(group, 'indptr')
     indptr = np.asarray(group['indptr'][:], np.int64)
     if shape != (len(features), len(cells)) or len(indptr) != len(cells) + 1:
       raise errors.UserError(
@@ -99,6 +101,7 @@ def read(config: source_config.SourceConfig) -> opened.Opened:
     if len(cells):
       num_entries = matrix.num_entries
       sparse.check(np.zeros(0), indptr, shape[0], num_entries)
+      sparse.check_rows(indptr, shape[0])
     return barcodes.of_matrix(config, matrix, cells, features, (path,))
 
 
@@ -124,6 +127,8 @@ def _features(group: h5py.Group) -> pd.DataFrame:
       'feature_type': 'feature_type',
       'genome': 'genome',
     }
+  for stored in columns.values():
+    damage.check_stored(group, stored)
   texts = {
     name: _text(group[stored])
     for name, stored in columns.items()
