@@ -715,7 +715,7 @@ def test_real_tables_as_gtf(real_data, tmp_path):
   orthologues = real_data / 'orthologs_human_mouse'
   gtf = {}
   for name, source in (('human', 'grch38'), ('mouse', 'grcm38')):
-    rows = gene_formats.read_older(annotation / f'{source}.tsv.gz')
+    rows = gene_formats.read_table(str(annotation / f'{source}.tsv.gz'))
     lines, seen = [], set()
     for row in rows:
       if row['ensgene'] not in seen and row['biotype'] == 'protein_coding':
