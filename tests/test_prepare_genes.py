@@ -585,7 +585,7 @@ def test_the_command(files, tmp_path, capsys):
     (('--annotation', 'human.gtf.gz'), 'SPECIES=FILE'),
     (('--annotation', 'Human=human.gtf.gz'), 'small letters'),
     (('--annotation', 'human=none.gtf'), 'no such file'),
-    (('--annotation', 'human=cut.gtf.gz'), 'damaged gzip'),
+    (('--annotation', 'human=cut.gtf.gz'), 'damaged file'),
     (('--annotation', 'human=hgnc.txt'), 'no GTF'),
     (('--annotation', 'human=short.gtf'), '8 columns'),
     (('--annotation', 'human=human.gtf.gz', 'human=rat.gtf'), 'twice'),

@@ -7,15 +7,13 @@ GENCODE of any release, or a table of genes), or names (HGNC, MGI, RGD, NCBI).
 import contextlib
 import csv
 import dataclasses
-import gzip
 import io
 import itertools
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import BinaryIO
 
 from genecompass_jax import errors, paths, progress
+from genecompass_jax.prepare import raw_files
 
 Row = Mapping[str, str]
 
@@ -95,7 +93,7 @@ def read_annotation(path: str) -> Annotation:
 
 
 def _read_annotation(path: str) -> Annotation:
-  with _open(path) as file:
+  with raw_files.opened(path) as file:
     start = file.read(1 << 18).decode('utf-8-sig', 'replace')
   head = _first_line(start)
   if len(head.split('\t')) == _GTF_COLUMNS and '_id "' in head:
@@ -127,7 +125,7 @@ def _of_annotables(row: Row) -> Row:
 
 def read_older(path: str) -> list[Row]:
   """Genes of an older release: ensgene, symbol, entrez ('' in a GTF)."""
-  with _open(path) as file:
+  with raw_files.opened(path) as file:
     start = file.read(1 << 12).decode('utf-8-sig', 'replace')
   if 'ensgene' in re.split(r'[\t,]', _first_line(start)):
     with all_columns(path):
@@ -361,7 +359,7 @@ def rows(path: str) -> Iterator[Row]:
   if _is_csv(path):
     yield from read_table(path)
     return
-  with _open(path) as file:
+  with raw_files.opened(path) as file:
     lines = iter(io.TextIOWrapper(file, encoding='utf-8-sig'))
     head = next((line for line in lines if not _is_comment(line)), '')
     names = head.rstrip('\r\n').split('\t')
@@ -436,36 +434,10 @@ def _first_line(text: str) -> str:
   return lines[_header_at(lines)]
 
 
-@contextlib.contextmanager
-def _open(path: str) -> Iterator[BinaryIO]:
-  """A file as bytes, unpacked if need be.
-
-  Raises:
-    UserError: it is missing, or damaged.
-  """
-  try:
-    with paths.path(path).open('rb') as file:
-      packed = file.read(2) == b'\x1f\x8b'
-      file.seek(0)
-      if packed:
-        with gzip.open(file) as unpacked:
-          yield unpacked
-      else:
-        yield file
-  except FileNotFoundError:
-    raise errors.UserError(f'{path}: no such file') from None
-  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    raise errors.UserError(
-      f'{path}: damaged gzip data ({error}); fetch it again'
-    ) from None
-  except UnicodeDecodeError:
-    raise errors.UserError(f'{path}: this is no text; check the file') from None
-
-
 def _lines(path: str) -> Iterator[bytes]:
   """The lines of a long file, with progress; a GTF unpacks to gigabytes."""
   name = re.split(r'[/\\]', str(path))[-1]
-  with _open(path) as file, contextlib.ExitStack() as stack:
+  with raw_files.opened(path) as file, contextlib.ExitStack() as stack:
     bar = None
     if paths.path(path).stat().length > _LONG:
       bar = stack.enter_context(progress.Progress(None, 'lines', name))
@@ -476,5 +448,5 @@ def _lines(path: str) -> Iterator[bytes]:
 
 
 def _text(path: str) -> str:
-  with _open(path) as file:
+  with raw_files.opened(path) as file:
     return file.read().decode('utf-8-sig')

@@ -1,17 +1,11 @@
-"""Raw files as they come: text, plain or gzip, local or by URL."""
+"""Raw tables as they come: text, plain or gzip, local or by URL."""
 
-import contextlib
-import gzip
-import io
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
 from genecompass_jax import errors, paths
-from genecompass_jax.prepare import text_tables
-
-_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError)
+from genecompass_jax.prepare import raw_files, text_tables
 
 
 def source(path: paths.PathLike, licence: str = '') -> dict:
@@ -32,35 +26,6 @@ def source(path: paths.PathLike, licence: str = '') -> dict:
   return {'file': name, 'sha256': digest, 'licence': licence}
 
 
-@contextlib.contextmanager
-def opened(path: paths.PathLike) -> Iterator[io.BufferedIOBase]:
-  """The bytes of a file, unzipped; damage is a `UserError`."""
-  try:
-    with paths.path(path).open('rb') as raw:
-      is_zipped = raw.read(2) == b'\x1f\x8b'
-      raw.seek(0)
-      if is_zipped:
-        with gzip.open(raw) as file:
-          yield file
-      else:
-        yield raw
-  except FileNotFoundError:
-    raise errors.UserError(f'{path}: no such file') from None
-  except IsADirectoryError:
-    raise errors.UserError(f'{path} is a folder; name a file in it') from None
-  except _DAMAGE as error:
-    raise errors.UserError(
-      f'{path}: damaged file ({errors.first_line(error)}); fetch it again'
-    ) from None
-
-
-def lines(path: paths.PathLike) -> Iterator[str]:
-  """Lines of UTF-8 text without their ends."""
-  with opened(path) as file:
-    for line in io.TextIOWrapper(file, encoding='utf-8', newline=''):
-      yield line.rstrip('\r\n')
-
-
 def names(text: str) -> tuple[str, ...]:
   """Names of a flag: separated by commas, or one a line in a file.
 
@@ -68,7 +33,7 @@ def names(text: str) -> tuple[str, ...]:
     UserError: the file is damaged.
   """
   if text and paths.exists(text):
-    found = (line.split('\t')[0].strip() for line in lines(text))
+    found = (line.split('\t')[0].strip() for line in raw_files.lines(text))
     return tuple(n for n in found if n and not n.startswith('#'))
   return tuple(n.strip() for n in text.split(',') if n.strip())
 
@@ -84,7 +49,7 @@ def table(path: paths.PathLike, header: bool = True) -> pd.DataFrame:
     UserError: no such file, damage, or rows of several lengths.
   """
   name = str(path).rsplit('/', 1)[-1].lower()
-  with opened(path) as file:
+  with raw_files.opened(path) as file:
     data = file.read()
   frame = text_tables.read(path, data, ',' if '.csv' in name else '\t', header)
   if not len(frame):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from genecompass_jax import errors, gene_table, paths
+from genecompass_jax.prepare import raw_files
 from genecompass_jax.prepare.priors import (
   files,
   names,
@@ -180,14 +181,14 @@ def _plain(chromosome: str) -> str:
 
 
 def _is_fasta(path: paths.PathLike) -> bool:
-  with files.opened(path) as file:
+  with raw_files.opened(path) as file:
     return file.read(1) == b'>'
 
 
 def _records(path: paths.PathLike) -> Iterator[tuple[str, bytearray]]:
   """Name and bases of every record; one is in memory at a time."""
   name, sequence = None, bytearray()
-  with files.opened(path) as file:
+  with raw_files.opened(path) as file:
     for number, line in enumerate(file, 1):
       if line[:1] == b'>':
         if name is not None:

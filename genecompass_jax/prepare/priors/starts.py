@@ -6,6 +6,7 @@ import re
 import numpy as np
 
 from genecompass_jax import errors, gene_table, paths
+from genecompass_jax.prepare import raw_files
 from genecompass_jax.prepare.priors import files, names
 
 CHOICES = ('canonical', 'longest', 'upstream')
@@ -131,7 +132,7 @@ def _parse(path):
   exons: dict[str, int] = {}
   symbols: dict[str, str] = {}
   number = 0
-  for number, line in enumerate(files.lines(path), 1):
+  for number, line in enumerate(raw_files.lines(path), 1):
     if not line or line[0] == '#':
       continue
     parts = line.split('\t')

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import sparse, stats
 
 from genecompass_jax import errors, gene_table, paths
+from genecompass_jax.prepare import raw_files
 from genecompass_jax.prepare.priors import (
   files,
   names,
@@ -73,7 +74,7 @@ def read_sets(
   """
   listed: list[tuple[str, int]] = []
   number = 0
-  for number, line in enumerate(files.lines(path), 1):
+  for number, line in enumerate(raw_files.lines(path), 1):
     parts = line.split('\t')
     if line and len(parts) < 3:
       raise errors.UserError(

@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 
 from genecompass_jax import errors, gene_ids, gene_table, paths
+from genecompass_jax.prepare import raw_files
 from genecompass_jax.prepare.priors import files, names
 
 _GENES = ('gene_id', 'gene', 'genes', 'gene_ids', 'symbol', 'names', 'index')
@@ -207,7 +208,7 @@ def _npz(path, gene_column):
 
 def _word2vec(path):
   found, rows, width = [], [], 0
-  for number, line in enumerate(files.lines(path), 1):
+  for number, line in enumerate(raw_files.lines(path), 1):
     parts = line.split()
     if number == 1 and len(parts) == 2 and all(p.isdigit() for p in parts):
       continue  # the header: words and width
