@@ -197,7 +197,7 @@ def check_seal(folder: paths.PathLike) -> str | None:
 
 def read_metadata(folder: paths.PathLike) -> dict[str, Any]:
   """The metadata of a step folder, without opening its arrays."""
-  return json.loads(paths.read_text(paths.join(folder, METADATA, METADATA)))
+  return paths.read_json(paths.join(folder, METADATA, METADATA))
 
 
 def seal_sha256(folder: paths.PathLike) -> str:

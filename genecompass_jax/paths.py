@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -96,6 +97,11 @@ def write_bytes(name: PathLike, data: bytes) -> None:
 def write_text(name: PathLike, text: str) -> None:
   """Writes a UTF-8 file whole, making its folder."""
   write_bytes(name, text.encode('utf-8'))
+
+
+def read_json(name: PathLike) -> Any:
+  """Content of a JSON file."""
+  return json.loads(read_text(name))
 
 
 def write_json(name: PathLike, content: object) -> None:

@@ -160,7 +160,7 @@ def _facts(path: paths.PathLike) -> dict:
   if place == str(path) or not paths.exists(place):
     return {}
   try:
-    facts = json.loads(paths.read_text(place))
+    facts = paths.read_json(place)
   except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
     raise errors.UserError(
       f'{place} is damaged ({errors.first_line(error)}); build the prior again'

@@ -14,12 +14,21 @@ from experiments.knowledge_study import (
   inference,
   materials,
   real_cells,
+  registration,
   results,
+  runs as runs_lib,
   scores,
   settings as settings_lib,
   study,
 )
-from genecompass_jax import corpus, errors, metrics, prior_tables, simulate
+from genecompass_jax import (
+  corpus,
+  errors,
+  metrics,
+  paths,
+  prior_tables,
+  simulate,
+)
 
 SMOKE = settings_lib.SMOKE
 
@@ -276,7 +285,7 @@ def test_what_is_drawn_is_drawn_anew_for_every_seed():
 def test_a_plan_is_of_whole_pairs_and_every_run_once():
   settings = settings_lib.Settings()
   runs = settings_lib.plan(settings, 5)
-  names = [study.key(run, settings) for run in runs]
+  names = [runs_lib.key(run, settings) for run in runs]
   assert len(set(names)) == len(names)
   primary = [r for r in runs if r.stage == settings_lib.PRIMARY]
   assert len(primary) == 2 * 4 * 5
@@ -293,10 +302,10 @@ def test_a_plan_is_of_whole_pairs_and_every_run_once():
 def test_a_run_is_named_by_what_it_is_and_not_where():
   run = settings_lib.Run('primary', 'all', '4096', 0)
   settings = settings_lib.Settings()
-  assert 'ROOT' in json.dumps(study.identity(run, settings))
+  assert 'ROOT' in json.dumps(runs_lib.identity(run, settings))
   other = settings_lib.Run('primary', 'permuted', '4096', 0)
-  assert study.key(run, settings) != study.key(other, settings)
-  assert study.key(run, settings) != study.key(run, SMOKE)
+  assert runs_lib.key(run, settings) != runs_lib.key(other, settings)
+  assert runs_lib.key(run, settings) != runs_lib.key(run, SMOKE)
 
 
 def test_the_config_says_what_a_user_needs():
@@ -361,7 +370,7 @@ def test_the_toy_runs_from_end_to_end(toy):
   assert '| pilot | 4 of 4 |' in text and '| primary | 4 of 4 |' in text
   # Without its own controls the study gives no verdict.
   assert 'no verdict' in text and inference.HELPS not in text.split('##')[3]
-  registered = study.read(f'{toy}/registered.json')
+  registered = paths.read_json(f'{toy}/registered.json')
   assert registered['frozen']['atlas_sha256'] == SMOKE.atlas.sha256
   assert registered['margins_relative'] == {'id': 0.01, 'value': 0.02}
 
@@ -372,7 +381,7 @@ def test_scores_are_those_of_the_evaluation(toy):
   score = results.load(toy, [run], SMOKE)['all', '192', 0]
   last = [
     line
-    for line in metrics.read(study.folder_of(toy, score['run']))
+    for line in metrics.read(runs_lib.folder_of(toy, score['run']))
     if 'eval_id_loss' in line
   ][-1]
   assert last['eval_cells'] == 2 * SMOKE.held_out_cells
@@ -441,12 +450,12 @@ def test_registration_is_asked_for_and_held_to(tmp_path, toy, capsys):
   assert 'not registered' in capsys.readouterr().err
   assert study.main([toy, '--smoke', '--register']) == errors.EXIT_USAGE
   assert 'registered once' in capsys.readouterr().err
-  changed = study.read(f'{toy}/registered.json')
+  changed = paths.read_json(f'{toy}/registered.json')
   changed['frozen']['settings']['steps'] += 1
   file = tmp_path / 'registered.json'
   file.write_text(json.dumps(changed))
   with pytest.raises(errors.UserError, match='settings was changed'):
-    study.check_registered(str(file), SMOKE)
+    registration.check(str(file), SMOKE)
   assert study.main([str(tmp_path), '--smoke', '--register']) == 2
 
 
@@ -457,9 +466,9 @@ def test_real_cells_need_their_folder(tmp_path, toy, capsys):
 
 
 def test_the_registration_is_of_the_code_that_is_here():
-  if not study.REGISTERED.exists():
+  if not registration.REGISTERED.exists():
     pytest.skip('the study is not registered yet')
-  study.check_registered(str(study.REGISTERED), settings_lib.Settings())
+  registration.check(str(registration.REGISTERED), settings_lib.Settings())
 
 
 def test_rare_genes_are_those_that_few_cells_keep(corpora):

@@ -13,7 +13,6 @@ in the same order, so that their masks are the same too.
 
 import contextlib
 import io
-import json
 
 import numpy as np
 
@@ -124,7 +123,7 @@ def knowledge(
 def held_tfs(root: str) -> tuple[str, ...]:
   """TFs that the table of TFs leaves out; the same at every fidelity."""
   place = paths.join(root, 'knowledge', 'default', 'manifest.json')
-  return tuple(json.loads(paths.read_text(place))['withheld_tfs'])
+  return tuple(paths.read_json(place)['withheld_tfs'])
 
 
 def priors(

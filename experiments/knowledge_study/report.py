@@ -3,7 +3,6 @@
 Nothing is concluded before the registered number of seeds is there.
 """
 
-import json
 import math
 import os
 
@@ -68,11 +67,7 @@ _CONTROLLED = ('id', 'value')
 def write(root: str, settings, planned, registered: str) -> str:
   """ROOT/report.md, ROOT/results.parquet and ROOT/curves.png; the text."""
   found = results.load(root, planned, settings)
-  facts = (
-    json.loads(paths.read_text(registered))
-    if os.path.exists(registered)
-    else None
-  )
+  facts = paths.read_json(registered) if os.path.exists(registered) else None
   main = {key: value for key, value in found.items() if key[2] < 100}
   lines = ['# Does knowledge help? What was run', '']
   lines += [f'Simulated atlas `{settings.atlas.sha256[:16]}`; simulated cells ']

@@ -1,13 +1,16 @@
 """Finished runs -> numbers: by unit, by arm, and differences of arms."""
 
-import json
 import math
 import os
 
 import numpy as np
 import pyarrow
 
-from experiments.knowledge_study import arms, settings as settings_lib
+from experiments.knowledge_study import (
+  arms,
+  runs as runs_lib,
+  settings as settings_lib,
+)
 from genecompass_jax import paths, prior_tables
 
 SCORE = 'score.json'
@@ -24,12 +27,10 @@ GAINS = (EDGES, ORTHOLOGUES)
 
 def load(root: str, runs, settings) -> dict:
   """Score of every finished run: (arm, place, seed) -> score."""
-  from experiments.knowledge_study import study
-
   found = {}
   for run in runs:
-    name = study.key(run, settings)
-    score = read_score(study.folder_of(root, name))
+    name = runs_lib.key(run, settings)
+    score = read_score(runs_lib.folder_of(root, name))
     if score is not None:
       found[run.arm, run.place, run.seed] = {**score, 'run': name}
   return found
@@ -40,7 +41,7 @@ def read_score(folder: str) -> dict | None:
   place = os.path.join(folder, SCORE)
   if not os.path.exists(place):
     return None
-  score = json.loads(paths.read_text(place))
+  score = paths.read_json(place)
   if score['format'] != settings_lib.SCORE_FORMAT:
     return None
   return score

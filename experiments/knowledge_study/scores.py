@@ -183,7 +183,7 @@ def _nulls(config, opened, root, rare_SV) -> dict[str, dict[str, float]]:
   )
   place = paths.join(root, 'nulls', f'{name[:16]}.json')
   if paths.exists(place):
-    return json.loads(paths.read_text(place))
+    return paths.read_json(place)
   data = dataclasses.replace(config.data, seed=MASK_SEED)
   models: nulls.NullModels = evaluate.fit_nulls(opened, config.encoding, data)
   species_C, unit_C = _labels(opened)

@@ -17,7 +17,6 @@ Hardware: two CPU cores. Time: see README.md beside this file.
 import argparse
 import concurrent.futures
 import dataclasses
-import json
 import logging
 import os
 import pathlib
@@ -30,17 +29,17 @@ import time
 from experiments.knowledge_study import (
   arms,
   config as config_lib,
-  inference,
   materials,
   real_cells,
+  registration,
   report,
   results,
+  runs as runs_lib,
   settings as settings_lib,
 )
 from genecompass_jax import errors, paths, progress, simulate
 
 HERE = pathlib.Path(__file__).resolve().parent
-REGISTERED = HERE / 'registered.json'
 SPEC = 'spec.json'
 _SECONDS = 180.0  # of a run, until one was timed
 _GRACE = 30.0  # for a run to save itself
@@ -68,7 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     '--register', action='store_true', help='write what the pilot decides'
   )
   parser.add_argument(
-    '--registered', default=str(REGISTERED), help='file of the registration'
+    '--registered',
+    default=str(registration.REGISTERED),
+    help='file of the registration',
   )
   parser.add_argument(
     '--smoke', action='store_true', help='a toy of the study, in a minute'
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument('--one', metavar='RUN', help=argparse.SUPPRESS)
   args = parser.parse_args(argv)
   settings = settings_lib.SMOKE if args.smoke else settings_lib.Settings()
-  if args.smoke and args.registered == str(REGISTERED):
+  if args.smoke and args.registered == str(registration.REGISTERED):
     args.registered = os.path.join(args.root, 'registered.json')
   if args.smoke:  # nearly all of its time is compiling
     os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.one:
       return _one(args.root, args.one, settings)
     if args.register:
-      register(args.root, args.registered, settings)
+      registration.register(args.root, args.registered, settings)
       return errors.EXIT_OK
     if args.smoke and not args.only:
       return _smoke(args, settings)
@@ -102,7 +103,7 @@ def _smoke(args, settings) -> int:
   args.only = [settings_lib.PILOT]
   code = _study(args, settings)
   if code == errors.EXIT_OK:
-    register(args.root, args.registered, settings)
+    registration.register(args.root, args.registered, settings)
     args.only = [settings_lib.FIDELITY, settings_lib.PRIMARY]
     code = _study(args, settings)
   return code
@@ -115,9 +116,9 @@ def _study(args, settings) -> int:
   seeds = settings.least_seeds
   needs = set(stages) & set(settings_lib.STAGES[1:])
   if needs:
-    seeds = check_registered(args.registered, settings)['seeds']['primary']
+    seeds = registration.check(args.registered, settings)['seeds']['primary']
   elif os.path.exists(args.registered):
-    seeds = read(args.registered)['seeds']['primary']
+    seeds = paths.read_json(args.registered)['seeds']['primary']
   if settings_lib.REAL in stages and not args.data:
     raise errors.UserError('--only real needs --data FOLDER of the real cells')
   planned = settings_lib.plan(settings, seeds)
@@ -132,54 +133,12 @@ def _study(args, settings) -> int:
   return code
 
 
-def identity(
-  run: settings_lib.Run, settings: settings_lib.Settings
-) -> dict[str, object]:
-  """All that decides what a run is, as JSON; places are left out."""
-  config = config_lib.get_config(_variant('ROOT', run, settings)).to_dict()
-  return json.loads(
-    json.dumps(
-      {
-        'config': config,
-        'atlas': settings.atlas.sha256,
-        'held_out_cells': settings.held_out_cells,
-        'coexpression': materials.COEXPRESSION,
-        'width': materials.WIDTH,
-      }
-    )
-  )
-
-
-def key(run: settings_lib.Run, settings: settings_lib.Settings) -> str:
-  """Name of the workdir of a run: its hash."""
-  text = json.dumps(identity(run, settings), sort_keys=True)
-  return paths.sha256_bytes(text.encode())[:16]
-
-
-def _variant(root, run, settings) -> str:
-  place = 'cells' if run.place.isdecimal() else 'fold'
-  return (
-    f'root={root},arm={run.arm},{place}={run.place},seed={run.seed},'
-    f'steps={settings.steps},objective={settings.objective}'
-  )
-
-
-def folder_of(root: str, name: str) -> str:
-  """Workdir of a run."""
-  return os.path.join(root, 'runs', name)
-
-
-def read(path: str) -> dict:
-  """A JSON file."""
-  return json.loads(paths.read_text(path))
-
-
 def execute(args, settings, runs, end: float, train: bool) -> int:
   """Makes what runs need and runs what is missing, until `end`."""
   todo, done = {}, 0
   for run in runs:
-    name = key(run, settings)
-    if results.read_score(folder_of(args.root, name)) is not None:
+    name = runs_lib.key(run, settings)
+    if results.read_score(runs_lib.folder_of(args.root, name)) is not None:
       done += 1
     elif name not in todo:
       todo[name] = run
@@ -250,9 +209,12 @@ def _materials(args, settings, run) -> None:
 
 def _start(args, settings, name, run, pids) -> int:
   """Runs one, in a process of its own; in this one for a toy."""
-  folder = folder_of(args.root, name)
+  folder = runs_lib.folder_of(args.root, name)
   os.makedirs(folder, exist_ok=True)
-  spec = {**dataclasses.asdict(run), 'identity': identity(run, settings)}
+  spec = {
+    **dataclasses.asdict(run),
+    'identity': runs_lib.identity(run, settings),
+  }
   paths.write_json(os.path.join(folder, SPEC), spec)
   if args.smoke:
     return _one(args.root, name, settings)
@@ -283,12 +245,12 @@ def _one(root: str, name: str, settings: settings_lib.Settings) -> int:
   logging.getLogger().setLevel(logging.INFO)
   for noisy in ('absl', 'jax'):
     logging.getLogger(noisy).setLevel(logging.WARNING)
-  folder = folder_of(root, name)
-  spec = read(os.path.join(folder, SPEC))
+  folder = runs_lib.folder_of(root, name)
+  spec = paths.read_json(os.path.join(folder, SPEC))
   run = settings_lib.Run(
     *(spec[f.name] for f in dataclasses.fields(settings_lib.Run))
   )
-  config = config_lib.get_config(_variant(root, run, settings))
+  config = config_lib.get_config(runs_lib.variant(root, run, settings))
   began, used = time.time(), time.process_time()
   try:
     training.run(dict(config.items()), folder)
@@ -308,124 +270,11 @@ def _spent(folder: str, seconds: float, cpu_seconds: float) -> dict[str, float]:
   place = os.path.join(folder, 'time.json')
   spent = {'seconds': 0.0, 'cpu_seconds': 0.0}
   if os.path.exists(place):
-    spent = read(place)
+    spent = paths.read_json(place)
   spent['seconds'] += seconds
   spent['cpu_seconds'] += cpu_seconds
   paths.write_json(place, spent)
   return spent
-
-
-def register(
-  root: str, file: str, settings: settings_lib.Settings
-) -> dict[str, object]:
-  """Writes what is decided before the main runs.
-
-  Raises:
-    UserError: the pilot is not finished, or a registration is there.
-  """
-  if os.path.exists(file):
-    raise errors.UserError(
-      f'{file} is there: a study is registered once; remove it only before '
-      'any main run was looked at'
-    )
-  pilot = [
-    run
-    for run in settings_lib.plan(settings, 0)
-    if run.stage == settings_lib.PILOT
-  ]
-  found = results.load(root, pilot, settings)
-  if len(found) < len(pilot):
-    raise errors.UserError(
-      f'{root}: {len(found)} of {len(pilot)} pilot runs are finished; start '
-      'the study with --only pilot'
-    )
-  spread = results.spread(found, settings)
-  # The first step of Holm over two endpoints.
-  alpha = settings.alpha / 2
-  needed = inference.seeds_needed(
-    settings.detect, spread['id']['sd_relative'], settings.power, alpha
-  )
-  seeds = min(
-    max(needed or settings.most_seeds, settings.least_seeds),
-    settings.most_seeds,
-  )
-  facts = {
-    'question': 'all four priors against the same rows permuted within '
-    'species, decile of expression and has-this-prior',
-    'endpoints': report.ENDPOINTS,
-    'margins_relative': dict(settings.margins),
-    'alpha': settings.alpha,
-    'power': settings.power,
-    'detect_relative': settings.detect,
-    'pilot': spread,
-    'seeds': {
-      'needed_for_detect': needed,
-      'primary': seeds,
-      'others': settings.other_seeds,
-      'pilot_seeds': list(settings.pilot_seeds),
-    },
-    'smallest_detectable_relative': {
-      name: {
-        'primary': inference.smallest_effect(
-          values['sd_relative'], seeds, settings.power, alpha
-        ),
-        'others_before_holm': inference.smallest_effect(
-          values['sd_relative'],
-          settings.other_seeds,
-          settings.power,
-          settings.alpha,
-        ),
-      }
-      for name, values in spread.items()
-    },
-    'frozen': frozen(settings),
-    'analysis': report.ANALYSIS,
-  }
-  paths.write_text(file, json.dumps(facts, indent=2) + '\n')
-  print(f'{file}: {seeds} seeds for the primary pair')
-  return facts
-
-
-def frozen(settings: settings_lib.Settings) -> dict[str, object]:
-  """What must not change between registration and runs."""
-  config = config_lib.get_config(f'steps={settings.steps}').to_dict()
-  values = dataclasses.asdict(settings)
-  del values['atlas']
-  for name in ('least_seeds', 'most_seeds'):
-    del values[name]  # the seeds themselves are registered
-  return json.loads(
-    json.dumps(
-      {
-        'atlas_sha256': settings.atlas.sha256,
-        'settings': values,
-        'config': config,
-        'held_out_studies': materials.HELD_OUT_STUDIES,
-        'coexpression': materials.COEXPRESSION,
-        'prior_width': materials.WIDTH,
-        'arms': {n: dataclasses.asdict(a) for n, a in arms.ARMS.items()},
-      }
-    )
-  )
-
-
-def check_registered(file: str, settings: settings_lib.Settings) -> dict:
-  """The registration, if it is of these settings.
-
-  Raises:
-    UserError: there is none, or something has changed since.
-  """
-  if not os.path.exists(file):
-    raise errors.UserError(
-      f'{file}: the study is not registered; run --only pilot, then --register'
-    )
-  facts, now = read(file), frozen(settings)
-  for name, value in now.items():
-    if facts['frozen'].get(name) != value:
-      raise errors.UserError(
-        f'{file}: {name} was changed after the registration; put it back, or '
-        'register a new study'
-      )
-  return facts
 
 
 if __name__ == '__main__':
