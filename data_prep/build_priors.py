@@ -12,7 +12,7 @@ whose command, input files and code are what they were:
   PRIORS/check.json, check.txt     coverage, validation, overlap
   PRIORS/steps.json                what was run
 
-About five minutes on two quiet cores. For a full promoter prior give --human-genome,
+Seven minutes of CPU. For a full promoter prior give --human-genome,
 --human-genes and the same for mouse; the handed promoters are of 60 bases and
 human only.
 """
