@@ -213,9 +213,7 @@ def _key(argv) -> str:
 
 
 def _read(path) -> dict:
-  import json
-
-  return json.loads(paths.read_text(path)) if os.path.exists(path) else {}
+  return paths.read_json(path) if os.path.exists(path) else {}
 
 
 if __name__ == '__main__':

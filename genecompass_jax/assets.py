@@ -11,7 +11,6 @@ checkpoints name their hashes. A folder of assets holds
 
 import dataclasses
 import io
-import json
 
 import numpy as np
 
@@ -113,7 +112,7 @@ def read_manifest(folder: paths.PathLike) -> dict:
   """
   path = paths.join(folder, MANIFEST)
   try:
-    manifest = json.loads(paths.read_text(path))
+    manifest = paths.read_json(path)
     if manifest.keys() >= {'encoding', 'priors', 'sha256'}:
       return manifest
   except (OSError, ValueError, AttributeError):

@@ -10,7 +10,6 @@ taken.
 
 import concurrent.futures
 import contextlib
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -183,7 +182,7 @@ def check_seal(folder: paths.PathLike) -> str | None:
   except OSError:
     return 'it was never completed (its seal is missing)'
   try:
-    hashes = dict(json.loads(text))
+    hashes = dict(paths.parse_json(text))
   except (ValueError, TypeError):
     return 'its seal is damaged'
   for name, sha256 in hashes.items():
@@ -197,7 +196,7 @@ def check_seal(folder: paths.PathLike) -> str | None:
 
 def read_metadata(folder: paths.PathLike) -> dict[str, Any]:
   """The metadata of a step folder, without opening its arrays."""
-  return json.loads(paths.read_text(paths.join(folder, METADATA, METADATA)))
+  return paths.read_json(paths.join(folder, METADATA, METADATA))
 
 
 def seal_sha256(folder: paths.PathLike) -> str:

@@ -6,7 +6,6 @@ matrix of 5h + 1 columns is cut into one block a part.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -378,7 +377,7 @@ def read_original(
   original = None
   if config_path is not None:
     try:
-      original = json.loads(paths.read_text(config_path))
+      original = paths.read_json(config_path)
     except (OSError, ValueError) as error:
       raise errors.UserError(
         f'{config_path}: not a JSON config ({errors.first_line(error)})'

@@ -26,7 +26,6 @@ shuffled when the corpus is built, so that a few blocks are a fair sample of it.
 import dataclasses
 import functools
 import gzip
-import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent import futures
@@ -173,7 +172,7 @@ class Store:
   def _categories(self) -> dict[str, list[str]]:
     path = paths.join(self._path, 'obs', 'categories.json')
     try:
-      found = json.loads(paths.read_text(path))
+      found = paths.read_json(path)
       return {name: [str(n) for n in names] for name, names in found.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
       raise errors.UserError(
@@ -355,13 +354,13 @@ class Corpus:
     """
     path = os.fspath(path)
     try:
-      manifest = json.loads(paths.read_text(paths.join(path, 'manifest.json')))
+      manifest = paths.read_json(paths.join(path, 'manifest.json'))
     except FileNotFoundError:
       raise errors.UserError(
         f'{path}: no corpus here (no manifest.json, which is written last); '
         'build one with: genecompass prep h5ad FILE... -o CORPUS'
       ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+    except ValueError:
       raise errors.UserError(
         f'{path}/manifest.json is damaged, {shards.HINT}'
       ) from None

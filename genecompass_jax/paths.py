@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -102,6 +103,27 @@ def write_json(name: PathLike, content: object) -> None:
   """Writes JSON, keys in order: equal content gives equal bytes."""
   text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
   write_text(name, f'{text}\n')
+
+
+def parse_json(text: str | bytes) -> Any:
+  """What a JSON text says.
+
+  Raises:
+    ValueError: it is no JSON, or nested so deep that nothing writes it.
+  """
+  try:
+    return json.loads(text)
+  except RecursionError:
+    raise ValueError('it is nested too deep to be read') from None
+
+
+def read_json(name: PathLike) -> Any:
+  """What a JSON file says.
+
+  Raises:
+    ValueError: as `parse_json`.
+  """
+  return parse_json(read_text(name))
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -72,12 +72,11 @@ def read(path: paths.PathLike) -> Prior:
     gene_ids = _gene_ids(table['gene_id'])
     vectors_GP = _vectors(table['vector'])
     if not facts:
-      facts = json.loads((table.schema.metadata or {}).get(_KEY, b'{}'))
+      facts = paths.parse_json((table.schema.metadata or {}).get(_KEY, b'{}'))
     if not isinstance(facts, dict):
       raise ValueError('what it says of itself is no JSON of names')
   except (
-    *(OSError, pyarrow.ArrowException, KeyError, ValueError),
-    *(RecursionError, MemoryError),
+    *(OSError, pyarrow.ArrowException, KeyError, ValueError, MemoryError),
   ) as error:
     raise errors.UserError(
       f'{path}: not a prior table ({errors.first_line(error)}); it must be a '
@@ -160,8 +159,8 @@ def _facts(path: paths.PathLike) -> dict:
   if place == str(path) or not paths.exists(place):
     return {}
   try:
-    facts = json.loads(paths.read_text(place))
-  except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    facts = paths.read_json(place)
+  except ValueError as error:
     raise errors.UserError(
       f'{place} is damaged ({errors.first_line(error)}); build the prior again'
     ) from None

@@ -73,7 +73,7 @@ def read_config(workdir: paths.PathLike) -> dict[str, Any] | None:
   if not paths.exists(path):
     return None
   try:
-    config = json.loads(paths.read_text(path))
+    config = paths.read_json(path)
   except ValueError as error:
     raise errors.UserError(f'{path} is damaged ({error})') from error
   if not isinstance(config, dict):

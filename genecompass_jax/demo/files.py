@@ -63,7 +63,7 @@ def open_folder(folder: str, facts: dict[str, object]) -> tuple[bool, str]:
 
 def _read(marker: str) -> object:
   try:
-    return json.loads(paths.read_text(marker))
+    return paths.read_json(marker)
   except ValueError:  # damaged: as a demo of other facts
     return None
 

@@ -1,6 +1,5 @@
 """What was lost on the way to a corpus, and why, for a person to read."""
 
-import json
 from collections.abc import Mapping
 
 from genecompass_jax import corpus, paths
@@ -8,7 +7,7 @@ from genecompass_jax import corpus, paths
 
 def read(path: paths.PathLike) -> dict:
   """The report of a corpus."""
-  return json.loads(paths.read_text(paths.join(path, 'report.json')))
+  return paths.read_json(paths.join(path, 'report.json'))
 
 
 def describe_corpus(path: paths.PathLike) -> str:
