@@ -331,14 +331,17 @@ class Corpus:
 
   Attributes:
     path: local folder or URL.
-    manifest: the content of manifest.json.
+    manifest: the content of manifest.json, without its own hash.
     vocabulary: gene lists and tokens that the corpus was built with.
+    is_sealed: whether the manifest holds its own hash, which was compared;
+      corpora of earlier versions have none.
   """
 
   path: str
   manifest: dict
   vocabulary: vocabulary.Vocabulary
   _context: shards.Context = dataclasses.field(repr=False)
+  is_sealed: bool = True
   _stores: dict = dataclasses.field(default_factory=dict, repr=False)
 
   @classmethod
@@ -372,6 +375,7 @@ class Corpus:
         f'version reads {FORMAT_VERSION}: build the corpus again'
       )
     corpus_manifest.check(path, manifest, shards.HINT)
+    manifest, is_sealed = corpus_manifest.unsealed(path, manifest, shards.HINT)
     _check_files(path, manifest['files'])
     context = shards.new_context()
     vocab = vocabulary.Vocabulary.load(paths.join(path, VOCABULARY))
@@ -379,7 +383,7 @@ class Corpus:
       raise errors.UserError(
         f'{path}: {VOCABULARY} is not the one of the manifest, {shards.HINT}'
       )
-    return cls(path, manifest, vocab, context)
+    return cls(path, manifest, vocab, context, is_sealed)
 
   @property
   def splits(self) -> tuple[str, ...]:
