@@ -26,6 +26,7 @@ shuffled when the corpus is built, so that a few blocks are a fair sample of it.
 import dataclasses
 import functools
 import gzip
+import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent import futures
@@ -363,7 +364,7 @@ class Corpus:
         f'{path}: no corpus here (no manifest.json, which is written last); '
         'build one with: genecompass prep h5ad FILE... -o CORPUS'
       ) from None
-    except ValueError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
       raise errors.UserError(
         f'{path}/manifest.json is damaged, {shards.HINT}'
       ) from None

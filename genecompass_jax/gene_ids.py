@@ -279,7 +279,7 @@ def choose_identifiers(
   texts = {None: index}
   prefixes = _prefixes(table)
   for name, values in columns.items():
-    if _counts_up(values):
+    if counts_up(values):
       continue
     present = _present(values)
     known = max(
@@ -288,7 +288,7 @@ def choose_identifiers(
     )
     if known and min(known, len(set(present))) >= 0.5 * len(present):
       texts[name] = values
-  if _counts_up(index):  # nobody named the rows: small Entrez ids look so too
+  if counts_up(index):  # nobody named the rows: small Entrez ids look so too
     del texts[None]
     if not texts:
       raise errors.UserError(
@@ -331,7 +331,7 @@ def choose_identifiers(
   return Choice(column, species, reason, contradicts_index=True)
 
 
-def _counts_up(names: Sequence[str]) -> bool:
+def counts_up(names: Sequence[str]) -> bool:
   """Whether names only count: 0, 1, 2, ... or 1, 2, 3, ..."""
   if len(names) < 5 or names[0] not in ('0', '1'):
     return False

@@ -4,6 +4,7 @@ Arrays go through TensorStore and checkpoints through Orbax, which take URLs
 natively; everything else that is read or written whole comes through here.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -87,11 +88,16 @@ def write_bytes(name: PathLike, data: bytes) -> None:
     target.write_bytes(data)
     return
   staging = f'{local}.tmp-{os.getpid()}'
-  with open(staging, 'wb') as file:
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(staging, local)
+  try:
+    with open(staging, 'wb') as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(staging, local)
+  except BaseException:  # a full disk, a folder of that name
+    with contextlib.suppress(OSError):
+      os.unlink(staging)
+    raise
 
 
 def write_text(name: PathLike, text: str) -> None:
@@ -109,19 +115,20 @@ def parse_json(text: str | bytes) -> Any:
   """What a JSON text says.
 
   Raises:
-    ValueError: it is no JSON, or nested so deep that nothing writes it.
+    JSONDecodeError: it is no JSON, or nested so deep that nothing writes it.
   """
   try:
     return json.loads(text)
   except RecursionError:
-    raise ValueError('it is nested too deep to be read') from None
+    raise json.JSONDecodeError('nested too deep to be read', '', 0) from None
 
 
 def read_json(name: PathLike) -> Any:
   """What a JSON file says.
 
   Raises:
-    ValueError: as `parse_json`.
+    JSONDecodeError: as `parse_json`.
+    UnicodeDecodeError: no text.
   """
   return parse_json(read_text(name))
 
