@@ -213,7 +213,6 @@ def _key(argv) -> str:
 
 
 def _read(path) -> dict:
-
   return paths.read_json(path) if os.path.exists(path) else {}
 
 

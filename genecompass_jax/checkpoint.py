@@ -10,7 +10,6 @@ taken.
 
 import concurrent.futures
 import contextlib
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -183,7 +182,7 @@ def check_seal(folder: paths.PathLike) -> str | None:
   except OSError:
     return 'it was never completed (its seal is missing)'
   try:
-    hashes = dict(json.loads(text))
+    hashes = dict(paths.parse_json(text))
   except (ValueError, TypeError):
     return 'its seal is damaged'
   for name, sha256 in hashes.items():

@@ -409,8 +409,14 @@ def _stats(args: argparse.Namespace) -> None:
 def _verify(args: argparse.Namespace) -> int:
   from genecompass_jax import corpus
 
-  problems = corpus.Corpus.open(args.corpus).verify()
+  opened = corpus.Corpus.open(args.corpus)
+  problems = opened.verify()
   print('\n'.join(problems) or f'{args.corpus}: every file is as written')
+  if not opened.is_sealed:
+    print(
+      f'{args.corpus}/manifest.json has no hash of its own, as those of earlier '
+      'versions: whether it was changed is not known'
+    )
   return errors.EXIT_FAILED if problems else errors.EXIT_OK
 
 

@@ -173,7 +173,7 @@ class Store:
   def _categories(self) -> dict[str, list[str]]:
     path = paths.join(self._path, 'obs', 'categories.json')
     try:
-      found = json.loads(paths.read_text(path))
+      found = paths.read_json(path)
       return {name: [str(n) for n in names] for name, names in found.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
       raise errors.UserError(
@@ -332,14 +332,17 @@ class Corpus:
 
   Attributes:
     path: local folder or URL.
-    manifest: the content of manifest.json.
+    manifest: the content of manifest.json, without its own hash.
     vocabulary: gene lists and tokens that the corpus was built with.
+    is_sealed: whether the manifest holds its own hash, which was compared;
+      corpora of earlier versions have none.
   """
 
   path: str
   manifest: dict
   vocabulary: vocabulary.Vocabulary
   _context: shards.Context = dataclasses.field(repr=False)
+  is_sealed: bool = True
   _stores: dict = dataclasses.field(default_factory=dict, repr=False)
 
   @classmethod
@@ -355,13 +358,13 @@ class Corpus:
     """
     path = os.fspath(path)
     try:
-      manifest = json.loads(paths.read_text(paths.join(path, 'manifest.json')))
+      manifest = paths.read_json(paths.join(path, 'manifest.json'))
     except FileNotFoundError:
       raise errors.UserError(
         f'{path}: no corpus here (no manifest.json, which is written last); '
         'build one with: genecompass prep h5ad FILE... -o CORPUS'
       ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+    except (json.JSONDecodeError, UnicodeDecodeError):
       raise errors.UserError(
         f'{path}/manifest.json is damaged, {shards.HINT}'
       ) from None
@@ -373,6 +376,7 @@ class Corpus:
         f'version reads {FORMAT_VERSION}: build the corpus again'
       )
     corpus_manifest.check(path, manifest, shards.HINT)
+    manifest, is_sealed = corpus_manifest.unsealed(path, manifest, shards.HINT)
     _check_files(path, manifest['files'])
     context = shards.new_context()
     vocab = vocabulary.Vocabulary.load(paths.join(path, VOCABULARY))
@@ -380,7 +384,7 @@ class Corpus:
       raise errors.UserError(
         f'{path}: {VOCABULARY} is not the one of the manifest, {shards.HINT}'
       )
-    return cls(path, manifest, vocab, context)
+    return cls(path, manifest, vocab, context, is_sealed)
 
   @property
   def splits(self) -> tuple[str, ...]:

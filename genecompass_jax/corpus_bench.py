@@ -61,8 +61,15 @@ def measure(
     cold: ask the system to forget the files, again every quarter of an epoch.
 
   Raises:
-    UserError: no such column, or too few cells.
+    UserError: no such column, too few cells, or a number that is none.
   """
+  for name, number, low in (
+    ('rows', rows, 1),
+    ('threads', threads, 0),
+    ('seconds', seconds, 0),
+  ):
+    if not low <= number < float('inf'):  # NaN would never end
+      raise errors.UserError(f'--{name} {number:g} must be at least {low}')
   config = data.DataConfig(
     rows_per_batch=rows,
     slots=slots,

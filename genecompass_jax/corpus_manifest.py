@@ -1,14 +1,16 @@
 """What the manifest of a corpus must look like, to be read without a surprise.
 
-All other files are hashed in it, and nothing hashes the manifest: an edited or
-damaged one is told by its shape here, and by the arrays, which must be as long
-as it says.
+All other files are hashed in it, and under `sha256` stands the hash of the rest
+of it. Corpora of earlier versions have none: an edited or damaged manifest of
+theirs is told by its shape, and by the arrays, which must be as long as it
+says.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from genecompass_jax import errors
+from genecompass_jax import errors, paths
 
 _STORE = {
   'num_cells': int,
@@ -35,6 +37,41 @@ _SPLIT = {
   'joined_units': [[str]],
 }
 _WORDS = {int: 'a number', str: 'text', bool: 'true or false'}
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+  """A manifest with the hash of its content, as it is written."""
+  return {**manifest, 'sha256': _sha256(manifest)}
+
+
+def unsealed(
+  path: str, manifest: Mapping[str, Any], hint: str
+) -> tuple[dict[str, Any], bool]:
+  """A manifest as it was sealed, and whether it has been.
+
+  Args:
+    path: of the corpus.
+    manifest: the content of manifest.json.
+    hint: what to do about a damaged corpus.
+
+  Raises:
+    UserError: it was changed after it was written.
+  """
+  content = dict(manifest)
+  if 'sha256' not in content:
+    return content, False
+  if content.pop('sha256') != _sha256(content):
+    raise errors.UserError(
+      f'{path}/manifest.json was changed after it was written (its content '
+      f'does not have its sha256); {hint}'
+    )
+  return content, True
+
+
+def _sha256(manifest: Mapping[str, Any]) -> str:
+  """Of the content as JSON gives it back, in the order of names."""
+  content = json.loads(json.dumps(manifest))
+  return paths.sha256_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def check(path: str, manifest: Mapping[str, Any], hint: str) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from genecompass_jax import (
   corpus,
+  corpus_manifest,
   encoding,
   errors,
   kernels,
@@ -539,7 +540,8 @@ def commit(
     'numpy': np.__version__,
   }
   paths.write_json(paths.join(place, 'build.json'), build)
-  paths.write_json(paths.join(place, 'manifest.json'), manifest)
+  sealed = corpus_manifest.sealed(manifest)
+  paths.write_json(paths.join(place, 'manifest.json'), sealed)
   if place != path:
     staging.swap(place, path)
 

@@ -53,6 +53,11 @@ class EncodingConfig:
       )
     if self.ties not in TIES:
       raise errors.UserError(f'encoding ties {self.ties!r}: give one of {TIES}')
+    if self.max_genes > 65_535:  # lengths of cells are uint16
+      raise errors.UserError(
+        f'encoding.max_genes={self.max_genes} must be at most 65,535, more '
+        'than a cell can have'
+      )
     if self.max_genes < 1:
       raise errors.UserError(
         f'encoding.max_genes={self.max_genes} must be at least 1'

@@ -273,11 +273,14 @@ def choose_identifiers(
     species: species code of the identifiers; None infers it.
 
   Raises:
-    UserError: the species is in doubt, or stable ids are of another one.
+    UserError: the species is in doubt, stable ids are of another one, or the
+      rows are only numbered.
   """
   texts = {None: index}
   prefixes = _prefixes(table)
   for name, values in columns.items():
+    if counts_up(values):
+      continue
     present = _present(values)
     known = max(
       sum(_names(table, s).find(text)[0] is not None for text in present)
@@ -285,6 +288,14 @@ def choose_identifiers(
     )
     if known and min(known, len(set(present))) >= 0.5 * len(present):
       texts[name] = values
+  if counts_up(index):  # nobody named the rows: small Entrez ids look so too
+    del texts[None]
+    if not texts:
+      raise errors.UserError(
+        f'the genes have no names, only the numbers {index[0]}, {index[1]}, '
+        f'{index[2]}, ..., which no --species explains: write the file with '
+        'their ids or symbols'
+      )
   stable = [
     name
     for name, values in texts.items()
@@ -302,7 +313,7 @@ def choose_identifiers(
   best = order[0]
   shares = (f'{_label(n)} {resolved[n].share_mapped:.1%}' for n in order)
   reason = f'{_label(best)} is used; share known: {", ".join(shares)}'
-  if None in stable or not stable:
+  if None not in texts or None in stable or not stable:
     return Choice(best, species, reason, contradicts_index=False)
   column = next(name for name in order if name in stable)
   pairs = zip(resolved[None].gene_ids, resolved[column].gene_ids)
@@ -318,6 +329,14 @@ def choose_identifiers(
     f'index: {why}'
   )
   return Choice(column, species, reason, contradicts_index=True)
+
+
+def counts_up(names: Sequence[str]) -> bool:
+  """Whether names only count: 0, 1, 2, ... or 1, 2, 3, ..."""
+  if len(names) < 5 or names[0] not in ('0', '1'):
+    return False
+  first = int(names[0])
+  return all(name == str(k) for k, name in enumerate(names, first))
 
 
 def _species_of(

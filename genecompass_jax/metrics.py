@@ -67,7 +67,7 @@ def read(workdir: paths.PathLike) -> list[dict[str, Any]]:
   found = []
   for line in text.splitlines():
     try:
-      values = json.loads(line)
+      values = paths.parse_json(line)
     except ValueError:
       continue  # damaged, or what a running or killed process is writing
     if isinstance(values, dict):

@@ -4,6 +4,7 @@ Arrays go through TensorStore and checkpoints through Orbax, which take URLs
 natively; everything else that is read or written whole comes through here.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -87,11 +88,16 @@ def write_bytes(name: PathLike, data: bytes) -> None:
     target.write_bytes(data)
     return
   staging = f'{local}.tmp-{os.getpid()}'
-  with open(staging, 'wb') as file:
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(staging, local)
+  try:
+    with open(staging, 'wb') as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(staging, local)
+  except BaseException:  # a full disk, a folder of that name
+    with contextlib.suppress(OSError):
+      os.unlink(staging)
+    raise
 
 
 def write_text(name: PathLike, text: str) -> None:
@@ -99,15 +105,32 @@ def write_text(name: PathLike, text: str) -> None:
   write_bytes(name, text.encode('utf-8'))
 
 
-def read_json(name: PathLike) -> Any:
-  """Content of a JSON file."""
-  return json.loads(read_text(name))
-
-
 def write_json(name: PathLike, content: object) -> None:
   """Writes JSON, keys in order: equal content gives equal bytes."""
   text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
   write_text(name, f'{text}\n')
+
+
+def parse_json(text: str | bytes) -> Any:
+  """What a JSON text says.
+
+  Raises:
+    JSONDecodeError: it is no JSON, or nested so deep that nothing writes it.
+  """
+  try:
+    return json.loads(text)
+  except RecursionError:
+    raise json.JSONDecodeError('nested too deep to be read', '', 0) from None
+
+
+def read_json(name: PathLike) -> Any:
+  """What a JSON file says.
+
+  Raises:
+    JSONDecodeError: as `parse_json`.
+    UnicodeDecodeError: no text.
+  """
+  return parse_json(read_text(name))
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -72,12 +72,11 @@ def read(path: paths.PathLike) -> Prior:
     gene_ids = _gene_ids(table['gene_id'])
     vectors_GP = _vectors(table['vector'])
     if not facts:
-      facts = json.loads((table.schema.metadata or {}).get(_KEY, b'{}'))
+      facts = paths.parse_json((table.schema.metadata or {}).get(_KEY, b'{}'))
     if not isinstance(facts, dict):
       raise ValueError('what it says of itself is no JSON of names')
   except (
-    *(OSError, pyarrow.ArrowException, KeyError, ValueError),
-    *(RecursionError, MemoryError),
+    *(OSError, pyarrow.ArrowException, KeyError, ValueError, MemoryError),
   ) as error:
     raise errors.UserError(
       f'{path}: not a prior table ({errors.first_line(error)}); it must be a '
@@ -102,18 +101,22 @@ def write(
     The facts as written, with the sha256 of the table.
 
   Raises:
-    UserError: the name does not end in .parquet.
-    ValueError: vectors that are not finite, or not one a gene.
+    UserError: the name does not end in .parquet; vectors that are not finite
+      in float32.
+    ValueError: not one vector a gene.
   """
   if not str(path).endswith(ENDING):
     raise errors.UserError(f'{path}: the name of a prior ends in {ENDING}')
-  vectors_GP = np.ascontiguousarray(vectors_GP, np.float32)
+  with np.errstate(over='ignore'):
+    vectors_GP = np.ascontiguousarray(vectors_GP, np.float32)
   if vectors_GP.ndim != 2 or len(vectors_GP) != len(gene_ids):
     raise ValueError(f'{vectors_GP.shape=} for {len(gene_ids)} genes')
   if len(set(gene_ids)) != len(gene_ids):
     raise ValueError('a gene stands twice')
   if not np.isfinite(vectors_GP).all():
-    raise ValueError('a vector is not finite')
+    raise errors.UserError(
+      f'{path}: a vector is not finite as float32; scale those it is made of'
+    )
   facts = {'format': FORMAT, **facts}
   facts.pop('sha256', None)
   flat = pyarrow.array(vectors_GP.ravel())
@@ -161,7 +164,7 @@ def _facts(path: paths.PathLike) -> dict:
     return {}
   try:
     facts = paths.read_json(place)
-  except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise errors.UserError(
       f'{place} is damaged ({errors.first_line(error)}); build the prior again'
     ) from None

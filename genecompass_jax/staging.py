@@ -15,6 +15,12 @@ def real(path: str) -> str:
   return os.path.realpath(path) if path and is_local(path) else path
 
 
+def overlap(one: str, other: str) -> bool:
+  """Whether one of two places is the other, or lies in it."""
+  one, other = (f'{real(path).rstrip("/")}/' for path in (one, other))
+  return one.startswith(other) or other.startswith(one)
+
+
 def folder(path: str) -> str:
   """Makes a folder beside a local output, and clears those of dead runs."""
   path = os.path.abspath(path)

@@ -11,6 +11,7 @@ import scipy.sparse
 from hypothesis import strategies as st
 
 from genecompass_jax import (
+  cli,
   corpus,
   corpus_writer,
   encoding,
@@ -375,6 +376,71 @@ def test_not_a_corpus(tmp_path, vocab):
       corpus.Corpus.open(tmp_path / 'c')
 
 
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda m: m.update(seed=m.get('seed', 0) + 1),
+    lambda m: m['sources'][0].update(name='other'),
+    lambda m: m['files'].pop('vocabulary.tsv.gz'),
+    lambda m: m.update(split={'leaky': True}),
+    lambda m: m.update(sha256=None),
+  ],
+)
+def test_a_manifest_of_the_right_shape_that_was_edited(
+  tmp_path, vocab, change, capsys
+):
+  folder = str(tmp_path / 'c')
+  opened = write(folder, vocab, random_counts(10))
+  assert opened.is_sealed and 'sha256' not in opened.manifest
+  path = tmp_path / 'c' / 'manifest.json'
+  text = path.read_text()
+  manifest = json.loads(text)
+  path.write_text(json.dumps(manifest))  # other spaces, the same content
+  assert corpus.Corpus.open(folder).manifest == opened.manifest
+  change(manifest)
+  path.write_text(json.dumps(manifest))
+  for words in (['corpus', 'verify'], ['corpus', 'stats'], ['doctor']):
+    assert cli.main([*words, folder])
+    seen = capsys.readouterr()
+    (line,) = [
+      line
+      for line in (seen.out + seen.err).splitlines()
+      if 'was changed after it was written' in line
+    ]
+    assert 'manifest.json' in line and 'again' in line
+
+
+def test_a_manifest_without_a_hash_says_so(tmp_path, vocab, capsys):
+  folder = str(tmp_path / 'c')
+  opened = write(folder, vocab, random_counts(10))
+  assert cli.main(['corpus', 'verify', folder]) == 0
+  assert len(capsys.readouterr().out.splitlines()) == 1
+  path = tmp_path / 'c' / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  del manifest['sha256']
+  path.write_text(json.dumps(manifest))
+  old = corpus.Corpus.open(folder)
+  assert not old.is_sealed and old.manifest == opened.manifest
+  assert cli.main(['corpus', 'verify', folder]) == 0
+  _, line = capsys.readouterr().out.splitlines()
+  assert 'has no hash of its own' in line
+
+
+def test_categories_nested_too_deep(tmp_path, vocab):
+  folder = tmp_path / 'c'
+  write(folder, vocab, random_counts(10))
+  name = 'train/human/obs/categories.json'
+  (folder / name).write_text('{"unit":' + '[' * 200_000)
+  path = folder / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  del manifest['sha256']
+  manifest['files'][name] = corpus_writer.file_facts(str(folder / name))
+  path.write_text(json.dumps(manifest))
+  store = corpus.Corpus.open(folder).store('train', 0)
+  with pytest.raises(errors.UserError, match='damaged.*nested too deep'):
+    store.categories('unit')
+
+
 def test_nothing_is_replaced_by_accident(tmp_path, vocab):
   write(tmp_path / 'c', vocab, random_counts(50), facts={'seed': 1})
   with pytest.raises(errors.UserError, match='--overwrite'):
@@ -457,6 +523,7 @@ def test_an_edited_manifest_is_one_line(tmp_path, vocab, change, message):
   write(folder, vocab, random_counts(10))
   path = folder / 'manifest.json'
   manifest = json.loads(path.read_text())
+  del manifest['sha256']  # as those of earlier versions
   change(manifest)
   path.write_text(json.dumps(manifest))
   with pytest.raises(errors.UserError, match=message) as error:

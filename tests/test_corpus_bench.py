@@ -57,6 +57,18 @@ def test_the_command_prints_a_table(tiny_corpus, capsys):
 def test_mistakes_are_one_line(tiny_corpus, tmp_path, capsys):
   assert cli.main(['corpus', 'bench', str(tiny_corpus), '--label', 'no']) == 2
   assert capsys.readouterr().err.count('\n') == 1
+  for words in (
+    ('--seconds', 'nan'),
+    ('--seconds', 'inf'),
+    ('--seconds', '-1'),
+    ('--threads', '-1'),
+    ('--rows', '0'),
+    ('--max-genes', '70000'),
+    ('--max-genes', '0'),
+  ):
+    assert cli.main(['corpus', 'bench', str(tiny_corpus), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words[1].removesuffix('.0') in line
   assert cli.main(['corpus', 'bench', str(tmp_path)]) == 2
   assert 'no corpus here' in capsys.readouterr().err
   with pytest.raises(errors.UserError, match='--cold'):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import anndata
@@ -203,6 +204,39 @@ def test_merging_says_what_it_cannot(two, tmp_path):
   with pytest.raises(errors.UserError, match='corrected counts and others'):
     merging.merge([two[0], tmp_path / 'F'], tmp_path / 'C')
   assert not (tmp_path / 'C').exists()
+
+
+@pytest.mark.parametrize('place', ['A', 'A/inner', '.'])
+def test_no_corpus_is_merged_into_itself(two, tmp_path, place):
+  before = sorted(os.listdir(tmp_path))
+  with pytest.raises(errors.UserError, match='name another folder'):
+    merging.merge(
+      [tmp_path / 'A', two[1]],
+      tmp_path / place,
+      pipeline.PrepareConfig(overwrite=True),
+    )
+  assert sorted(os.listdir(tmp_path)) == before
+  assert not corpus.Corpus.open(tmp_path / 'A').verify()
+  assert not (tmp_path / 'A' / 'inner').exists()
+
+
+@pytest.mark.parametrize('kind', ['h5ad', 'arrow'])
+def test_a_conversion_replaces_nothing(two, tmp_path, kind, capsys):
+  file = tmp_path / 'cells.h5ad'
+  file.write_bytes(b'of the user')
+  for place, message in (
+    (str(file), 'is a file'),
+    ('', 'an empty name'),
+    (str(two[0]), 'a corpus stays as it is'),
+    (f'{two[0]}/inner', 'a corpus stays as it is'),
+  ):
+    words = ['corpus', 'convert', str(two[0]), '-o', place, '--to', kind]
+    assert cli.main(words) == errors.EXIT_USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+  assert file.read_bytes() == b'of the user'
+  assert os.listdir(tmp_path).count('cells.h5ad') == 1
+  assert 'inner' not in os.listdir(two[0])
 
 
 def test_a_corpus_is_a_source_like_any_other(two, tmp_path):

@@ -220,6 +220,101 @@ def test_a_file_that_changes_is_begun_anew(server, tmp_path, ignores):
   assert (tmp_path / 'a.bin').read_bytes() == BODY
 
 
+@pytest.mark.parametrize('etag', ['', 'W/"1"'])
+@pytest.mark.parametrize('size', [len(BODY), 200_000])
+def test_a_file_that_cannot_be_told_from_another_is_begun_anew(
+  server, tmp_path, etag, size
+):
+  other = BODY[::-1][:size]
+  server.faults['/a.bin'] = [{'send': 200_000, 'etag': etag}]
+  server.always['/a.bin'] = {'body': other, 'etag': etag}
+  fetch(server, tmp_path)
+  assert (tmp_path / 'a.bin').read_bytes() == other
+  assert ranges(server) == [None, None]
+
+
+def test_no_validator_but_data_that_check_themselves(server, tmp_path):
+  server.faults['/a.gz'] = [{'send': 200_000, 'etag': ''}, {'etag': ''}]
+  fetch(server, tmp_path, '/a.gz')
+  assert (tmp_path / 'a.gz').read_bytes() == GZIP
+  assert ranges(server) == [None, 'bytes=200000-']
+
+
+@pytest.mark.parametrize(
+  ('fault', 'message'),
+  [
+    ({'status': 206, 'body': BODY[5000:]}, 'the server says 206'),
+    ({'status': 202, 'body': b'come later'}, 'the server says 202'),
+    ({'status': 204, 'body': b''}, 'the server says 204'),
+    ({'status': 503, 'headers': {'Retry-After': '\xb2'}}, '503'),
+    (
+      {'status': 503, 'headers': {'Retry-After': 'x, 1 Jan 1 0:0 -0000'}},
+      '503',
+    ),
+    ({'redirect': 'http://[bad/'}, 'another address that is none'),
+    ({'redirect': 'http://a..b/x'}, 'another address that is none'),
+    ({'redirect': 'http://127.0.0.1:abc/x'}, 'another address that is none'),
+    ({'redirect': 'file:///etc/passwd'}, 'not allowed'),
+  ],
+)
+def test_answers_that_are_not_the_file(server, tmp_path, fault, message):
+  server.always['/a.bin'] = fault
+  with pytest.raises(
+    (errors.UserError, errors.RetryableError), match=message
+  ) as error:
+    fetch(server, tmp_path)
+  assert '\n' not in str(error.value)
+  assert names(tmp_path) == []
+
+
+def test_numbers_that_are_none_are_as_good_as_not_said(server, tmp_path):
+  server.faults['/a.bin'] = [
+    {'send': 200_000},
+    {'status': 416, 'headers': {'Content-Range': 'bytes */' + '9' * 5000}},
+  ]
+  fetch(server, tmp_path)
+  assert (tmp_path / 'a.bin').read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+  'facts',
+  [
+    '[' * 100_000,
+    '{"url": URL, "etag": 5}',
+    '{"url": URL, "final_url": "", "etag": "a\\nb", "last_modified": ""}',
+    '{"url": URL, "final_url": "", "etag": "\\u4e00", "last_modified": ""}',
+    '{"url": URL, "final_url": "", "etag": "", "last_modified": "x", '
+    '"length": "7"}',
+  ],
+)
+def test_facts_of_a_part_that_are_not_ours(server, tmp_path, facts):
+  (tmp_path / 'a.bin.part').write_bytes(b'x' * 1000)
+  facts = facts.replace('URL', json.dumps(server.url()))
+  (tmp_path / 'a.bin.part.json').write_text(facts)
+  fetch(server, tmp_path)
+  assert (tmp_path / 'a.bin').read_bytes() == BODY
+  assert ranges(server) == [None]
+
+
+@pytest.mark.parametrize(
+  'record',
+  [
+    '[' * 100_000,
+    '{"a":' * 100_000,
+    '[]',
+    '{"a.bin": "sha256 url"}',
+    '{"a.bin": {"url": "x", "sha256": "y"}}',
+    '{"a.bin": {"url": "x", "sha256": 1, "size": 1, "time": ""}}',
+  ],
+)
+def test_a_damaged_record_is_one_line(server, tmp_path, record):
+  (tmp_path / 'downloads.json').write_text(record)
+  for again in (False, True):
+    with pytest.raises(errors.UserError, match='is damaged'):
+      fetch(server, tmp_path, again=again)
+  assert not server.requests
+
+
 def test_a_shorter_file_in_its_place(server, tmp_path):
   server.faults['/a.bin'] = [{'send': 200_000}, {'send': 0}]
   with pytest.raises(errors.RetryableError):
@@ -400,6 +495,14 @@ def test_published_checksums(server, tmp_path, kind):
   assert 'no published checksum' in line
 
 
+def test_a_list_of_checksums_that_is_none(server, tmp_path):
+  server.files['/LIST'] = b'abc def a.gz\n'
+  fields = {'checksums': server.url('/LIST'), 'checksum_kind': 'sum'}
+  with pytest.raises(errors.UserError, match='abc def is published'):
+    fetch(server, tmp_path, '/a.gz', **fields)
+  assert names(tmp_path) == []
+
+
 def test_files_that_are_there(server, tmp_path):
   fetch(server, tmp_path)
   before = len(server.requests)
@@ -495,6 +598,14 @@ def test_a_full_disk_is_one_line(server, tmp_path, monkeypatch):
     ('ftp://x.org/a', 'https://'),
     ('a.gz', 'https://'),
     ('http://no-such-host.invalid/a', 'no host|resolution'),
+    ('http://a..b/x', 'and a host'),
+    ('http://[bad/x', 'and a host'),
+    ('http://x.org:abc/x', 'and a host'),
+    ('http://x.org:99999/x', 'and a host'),
+    ('http:///x', 'and a host'),
+    ('http://x.org/\xe4', '%XX'),
+    ('http://x.org/a b', '%XX'),
+    ('http://x.org/a\nb', '%XX'),
   ],
 )
 def test_addresses_that_cannot_be(tmp_path, url, message, monkeypatch):
@@ -598,6 +709,8 @@ def test_the_command_goes_on_after_a_failure(
     (('--url', 'https://x.org/a', '--name', '../a', '-o', 'f'), 'no name'),
     (('--url', 'https://x.org/a', '--sha256', 'xyz', '-o', 'f'), '64 digits'),
     (('hgnc', '-o', 'f', '--attempts', '0'), 'more than 0'),
+    (('hgnc', '-o', 'f', '--timeout', 'inf'), 'at most 86400 seconds'),
+    (('--url', 'http://[x/a', '-o', 'f'), 'and a host'),
   ],
 )
 def test_mistakes_are_one_line(words, message, capsys, tmp_path, monkeypatch):

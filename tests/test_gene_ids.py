@@ -238,6 +238,24 @@ def test_choice_of_identifiers():
     gene_ids.choose_identifiers(list(map(str, range(2000))), other, TABLE)
 
 
+def test_row_numbers_are_no_entrez_ids():
+  # Most of the first 50 numbers are human genes.
+  for first in (0, 1):
+    numbers = [str(k) for k in range(first, first + 50)]
+    for columns in ({}, {'old_index': numbers}):
+      with pytest.raises(errors.UserError, match='have no names'):
+        gene_ids.choose_identifiers(numbers, columns, TABLE, species=HUMAN)
+    symbols = [TABLE.symbols[g] for g in ROWS[HUMAN][:30]] + ['?'] * 20
+    choice = gene_ids.choose_identifiers(
+      numbers, {'symbol': symbols}, TABLE, species=HUMAN
+    )
+    assert (choice.column, choice.contradicts_index) == ('symbol', False)
+  some = ['1', '2', '9', '10', '12', '13', '14', '15']
+  assert (
+    gene_ids.choose_identifiers(some, {}, TABLE, species=HUMAN).column is None
+  )
+
+
 # Data set, species, identifiers used, and lower bounds of what is known: share
 # of identifiers, share of counts. What is lost: pseudogenes, mitochondrial
 # rRNA and other biotypes outside the table.

@@ -77,6 +77,30 @@ def test_the_user_has_the_last_word(tmp_path):
     assert rows_of(built) == np.flatnonzero(kept).tolist()
 
 
+def test_names_that_hold_commas(tmp_path):
+  values = np.array(['none, at all', 'KLF1', 'mock'] * 30)
+  for controls, kept in (
+    ('perturbation="none, at all"', values == 'none, at all'),
+    ('perturbation=mock,"none, at all"', values != 'KLF1'),
+  ):
+    built = pipelines.prepare(
+      [pipelines.source(screen(values), controls=controls)],
+      tmp_path / controls,
+    )
+    assert rows_of(built) == np.flatnonzero(kept).tolist()
+  controls = 'perturbation=none, at all'
+  with pytest.raises(errors.UserError, match="'none'.*double quotes"):
+    pipelines.prepare(
+      [pipelines.source(screen(values), controls=controls)], tmp_path / 'c'
+    )
+  with pytest.raises(errors.UserError, match='double quotes') as error:
+    pipelines.source(screen(values), controls='perturbation="none')
+  assert '\n' not in str(error.value)
+  assert perturbed.names('a,,"b, c",5" d,"e ""f"""') == (
+    'a', 'b, c', '5" d', 'e "f"',
+  )  # fmt: skip
+
+
 def test_cells_of_no_value_are_as_they_are(tmp_path):
   values = np.where(np.arange(90) % 3 == 0, 'KLF1', None)
   built = pipelines.prepare([pipelines.source(screen(values))], tmp_path / 'c')

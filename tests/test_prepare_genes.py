@@ -580,6 +580,28 @@ def test_the_command(files, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+  'name', ['MRK_List2.rpt', 'GENES_RAT.txt', 'gene_info']
+)
+def test_a_row_that_was_cut_is_one_line(tmp_path, name):
+  text = {
+    'MRK_List2.rpt': MRK_LIST2, 'GENES_RAT.txt': RGD, 'gene_info': GENE_INFO,
+  }[name]  # fmt: skip
+  path = tmp_path / name
+  path.write_text(text + '\n')  # a blank line is none
+  assert gene_formats.read_names(str(path), {'Aaa'})[0]
+  lines = text.splitlines()
+  path.write_text('\n'.join([*lines[:-1], lines[-1].rpartition('\t')[0]]))
+  with pytest.raises(
+    errors.UserError, match=f'line {len(lines)} has .* columns'
+  ):
+    gene_formats.read_names(str(path), {'Aaa'})
+  with pytest.raises(
+    errors.UserError, match=f'line {len(lines)} has .* columns'
+  ):
+    list(gene_formats.rows(str(path)))
+
+
+@pytest.mark.parametrize(
   ('words', 'message'),
   [
     (('--annotation', 'human.gtf.gz'), 'SPECIES=FILE'),

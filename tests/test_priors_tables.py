@@ -1,6 +1,7 @@
 """Files of priors, tables from elsewhere, released pickles, controls."""
 
 import json
+import os
 import pathlib
 import pickle
 import re
@@ -141,6 +142,13 @@ def test_every_format_gives_the_same_vectors(tmp_path):
   [
     ('x.csv', b'', 'not a table'),
     ('x.csv', b'g,a\nMYC,1\nTERT,x\n', "'TERT' is not finite"),
+    ('x.csv', b'g,a\nMYC,1\nTERT,1e39\n', "'TERT' is not finite in float32"),
+    ('x.csv', b'g,a\nMYC,0\nTERT,1e-60\n', 'every vector is zero'),
+    (
+      'x.csv',
+      b'g,a\n' + b''.join(b'%d,%d\n' % (k, k % 3) for k in range(1, 30)),
+      'only the numbers 1, 2, 3',
+    ),
     ('x.csv', b'g\nMYC\n', 'names for vectors'),
     ('x.parquet', b'PAR1', 'not parquet'),
     ('x.npz', b'PK', 'not an npz'),
@@ -504,6 +512,34 @@ def test_a_built_table_trains(missing, tiny_corpus, tiny_run, tmp_path):
   config = json.loads((tmp_path / 'run/config.json').read_text())
   assert config['run']['model']['priors'] == [['co', 8]]
   assert config['run']['model']['missing_prior'] == missing
+
+
+@pytest.mark.parametrize(
+  'rows',
+  ['MYC,nan\nTERT,nan', 'FOO,1\nBAR,2', 'MYC,0\nTERT,-1', 'MYC,inf\nTERT,1'],
+)
+def test_expression_that_says_nothing(tmp_path, rows):
+  (tmp_path / 'e.csv').write_text(f'gene,value\n{rows}\n')
+  with pytest.raises(errors.UserError, match='above 0|no number') as error:
+    strata.expression(tmp_path / 'e.csv', VOCAB)
+  assert '\n' not in str(error.value)
+
+
+def test_controls_of_nothing_and_a_report_in_place_of_a_folder(
+  tmp_path, capsys
+):
+  gene_ids = [VOCAB.genes.gene_ids[g] for g in range(5)]
+  path = tmp_path / 'zeros.parquet'
+  prior_tables.write(path, gene_ids, np.zeros((5, 3)), {})
+  for kind in ('shuffled', 'random', 'constant'):
+    out = tmp_path / kind
+    said = run('control', kind, path, '-o', out, code=2, capsys=capsys)
+    assert 'every vector is zero' in said
+  prior_tables.write(path, gene_ids, np.ones((5, 3)), {})
+  before = sorted(os.listdir(tmp_path))
+  said = run('check', path, '-o', tmp_path, code=2, capsys=capsys)
+  assert 'is a folder' in said
+  assert sorted(os.listdir(tmp_path)) == before
 
 
 def test_expression_of_a_table(tmp_path):

@@ -171,7 +171,7 @@ def test_a_part_of_a_census(census):
     sources.open_source(config)
   with pytest.raises(errors.UserError, match='--species human or'):
     sources.open_source(config_of(path))
-  with pytest.raises(errors.UserError, match='no primary cells match'):
+  with pytest.raises(errors.UserError, match='no cell is primary'):
     sources.expand(dataclasses.replace(config, obs_filter="donor_id == 'x'"))
 
 
@@ -196,3 +196,50 @@ def test_a_damaged_experiment_is_one_line(tmp_path):
       list(source.bind(VOCAB).chunks())
     assert '\n' not in str(error.value)
     file.write_bytes(data)
+
+
+def test_counts_of_genes_that_are_not_listed_are_not_dropped(tmp_path):
+  path = str(tmp_path / 'cells.soma')
+  with tiledbsoma.Collection.create(path) as top:
+    info = top.add_new_collection('census_info')
+    datasets = pd.DataFrame({'soma_joinid': [0], 'dataset_id': ["o'b"]})
+    table = pa.Table.from_pandas(datasets, preserve_index=False)
+    info.add_new_dataframe(
+      'datasets', schema=table.schema, domain=[[0, 0]]
+    ).write(table)
+    data = top.add_new_collection('census_data')
+    _experiment(
+      data, 'homo_sapiens', counts(50), human_ids(), ["o'b"] * 50,
+      {0: range(20)},
+    )  # fmt: skip
+  (part,) = sources.expand(config_of(path))
+  with pytest.raises(errors.UserError, match='lists of genes lack'):
+    list(sources.open_source(part).bind(VOCAB).chunks())
+
+
+def test_cells_that_are_not_primary(tmp_path):
+  path = str(tmp_path / 'cells.soma')
+  with tiledbsoma.Collection.create(path) as top:
+    data = top.add_new_collection('census_data')
+    _experiment(
+      data, 'homo_sapiens', counts(4), human_ids(), ['a'] * 4, {0: range(60)}
+    )
+  with tiledbsoma.open(f'{path}/census_data/homo_sapiens/obs', 'w') as obs:
+    with tiledbsoma.open(f'{path}/census_data/homo_sapiens/obs') as old:
+      table = old.read().concat().to_pandas()
+    table['is_primary_data'] = False
+    obs.write(pa.Table.from_pandas(table, preserve_index=False))
+  with pytest.raises(errors.UserError, match='no cell is primary .* species'):
+    sources.expand(config_of(path))
+
+
+def test_a_census_that_does_not_answer_may_be_asked_again(monkeypatch):
+  census = pytest.importorskip('cellxgene_census')
+
+  def fail(**kwargs):
+    raise ConnectionError('no route\nto host')
+
+  monkeypatch.setattr(census, 'open_soma', fail)
+  with pytest.raises(errors.RetryableError, match='no route.*again') as error:
+    sources.expand(config_of('census:2025-01-30'))
+  assert '\n' not in str(error.value)

@@ -9,6 +9,7 @@ from genecompass_jax import errors, paths
 from genecompass_jax.prepare import (
   assays,
   flags,
+  perturbed,
   quality,
   readers,
   source_config,
@@ -115,7 +116,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--validation_units',
     default='',
     metavar='UNIT,...',
-    help='units to hold out, in place of a share',
+    help='units to hold out, in place of a share; a name that holds a comma in '
+    'double quotes',
   )
   split.add_argument(
     '--test-units',
@@ -214,7 +216,7 @@ def run(args: argparse.Namespace) -> int:
       assay=args.assay,
       controls=args.controls,
       dataset=args.dataset,
-      obs=_names(args.obs),
+      obs=perturbed.names(args.obs),
       allow_noninteger=args.allow_noninteger,
       licence=args.licence,
       format=kind,
@@ -226,14 +228,14 @@ def run(args: argparse.Namespace) -> int:
     vocabulary=args.vocabulary,
     filters=filters,
     validation_share=args.validation_share,
-    validation_units=_names(args.validation_units),
-    test_units=_names(args.test_units),
+    validation_units=perturbed.names(args.validation_units),
+    test_units=perturbed.names(args.test_units),
     apart=True,
     seed=args.seed,
     overwrite=args.overwrite,
     medians='exact' if args.exact_medians else 'histogram',
     keep_copies=args.keep_copies,
-    weigh_by=_names(args.weigh_by),
+    weigh_by=perturbed.names(args.weigh_by),
     **flags.work_fields(args),
   )
   pipeline.prepare(configs, args.output, config)
@@ -245,7 +247,3 @@ def run(args: argparse.Namespace) -> int:
         'genecompass corpus merge keeps its splits'
       )
   return errors.EXIT_OK
-
-
-def _names(text: str) -> tuple[str, ...]:
-  return tuple(name for name in text.split(',') if name)

@@ -28,6 +28,8 @@ def in_one_line(path: str, part: str) -> Iterator[None]:
     if is_named or re.match(r'\S+: ', str(error)):  # by its label
       raise
     raise errors.UserError(f'{path}: {error}') from error.__cause__
+  except errors.RetryableError:  # a network, not the files
+    raise
   except Exception as error:  # they raise whatever they stumble over
     raise damaged(path, part, error) from error
 

@@ -48,10 +48,12 @@ def to_h5ad(
     Names of the files and the cells in each.
 
   Raises:
-    UserError: no such split, or a file is there already.
+    UserError: no such split, no folder to write into, or a file is there
+      already.
   """
   found = corpus_lib.Corpus.open(path)
   _check_split(found, split)
+  _check_folder(found, folder)
   written = []
   configs = stored.expand(sources.SourceConfig(os.fspath(path)))
   total = sum(s['kept'] for s in found.manifest['sources'])
@@ -128,6 +130,18 @@ def _check_split(found: corpus_lib.Corpus, split: str) -> None:
     )
 
 
+def _check_folder(found: corpus_lib.Corpus, folder: str) -> None:
+  if not folder:
+    raise errors.UserError('an empty name for the output; name a folder')
+  if os.path.exists(folder) and not os.path.isdir(folder):
+    raise errors.UserError(f'{folder} is a file; name a folder')
+  if staging.is_local(found.path) and staging.overlap(found.path, folder):
+    raise errors.UserError(
+      f'{folder}: a corpus stays as it is; name a folder outside of '
+      f'{found.path}'
+    )
+
+
 def to_arrow(
   path: paths.PathLike, folder: str, split: str = ''
 ) -> list[tuple[str, int]]:
@@ -145,10 +159,11 @@ def to_arrow(
     Names of the files and the cells in each.
 
   Raises:
-    UserError: no such split, or something is in the folder.
+    UserError: no such split, no folder, or something is in it.
   """
   found = corpus_lib.Corpus.open(path)
   _check_split(found, split)
+  _check_folder(found, folder)
   if paths.listdir(folder):
     raise errors.UserError(f'{folder} is not empty; name a new folder')
   # some whole files of a set would look like a set

@@ -1,9 +1,16 @@
 """Several corpora -> one: shuffled anew, without copies, splits as they were."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
-from genecompass_jax import corpus as corpus_lib, errors, gene_table, paths
+from genecompass_jax import (
+  corpus as corpus_lib,
+  errors,
+  gene_table,
+  paths,
+  staging,
+)
 from genecompass_jax.prepare import pipeline, quality, sources
 
 
@@ -25,12 +32,19 @@ def merge(
       in it play no part. The default one where None.
 
   Raises:
-    UserError: fewer than two corpora, one twice, corpora of different kinds or
-      gene tables, or a unit that is held out for two different splits.
+    UserError: fewer than two corpora, one twice, one that is the output too,
+      corpora of different kinds or gene tables, or a unit that is held out for
+      two different splits.
   """
   if len(corpora) < 2:
     raise errors.UserError('name two corpora or more to merge')
   opened = [corpus_lib.Corpus.open(path) for path in corpora]
+  for each in opened:
+    if os.fspath(output) and staging.overlap(each.path, os.fspath(output)):
+      raise errors.UserError(
+        f'{os.fspath(output)}: the new corpus would replace {each.path}, or '
+        'stand in it; name another folder'
+      )
   for k, each in enumerate(opened):
     for other in opened[:k]:
       if each.manifest == other.manifest:

@@ -3,13 +3,15 @@
 A corpus is of cells as they are; a screen of knock-outs and drugs is what a model
 is tested on. `controls` of a source says which cells nothing was done to:
 
-  'COLUMN=VALUE,...'  those with one of these values in an obs column
+  'COLUMN=VALUE,...'  those with one of these values in an obs column; one that
+                      holds a comma stands in double quotes
   ''                  found: where obs has a column that screens name their
                       perturbations in, those whose value is a usual name for
                       none
   'all'               every cell is taken, whatever was done to it
 """
 
+import csv
 import re
 from collections.abc import Mapping, Sequence
 
@@ -53,6 +55,22 @@ def is_none(value: str) -> bool:
   return all(_NONE.fullmatch(part.strip()) for part in value.split('+'))
 
 
+def names(text: str) -> tuple[str, ...]:
+  """Names between commas; one that holds a comma stands in double quotes.
+
+  Raises:
+    UserError: quotes that do not end, or are no quotes of a name.
+  """
+  try:
+    (row,) = csv.reader([text], strict=True) if text else ((),)
+  except (csv.Error, ValueError) as error:
+    raise errors.UserError(
+      f'{text!r}: no names between commas ({error}); write one that holds a '
+      'comma in double quotes, and its own quotes twice'
+    ) from None
+  return tuple(name for name in row if name)
+
+
 def check(controls: str) -> None:
   """Refuses what is neither of the three forms.
 
@@ -64,6 +82,7 @@ def check(controls: str) -> None:
     raise errors.UserError(
       f'--controls {controls}: give COLUMN=VALUE,... of obs, or {ALL}'
     )
+  names(values)
 
 
 def column_of(
@@ -103,12 +122,15 @@ def perturbed(
     UserError: no value is that of a control.
   """
   if controls:
-    wanted = controls.partition('=')[2].split(',')
+    wanted = names(controls.partition('=')[2])
     absent = [value for value in wanted if value not in values]
     if absent:
+      commas = any(',' in value for value in values)
       raise errors.UserError(
         f'{name}: --controls {controls}: obs column {column} has no value '
         f'{absent[0]!r}; there are: {_some(values)}'
+        + '; those with commas in double quotes'
+        * commas
       )
     is_control = np.array([value in wanted for value in values] + [False])
   else:

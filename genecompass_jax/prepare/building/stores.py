@@ -5,7 +5,6 @@ own: it finds the runs that lie in its range and writes them, whole.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -263,7 +262,7 @@ def _write_rest(context: Write, store: Store, place: str) -> dict:
 
 
 def _categories(plan: plans.Plan, labels: tuple[str, ...]) -> dict:
-  found = json.loads(paths.read_text(plan.file('categories.json')))
+  found = paths.read_json(plan.file('categories.json'))
   return {name: found.get(name, []) for name in (*labels, 'source_row')}
 
 

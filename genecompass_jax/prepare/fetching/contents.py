@@ -39,6 +39,11 @@ class Content:
     self._unpacker = zlib.decompressobj(wbits=31) if self._is_gzip else None
 
   @property
+  def is_checked(self) -> bool:
+    """Whether `check` would find a file that is put together of two."""
+    return self._is_gzip or bool(self._kind)
+
+  @property
   def sha256(self) -> str:
     """Hex digest of the bytes so far."""
     return self._sha256.hexdigest()

@@ -12,6 +12,8 @@ import urllib.parse
 from genecompass_jax import errors, staging
 from genecompass_jax.prepare.fetching import official
 
+_LONGEST = 86_400
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds what `run` reads."""
@@ -100,6 +102,10 @@ def run(args: argparse.Namespace) -> int:
   ):
     if not number > 0:
       raise errors.UserError(f'--{option} {number:g} must be more than 0')
+  if args.timeout > _LONGEST:
+    raise errors.UserError(
+      f'--timeout {args.timeout:g} must be at most {_LONGEST} seconds, a day'
+    )
   return _fetch_all(args, chosen)
 
 
@@ -127,6 +133,7 @@ def _fetch_all(
       )
     )
   if args.url:
+    transfers.check_url(args.url)
     name = args.name or _name_of(args.url)
     wanted.append(transfers.Wanted(args.url, name, args.sha256.lower()))
   for one in wanted:

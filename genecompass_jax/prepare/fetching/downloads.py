@@ -11,7 +11,6 @@ well-kept clients leave to their callers as well.
 """
 
 import contextlib
-import json
 import os
 import re
 import time
@@ -23,6 +22,7 @@ from genecompass_jax.prepare.fetching import contents, transfers
 
 RECORD = 'downloads.json'
 LOCK = '.downloads.lock'
+_RECORDED = {'url': str, 'sha256': str, 'size': int, 'time': str}
 
 
 def fetch(
@@ -107,10 +107,14 @@ def read_record(folder: str) -> dict[str, dict[str, Any]]:
   if not os.path.exists(path):
     return {}
   try:
-    record = json.loads(paths.read_text(path))
-    if all('sha256' in entry and 'url' in entry for entry in record.values()):
+    record = paths.read_json(path)
+    if all(
+      isinstance(entry.get(name), kind)
+      for entry in record.values()
+      for name, kind in _RECORDED.items()
+    ):
       return record
-  except (ValueError, AttributeError, TypeError):
+  except (OSError, ValueError, AttributeError):
     pass
   raise errors.UserError(
     f'{path} is damaged; move it away, and its files, or name another folder'

@@ -2,18 +2,15 @@
 
 NAME.part holds what arrived, NAME.part.json what it is a part of: address,
 validators, length. Nothing is appended to a part unless the server shows that
-the rest is of the same file.
+the rest is of the same file, or the whole is compared with a digest.
 """
 
 import contextlib
 import dataclasses
-import email.utils
 import errno
 import http.client
-import json
 import os
 import random
-import re
 import shutil
 import socket
 import ssl
@@ -27,7 +24,7 @@ from typing import Any, NoReturn
 
 import genecompass_jax
 from genecompass_jax import errors, paths, progress
-from genecompass_jax.prepare.fetching import contents
+from genecompass_jax.prepare.fetching import answers, contents
 
 _CHUNK = 1 << 18
 _LONGEST_WAIT = 60.0  # seconds between two attempts
@@ -113,7 +110,7 @@ def until_whole(
           f'{wanted.url}: {fault}, {patience.attempts} times; what arrived '
           f'({arrived:,} bytes) is kept: run the command again to go on'
         ) from None
-      wait = min(patience.first_wait * 2**in_vain, _LONGEST_WAIT)
+      wait = min(patience.first_wait * 2 ** min(in_vain, 9), _LONGEST_WAIT)
       wait = max(wait * random.uniform(0.5, 1.0), min(fault.wait, 600.0))
       say(
         f'{wanted.name}: {fault} at {arrived:,} bytes; going on in {wait:.1f} s'
@@ -126,29 +123,37 @@ def _attempt(
 ) -> dict[str, Any]:
   """One connection; returns the facts of a body that is whole."""
   part = place + '.part'
-  start, facts = size(part), _read_facts(place)
+  start, facts = size(part), answers.read_facts(place + '.part.json')
   if start and facts.get('url') != wanted.url:
     start = 0  # of another address, or of nobody knows what
+  condition = answers.condition(facts)
+  if not (condition or wanted.sha256 or content.is_checked):
+    start = 0  # the rest might be of another file, and nobody would know
   headers = {}
   if start:
     headers['Range'] = f'bytes={start}-'
-    if condition := facts.get('etag') or facts.get('last_modified'):
-      # A weak tag may stand for other bytes: such a file is begun anew.
-      if condition.startswith('W/'):
-        condition = facts.get('last_modified')
-      if condition:
-        headers['If-Range'] = condition
+    if condition:
+      headers['If-Range'] = condition
   try:
     answer = _open(wanted.url, headers, patience.timeout)
   except urllib.error.HTTPError as error:
     with error:
       if error.code == 416 and start:
-        total = _total(error.headers.get('Content-Range', ''))
-        if total == start and _same(facts, _facts(error, wanted.url)):
+        total = answers.total(error.headers.get('Content-Range'))
+        now = {**answers.facts_of(error, wanted.url), 'length': total}
+        if total == start and answers.same(facts, now):
           return {**facts, 'length': total}  # nothing was missing
         forget(place)
         raise _PassingError('the file there is another one now') from None
       _refuse(error, wanted.url)
+  except (
+    http.client.InvalidURL,
+    ValueError,
+  ) as error:  # a redirect to what is no address
+    raise errors.UserError(
+      f'{wanted.url}: the server names another address that is none '
+      f'({errors.first_line(error)}); check the address'
+    ) from None
   except (OSError, http.client.HTTPException) as error:
     raise _broken(error, wanted.url) from None
   with answer:
@@ -187,25 +192,22 @@ def _receive(
   content: contents.Content,
 ) -> dict[str, Any]:
   """Writes a body to the part, from its beginning or where it ended."""
-  now = _facts(answer, wanted.url)
+  now = answers.facts_of(answer, wanted.url)
   packed = answer.headers.get('Content-Encoding', 'identity').lower()
   if packed != 'identity' and not contents.is_packed(wanted.name):
     raise errors.UserError(
       f'{wanted.url}: the server sends it packed ({packed}) though it was asked '
       'not to; fetch it by hand'
     )
-  length = answer.headers.get('Content-Length')
-  length = int(length) if length and length.isdigit() else None
-  if start and answer.status == 206:
-    offset, total = _range(answer.headers.get('Content-Range', ''))
-    if (
-      offset != start
-      or not _same(facts, now)
-      or (facts.get('length') and total and facts['length'] != total)
-    ):
+  length = answers.length(answer.headers.get('Content-Length'))
+  if answer.status not in (200, 206) or (answer.status == 206 and not start):
+    raise _PassingError(f'the server says {answer.status}, not the whole file')
+  if answer.status == 206:
+    offset, now['length'] = answers.part_of(answer.headers.get('Content-Range'))
+    if offset != start or not answers.same(facts, now):
       forget(place)
       raise _PassingError('the file there is another one now')
-    now['length'] = total or (length and start + length)
+    now['length'] = now['length'] or (length and start + length)
   else:
     if start:
       say(f'{wanted.name}: the server does not go on; from the beginning')
@@ -283,7 +285,7 @@ def listed_checksum(wanted: Wanted, patience: Patience) -> str:
     words = line.split()
     if len(words) >= 2 and words[-1].lstrip('*./') == name:
       if wanted.checksum_kind == 'sum' and len(words) == 3:
-        return f'{int(words[0])} {int(words[1])}'
+        return ' '.join(word.lstrip('0') or '0' for word in words[:2])
       return words[0].lower()
   say(f'{wanted.checksums} does not name {name}: it cannot be checked')
   return ''
@@ -303,10 +305,20 @@ def _open(url: str, headers: Mapping[str, str], timeout: float) -> Any:
 
 def check_url(url: str) -> None:
   """Refuses what is no http address, with a UserError."""
-  parts = urllib.parse.urlsplit(url)
-  if parts.scheme not in ('http', 'https') or not parts.netloc:
+  try:
+    parts = urllib.parse.urlsplit(url)
+    host = (parts.hostname or '').encode('idna')
+    is_address = parts.scheme in ('http', 'https') and bool(host)
+    is_address = is_address and parts.port != 0  # read, or there is no such
+  except ValueError:
+    is_address = False
+  if not is_address:
     raise errors.UserError(
-      f'{url}: give an address that begins with https:// or http://'
+      f'{url}: give an address that begins with https:// or http:// and a host'
+    )
+  if not (url.isascii() and url.isprintable()) or ' ' in url:
+    raise errors.UserError(
+      f'{url!r}: an address is of plain letters; write others as %XX'
     )
 
 
@@ -316,7 +328,7 @@ def _refuse(error: urllib.error.HTTPError, url: str) -> NoReturn:
   says = f'the server says {error.code} {reason}'.rstrip()
   if error.code in _PASSING:
     raise _PassingError(
-      says, _retry_after(error.headers.get('Retry-After', ''))
+      says, answers.retry_after(error.headers.get('Retry-After'))
     )
   advice = {
     401: 'the file needs an account',
@@ -327,46 +339,6 @@ def _refuse(error: urllib.error.HTTPError, url: str) -> NoReturn:
   raise errors.UserError(f'{url}: {says}; {advice}') from None
 
 
-def _retry_after(text: str) -> float:
-  if text.isdigit():
-    return float(text)
-  with contextlib.suppress(TypeError, ValueError):
-    then = email.utils.parsedate_to_datetime(text)
-    return max(then.timestamp() - time.time(), 0.0)
-  return 0.0
-
-
-def _facts(answer: Any, url: str) -> dict[str, Any]:
-  """What tells one content of an address from another."""
-  return {
-    'url': url,
-    'final_url': answer.geturl(),
-    'etag': answer.headers.get('ETag') or '',
-    'last_modified': answer.headers.get('Last-Modified') or '',
-    'length': None,
-  }
-
-
-def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-  return all(
-    not old.get(key) or not new.get(key) or old[key] == new[key]
-    for key in ('etag', 'last_modified')
-  )
-
-
-def _range(text: str) -> tuple[int, int | None]:
-  """(first byte, total) of a Content-Range; (-1, None) of anything else."""
-  match = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', text.strip())
-  if not match:
-    return -1, None
-  return int(match[1]), None if match[2] == '*' else int(match[2])
-
-
-def _total(text: str) -> int | None:
-  match = re.fullmatch(r'bytes \*/(\d+)', text.strip())
-  return int(match[1]) if match else None
-
-
 def _check_space(place: str, length: int | None, start: int) -> None:
   free = shutil.disk_usage(os.path.dirname(place) or '.').free
   if length is not None and length - start > free:
@@ -374,14 +346,6 @@ def _check_space(place: str, length: int | None, start: int) -> None:
       f'{place}: {length - start:,} bytes are to come, the disk has room for '
       f'{free:,}; free room, or name another folder'
     )
-
-
-def _read_facts(place: str) -> dict[str, Any]:
-  try:
-    facts = json.loads(paths.read_text(place + '.part.json'))
-    return facts if isinstance(facts, dict) else {}
-  except (OSError, ValueError):
-    return {}
 
 
 def forget(place: str) -> None:

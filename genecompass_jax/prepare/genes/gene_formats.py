@@ -246,7 +246,7 @@ def _read_names(path: str, symbols: set[str]) -> tuple[list[Name], str]:
       f'last change {changed}' if changed else ''
     )
   if {'MGI Accession ID', 'Marker Symbol'} <= head:
-    rows = _plain_table(text)
+    rows = _plain_table(path, text)
     return [
       Name(
         row['Marker Symbol'],
@@ -262,9 +262,11 @@ def _read_names(path: str, symbols: set[str]) -> tuple[list[Name], str]:
       Name(row['Symbol'], entrez=row['EntrezGene ID']) for row in rows
     ], ''
   if {'GENE_RGD_ID', 'SYMBOL'} <= head:
-    return list(_of_rgd(_plain_table(text))), ''
+    return list(_of_rgd(_plain_table(path, text))), ''
   if {'GeneID', 'Symbol', 'dbXrefs'} <= head:
-    rows = _of_one_species(_plain_table(text), 'tax_id', symbols, 'Symbol')
+    rows = _of_one_species(
+      _plain_table(path, text), 'tax_id', symbols, 'Symbol'
+    )
     return list(_of_gene_info(rows)), ''
   raise errors.UserError(
     f'{path}: no naming table that is known: give the HGNC complete set, '
@@ -351,26 +353,28 @@ def read_table(path: str) -> list[Row]:
 
 
 def rows(path: str) -> Iterator[Row]:
-  """Rows of a long table, one at a time; '' for missing values.
+  """Rows of a long table, one at a time.
 
   Tab-separated without quotes, or commas by its name; comments before the
   header are passed over. HomoloGene's file has no header and gets one.
+
+  Raises:
+    UserError: a row is shorter than the header: it was cut.
   """
   if _is_csv(path):
     yield from read_table(path)
     return
   with raw_files.opened(path) as file:
-    lines = iter(io.TextIOWrapper(file, encoding='utf-8-sig'))
-    head = next((line for line in lines if not _is_comment(line)), '')
+    lines = enumerate(io.TextIOWrapper(file, encoding='utf-8-sig'), 1)
+    first = next((x for x in lines if not _is_comment(x[1])), (0, ''))
+    head = first[1]
     names = head.rstrip('\r\n').split('\t')
     if len(names) == len(_HOMOLOGENE) and names[0].isdigit():
-      names, lines = _HOMOLOGENE, itertools.chain([head], lines)
+      names, lines = _HOMOLOGENE, itertools.chain([first], lines)
     names = [names[0].lstrip('#'), *names[1:]]
-    for line in lines:
-      values = line.rstrip('\r\n').split('\t')
-      if len(values) > 1:
-        values += [''] * (len(names) - len(values))
-        yield dict(zip(names, values))
+    for number, line in lines:
+      if row := _row(path, number, names, line.rstrip('\r\n')):
+        yield row
 
 
 def _is_csv(path: str) -> bool:
@@ -401,21 +405,32 @@ def _table(path: str, text: str) -> list[Row]:
   return rows[1:]
 
 
-def _plain_table(text: str) -> list[Row]:
-  """Tab-separated without quotes, comments before the header; '' for missing.
+def _plain_table(path: str, text: str) -> list[Row]:
+  """Tab-separated without quotes, comments before the header.
 
   A header may itself begin with `#`, as NCBI's does.
   """
   lines = text.splitlines()
   first = _header_at(lines)
   names = lines[first].lstrip('#').split('\t') if lines else []
-  rows = []
-  for line in lines[first + 1 :]:
-    values = line.split('\t')
-    if len(values) > 1:
-      values += [''] * (len(names) - len(values))
-      rows.append(dict(zip(names, values)))
-  return rows
+  found = (
+    _row(path, number, names, line)
+    for number, line in enumerate(lines[first + 1 :], first + 2)
+  )
+  return [row for row in found if row]
+
+
+def _row(path: str, number: int, names: Sequence[str], line: str) -> Row:
+  """Values by name; none of a blank line, or of one that is a remark."""
+  values = line.split('\t')
+  if len(values) == 1:
+    return {}
+  if len(values) < len(names):
+    raise errors.UserError(
+      f'{path}: line {number} has {len(values)} columns, its header '
+      f'{len(names)}; fetch it again'
+    )
+  return dict(zip(names, values))
 
 
 def _header_at(lines: Sequence[str]) -> int:

@@ -348,6 +348,10 @@ def control(args: argparse.Namespace) -> None:
       )
     found = None
     values = prior.vectors_GP
+    if not values.any():
+      raise errors.UserError(
+        f'{path}: every vector is zero: nothing to control'
+      )
     strata_N = strata.of(rows, value_G, vocab.genes)
     if args.control == 'shuffled':
       values, facts = controls.shuffled(values, strata_N, args.seed)

@@ -107,6 +107,8 @@ def check(args: argparse.Namespace) -> None:
   Raises:
     UserError: a prior or a truth cannot be read.
   """
+  if os.path.isdir(args.output):
+    raise errors.UserError(f'{args.output} is a folder; name a file with -o')
   vocab = assembly.load_vocabulary(args.vocabulary)
   genes = vocab.genes
   value_G = (

@@ -26,7 +26,7 @@ def expression(
     vocab: the genes.
 
   Raises:
-    UserError: neither, or a value that is no number.
+    UserError: neither, a value that is no number, or none of a known gene.
   """
   value_G = np.full(len(vocab.genes), np.nan)
   if paths.exists(paths.join(path, 'manifest.json')):
@@ -52,10 +52,17 @@ def expression(
       if row >= 0:
         try:
           value_G[row] = float(text)
+          if np.isinf(value_G[row]):
+            raise ValueError
         except ValueError:
           raise errors.UserError(
             f'{path}: the value {text!r} is no number'
           ) from None
+  if not (value_G > 0).any():
+    raise errors.UserError(
+      f'{path}: no gene that is known has a value above 0 (columns: '
+      f'{", ".join(map(str, frame.columns[:2]))}); give gene and value'
+    )
   return value_G
 
 

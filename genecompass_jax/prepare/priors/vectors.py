@@ -49,9 +49,14 @@ def read(
     raise errors.UserError(
       f'{path}: {len(found)} names for vectors of shape {vectors.shape}'
     )
-  if not np.isfinite(vectors).all():
-    bad = found[int(np.argmin(np.isfinite(vectors).all(1)))]
-    raise errors.UserError(f'{path}: the vector of {bad!r} is not finite')
+  is_good = (np.abs(vectors) <= np.finfo(np.float32).max).all(1)  # no NaN
+  if not is_good.all():
+    raise errors.UserError(
+      f'{path}: the vector of {found[int(np.argmin(is_good))]!r} is not finite '
+      'in float32'
+    )
+  if not vectors.astype(np.float32).any():
+    raise errors.UserError(f'{path}: every vector is zero')
   return [str(name) for name in found], vectors
 
 
@@ -75,8 +80,14 @@ def by_gene(
     path: for messages.
 
   Raises:
-    UserError: hardly a name is known, or the species is in doubt.
+    UserError: hardly a name is known, rows are only numbered, or the species
+      is in doubt.
   """
+  if gene_ids.counts_up(found):
+    raise errors.UserError(
+      f'{path}: the genes have no names, only the numbers {found[0]}, '
+      f'{found[1]}, {found[2]}, ...; name the column of names'
+    )
   if species == 'auto':
     try:
       species = genes.species[gene_ids.infer_species(found, genes)]

@@ -90,7 +90,7 @@ def read(config: source_config.SourceConfig) -> opened.Opened:
     for name in ['raw'] if census else list(rna.X):
       if not hasattr(rna.X[name], 'nnz'):
         continue  # dense: of scaled values, not of counts
-      matrix = Soma(rna.X[name], rows, ids, place)
+      matrix = Soma(rna.X[name], rows, ids, place, path)
       layers[_NAMES.get(name, f'layers/{name}')] = matrix, var
   return opened.Opened(obs, layers, files, digest, tuple(notes))
 
@@ -125,7 +125,7 @@ def expand(
       for table in query:
         found |= dict.fromkeys(table[DATASET].unique().to_pylist())
       for dataset in sorted(map(str, found)):
-        condition = f"{DATASET} == '{dataset}'"
+        condition = f'{DATASET} == {dataset!r}'
         if config.obs_filter:
           condition += f' and ({config.obs_filter})'
         parts.append(
@@ -139,8 +139,8 @@ def expand(
         )
   if not parts:
     raise errors.UserError(
-      f'{config.path}: no primary cells match '
-      + (config.obs_filter or config.species)
+      f'{config.path}: no cell is primary ({PRIMARY}) and matches '
+      + (config.obs_filter or f'species {config.species}')
     )
   return parts
 
@@ -175,7 +175,13 @@ def _open(config: source_config.SourceConfig) -> Any:
       f'{path}: releases of the Census need cellxgene-census: pip install '
       "'genecompass_jax[census]'"
     ) from None
-  return cellxgene_census.open_soma(census_version=release)
+  try:
+    return cellxgene_census.open_soma(census_version=release)
+  except OSError as error:
+    raise errors.RetryableError(
+      f'{path}: the Census does not answer ({errors.first_line(error)}); run '
+      'the same command again'
+    ) from None
 
 
 def _experiments(place: Any) -> tuple[bool, dict[int, Any]]:
@@ -287,12 +293,14 @@ class Soma:
     rows: ascending joinids of the cells.
     columns: joinids of the genes.
     place: what the array was opened through; it closes the array as it goes.
+    where: path, for errors.
   """
 
   array: Any
   rows: np.ndarray
   columns: np.ndarray
   place: Any
+  where: str
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -317,7 +325,11 @@ class Soma:
     return place_of
 
   def read(self, first: int, stop: int) -> scipy.sparse.csr_matrix:
-    """Rows of the matrix."""
+    """Rows of the matrix.
+
+    Raises:
+      UserError: counts of genes that are not among the columns.
+    """
     wanted = self.rows[first:stop]
     if not len(wanted):
       return scipy.sparse.csr_matrix((0, self.shape[1]), dtype=self.dtype)
@@ -334,7 +346,14 @@ class Soma:
     place = np.searchsorted(wanted, row)
     place[place == len(wanted)] = 0
     column = self._place_of[np.minimum(column, len(self._place_of) - 1)]
-    keep = (wanted[place] == row) & (column >= 0)
+    is_wanted = wanted[place] == row
+    if (value[is_wanted & (column < 0)] != 0).any():
+      raise errors.UserError(
+        f'{self.where}: cells {wanted[0]:,} to {wanted[-1]:,} have counts of '
+        'genes that its lists of genes lack; write it anew, or name another '
+        'release'
+      )
+    keep = is_wanted & (column >= 0)
     shape = len(wanted), len(self.columns)
     return sparse.csr(
       place[keep], column[keep], value[keep].astype(self.dtype), shape
