@@ -383,7 +383,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     'there of cell_type, dataset, unit, source)',
   )
   parser.add_argument(
-    '--cold', action='store_true', help='have the system forget the files first'
+    '--cold',
+    action='store_true',
+    help='have the system forget the files, again every quarter of an epoch',
   )
   parser.add_argument(
     '--json', action='store_true', help='figures by name, in place of a table'
