@@ -80,7 +80,18 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
 
 
 def run(config: Mapping[str, Any], workdir: str) -> None:
-  """Trains a run from a mapping of configuration values."""
+  """Trains a run from a mapping of configuration values.
+
+  Args:
+    config: fields of `TrainConfig`, and `simulated_cells`, the number of cells
+      of a corpus called 'simulated' or 'independent'.
+    workdir: folder or URL of the run; a run that is there goes on.
+
+  Raises:
+    UserError: a value is wrong, there is no corpus, or `workdir` is of another
+      run.
+    RetryableError: it was stopped; the same call goes on.
+  """
   # Imported late: wrong flags must be reported in a moment, not after JAX.
   from genecompass_jax import train
 
