@@ -203,7 +203,7 @@ def export(model: PretrainedModel, folder: paths.PathLike) -> None:
     UserError: the folder is not empty.
   """
   if paths.listdir(folder):
-    raise errors.UserError(f'{folder} is not empty; give a new folder with -o')
+    raise errors.UserError(f'{folder} is not empty; give a new folder')
   hashes = assets_lib.save(paths.join(folder, workdir.ASSETS), model.assets)
   checkpoint.save_params(folder, model.params)
   workdir.write_config(
