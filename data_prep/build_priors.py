@@ -13,8 +13,8 @@ whose command, input files and code are what they were:
   PRIORS/steps.json                what was run
 
 Seven minutes of CPU. For a full promoter prior give --human-genome,
---human-genes and the same for mouse; the handed promoters are of 60 bases and
-human only.
+--human-genes and the same for mouse; the promoters named in `FILES` are of 60
+bases and human only.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""All handed human and mouse count sets -> one corpus.
+"""Published count sets of human and mouse -> one corpus.
 
   python data_prep/real_cells.py --data FOLDER -o CORPUS
 

@@ -13,8 +13,8 @@ choices let the model read part of the answer from the input.
 Hardware: any mesh whose devices divide 320 rows; set mesh.fsdp to share the
 weights. Time and expected score: not run yet; nothing of this size has been
 trained with this code.
-Variants: `:released` masks and keeps values as the release does, in 'released'
-treatment of missing priors; `:small` is the released small model; `:smoke`
+Variants: `:released` masks, keeps values and treats missing priors as the
+release does; `:small` is the released small model; `:smoke`
 simulates 400 cells, width 64, 4 steps (under a minute on two cores).
 """
 

@@ -1,4 +1,4 @@
-"""`small` on all handed human and mouse count sets: what a real run gives.
+"""`small` on real cells of human and mouse: what a real run gives.
 
 Reproduces: nothing published; it asks what 48 CPU-minutes of pretraining on
 about 10,000 real cells of both species are worth against counting predictors.

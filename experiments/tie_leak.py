@@ -14,7 +14,7 @@ enclose its token, and the loss falls far below.
 Compare `eval_id_loss` and `null_id_rank_bracket` of the last lines of both
 metrics.jsonl: cells and masks of the two runs are the same, so the bracket of
 HASH is what TOKEN should not beat.
-Hardware: two CPU cores. Time: about 100 CPU seconds each.
+Hardware: two CPU cores. Time: about 95 CPU seconds each.
 Expected (500 cells): HASH 4.91 over its bracket of 4.58; TOKEN 3.02, on the
 way to its own bracket of 2.14.
 Variants: `:token`; `:smoke` trains 4 steps on 400 cells (20 s).

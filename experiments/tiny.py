@@ -3,7 +3,7 @@
 Reproduces: nothing; it is the shortest way to see a run from corpus to
 checkpoint.
 
-  genecompass prep h5ad cells.h5ad -o CORPUS --vocabulary measured
+  genecompass prep cells.h5ad -o CORPUS --vocabulary measured
   python -m genecompass_jax.main --config=experiments/tiny.py \
       --workdir=DIR --config.corpus=CORPUS
 
@@ -69,5 +69,5 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.eval_cells = 32
     config.checkpoint_every = 4
   elif variant:
-    raise ValueError(f'{variant=}: give none or smoke, or split')
+    raise ValueError(f'{variant=}: give none, split or smoke')
   return config

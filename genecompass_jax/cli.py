@@ -15,14 +15,27 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from genecompass_jax import errors
 from genecompass_jax.prepare import flags, readers
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+  """Says the default of an option where there is one to say."""
+
+  def _get_help_string(self, action: argparse.Action) -> str | None:
+    is_number = type(action.default) in (int, float)
+    if action.default or is_number:
+      return super()._get_help_string(action)
+    return action.help
+
+
 class _Parser(argparse.ArgumentParser):
-  """A parser whose complaints are one line."""
+  """A parser whose help has defaults, and whose complaints are one line."""
+
+  def __init__(self, **kwargs: Any):
+    super().__init__(**{**kwargs, 'formatter_class': _Help})
 
   def error(self, message: str) -> NoReturn:
     print(f'{self.prog}: {message}; see {self.prog} --help', file=sys.stderr)
@@ -119,12 +132,7 @@ def _parser(chosen: str, step: str) -> argparse.ArgumentParser:
     ('corpus', 'check, describe, merge or convert corpora', _corpus),
     ('doctor', 'is everything here in order?', _doctor),
   ):
-    command = commands.add_parser(
-      name,
-      help=help_text,
-      description=help_text,
-      formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    command = commands.add_parser(name, help=help_text, description=help_text)
     if name == chosen:
       command.set_defaults(run=fill(command))
   return parser
@@ -151,9 +159,17 @@ def _prior(parser: argparse.ArgumentParser) -> Runner:
 
 def _embed(parser: argparse.ArgumentParser) -> Runner:
   parser.add_argument(
-    'cells', metavar='CELLS', help='h5ad, zarr, 10x, mtx, SOMA or Arrow'
+    'cells',
+    metavar='CELLS',
+    help='h5ad, zarr, 10x, mtx, SOMA or Arrow; the format is found',
   )
-  parser.add_argument('-o', '--output', required=True, metavar='OUT.h5ad')
+  parser.add_argument(
+    '-o',
+    '--output',
+    required=True,
+    metavar='OUT.h5ad',
+    help='file to write: a copy of an h5ad file, or a new one',
+  )
   parser.add_argument(
     '--checkpoint',
     required=True,
@@ -223,10 +239,15 @@ def _convert(parser: argparse.ArgumentParser) -> Runner:
     title='formats', metavar='FORMAT', required=True
   )
   pytorch = formats.add_parser(
-    'pytorch', help='npz or safetensors under the original names'
+    'pytorch',
+    help='npz or safetensors under the original names',
+    description='Converts a state dict of the original, saved as npz or '
+    'safetensors under its own names.',
   )
-  pytorch.add_argument('source', metavar='WEIGHTS')
-  pytorch.add_argument('-o', '--output', required=True, metavar='DIR')
+  pytorch.add_argument('source', metavar='WEIGHTS', help='npz or safetensors')
+  pytorch.add_argument(
+    '-o', '--output', required=True, metavar='DIR', help='folder to write'
+  )
   pytorch.add_argument(
     '--config',
     metavar='CONFIG.json',
@@ -277,7 +298,7 @@ def _convert(parser: argparse.ArgumentParser) -> Runner:
 
 
 def _report(parser: argparse.ArgumentParser) -> Runner:
-  parser.add_argument('workdir', metavar='DIR')
+  parser.add_argument('workdir', metavar='DIR', help='workdir of a run')
   parser.add_argument(
     '-o', '--output', metavar='CURVES.png', help='also draw the loss curves'
   )
@@ -327,12 +348,7 @@ def _corpus(parser: argparse.ArgumentParser) -> Runner:
       corpus_command.convert,
     ),
   ):
-    action = actions.add_parser(
-      name,
-      help=help_text,
-      description=help_text,
-      formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    action = actions.add_parser(name, help=help_text, description=help_text)
     fill(action)
     action.set_defaults(act=run)
   return lambda args: args.act(args)
@@ -347,25 +363,29 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     help='raw stops at decoded counts',
   )
   parser.add_argument(
-    '--seconds', type=float, default=10.0, help='to measure for'
+    '--seconds', type=float, default=10.0, help='seconds to measure for'
   )
   parser.add_argument(
-    '--threads', type=int, default=2, help='that make batches'
+    '--threads', type=int, default=2, help='threads that make batches'
   )
-  parser.add_argument('--rows', type=int, default=32, help='of a batch')
-  parser.add_argument('--slots', type=int, default=2304, help='of packed rows')
+  parser.add_argument('--rows', type=int, default=32, help='rows of a batch')
   parser.add_argument(
-    '--max-genes', type=int, default=2048, help='that a cell keeps'
+    '--slots', type=int, default=2304, help='slots of a packed row'
+  )
+  parser.add_argument(
+    '--max-genes', type=int, default=2048, help='genes that a cell keeps'
   )
   parser.add_argument(
     '--label',
     default='',
     metavar='COLUMN',
-    help='obs column whose mixing is measured (default: the first there of '
-    'cell_type, dataset, unit, source)',
+    help='obs column whose mixing is measured (default: the first that is '
+    'there of cell_type, dataset, unit, source)',
   )
   parser.add_argument(
-    '--cold', action='store_true', help='have the system forget the files first'
+    '--cold',
+    action='store_true',
+    help='have the system forget the files, again every quarter of an epoch',
   )
   parser.add_argument(
     '--json', action='store_true', help='figures by name, in place of a table'
@@ -397,7 +417,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _add_corpus(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('corpus', metavar='CORPUS')
+  parser.add_argument('corpus', metavar='CORPUS', help='folder of a corpus')
 
 
 def _stats(args: argparse.Namespace) -> None:
@@ -422,7 +442,10 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _doctor(parser: argparse.ArgumentParser) -> Runner:
   parser.add_argument(
-    'folders', nargs='*', metavar='DIR', help='corpora and models to check'
+    'folders',
+    nargs='*',
+    metavar='DIR',
+    help='corpora, runs and models to check',
   )
 
   def run(args: argparse.Namespace) -> int:
@@ -434,31 +457,41 @@ def _doctor(parser: argparse.ArgumentParser) -> Runner:
 
 
 def _demo(parser: argparse.ArgumentParser) -> Runner:
-  parser.add_argument('-o', '--output', default='demo_output', metavar='DIR')
+  parser.add_argument(
+    '-o',
+    '--output',
+    default='demo_output',
+    metavar='DIR',
+    help='folder to write; one of an earlier demo is continued or replaced',
+  )
   parser.add_argument(
     '--data',
     default='',
     metavar='CELLS.h5ad',
-    help='your own cells (default: 700 blood cells that come with scanpy)',
+    help='your own cells (default: 700 blood cells that come with scanpy, and '
+    'simulated cells); the options about columns, species and counts are for '
+    'them',
   )
   parser.add_argument(
     '--steps',
     type=int,
     default=0,
-    help='training steps; 0 takes 5,000, fewer for cells of many genes',
+    help='training steps; 0: 5,000, fewer for cells of many genes',
   )
   parser.add_argument('--seed', type=int, default=0, help='of everything')
   parser.add_argument(
     '--unit',
     default='',
     metavar='COLUMN',
-    help='obs column of donors or batches to hold out whole (found by name)',
+    help='obs column of donors or batches to hold out whole (default: found '
+    'by its name, such as donor_id)',
   )
   parser.add_argument(
     '--label',
     default='',
     metavar='COLUMN',
-    help='obs column of cell types to score and draw (found by name)',
+    help='obs column of cell types to score and draw (default: found by its '
+    'name, such as cell_type)',
   )
   flags.add_cell_flags(parser)
 

@@ -331,7 +331,11 @@ def params_to_original(
 def knowledge_from_original(
   tensors: Mapping[str, np.ndarray], config: model_lib.ModelConfig
 ) -> knowledge_lib.Knowledge:
-  """The prior tables that the original keeps inside its state dict."""
+  """The prior tables that the original keeps inside its state dict.
+
+  Raises:
+    UserError: a table or the map of orthologues is damaged.
+  """
   V = config.vocabulary_size
   own_V = np.arange(V, dtype=np.int32)
   homologs = np.asarray(tensors.get(_HOMOLOGS, own_V), np.int32)

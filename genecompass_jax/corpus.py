@@ -362,7 +362,7 @@ class Corpus:
     except FileNotFoundError:
       raise errors.UserError(
         f'{path}: no corpus here (no manifest.json, which is written last); '
-        'build one with: genecompass prep h5ad FILE... -o CORPUS'
+        'build one with: genecompass prep FILE... -o CORPUS'
       ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
       raise errors.UserError(

@@ -59,7 +59,7 @@ class DataConfig:
     source_weights: (source, times a cell is seen in an epoch); 1 if not named.
     species_weights: the same by 'human' and 'mouse'; the two multiply.
     corpus_weights: multiply these by the weights that the corpus was built
-      with (`genecompass prep --weigh_by COLUMNS`), by kind of cell.
+      with (`genecompass prep --weigh-by COLUMNS`), by kind of cell.
   """
 
   rows_per_batch: int = 32
@@ -267,7 +267,7 @@ class Loader:
         if not plan.num_batches:
           raise errors.UserError(
             f'{plan.num_cells} cells in epoch {epoch} do not fill one batch of'
-            f' {self.config.rows_per_batch} rows: lower data.rows_per_batch'
+            f' {self.config.rows_per_batch} rows: lower data.rows_per_batch (of corpus bench: --rows)'
           )
         if epoch == len(self._first_batch) - 1:
           self._first_batch.append(self._first_batch[-1] + plan.num_batches)

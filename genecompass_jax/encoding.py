@@ -117,7 +117,11 @@ class EncodedCells:
 
 
 def kernel_arrays(cells: RaggedCells) -> tuple[np.ndarray, ...]:
-  """Rows, counts and starts as the kernels take them; copies rare dtypes."""
+  """Rows, counts and starts as the kernels take them; copies rare dtypes.
+
+  Raises:
+    UserError: they are no numbers, or do not belong together.
+  """
   rows, counts, starts = cells.gene_rows_N, cells.counts_N, cells.starts_C1
   if rows.dtype not in (np.uint16, np.int32):
     if rows.dtype.kind not in 'ui':

@@ -1,7 +1,9 @@
 """python -m genecompass_jax.main --config=FILE.py[:variant] --workdir=DIR.
 
-Trains, or resumes what is in DIR. Exit codes: 0 done, 1 permanent failure, 2
-wrong usage, 42 stopped and to be started again.
+Trains, or resumes what is in DIR. Any field of the configuration is a flag,
+such as --config.optimizer.total_steps=200; `TrainConfig` in train.py says what
+the fields are. Exit codes: 0 done, 1 permanent failure, 2 wrong usage, 42
+stopped and to be started again.
 """
 
 import dataclasses
@@ -78,7 +80,18 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
 
 
 def run(config: Mapping[str, Any], workdir: str) -> None:
-  """Trains a run from a mapping of configuration values."""
+  """Trains a run from a mapping of configuration values.
+
+  Args:
+    config: fields of `TrainConfig`, and `simulated_cells`, the number of cells
+      of a corpus called 'simulated' or 'independent'.
+    workdir: folder or URL of the run; a run that is there goes on.
+
+  Raises:
+    UserError: a value is wrong, there is no corpus, or `workdir` is of another
+      run.
+    RetryableError: it was stopped; the same call goes on.
+  """
   # Imported late: wrong flags must be reported in a moment, not after JAX.
   from genecompass_jax import train
 

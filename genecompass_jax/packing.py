@@ -466,6 +466,9 @@ def one_cell_batches(
 
   Returns:
     (slots, places of cells) of each batch; the last may be short.
+
+  Raises:
+    UserError: a cell is longer than the last bucket.
   """
   if lengths_C.max(initial=0) + 1 > buckets[-1]:
     raise errors.UserError(

@@ -101,7 +101,11 @@ def read(path: paths.PathLike) -> object:
 
 
 def loads(data: bytes) -> object:
-  """The value of pickled data; see `read` for what is refused."""
+  """The value of pickled data.
+
+  Raises:
+    UserError: it is damaged, or holds more than values; see `read`.
+  """
   try:
     return _Machine().run(data)
   except errors.UserError:

@@ -203,7 +203,7 @@ def export(model: PretrainedModel, folder: paths.PathLike) -> None:
     UserError: the folder is not empty.
   """
   if paths.listdir(folder):
-    raise errors.UserError(f'{folder} is not empty; give a new folder with -o')
+    raise errors.UserError(f'{folder} is not empty; give a new folder')
   hashes = assets_lib.save(paths.join(folder, workdir.ASSETS), model.assets)
   checkpoint.save_params(folder, model.params)
   workdir.write_config(
@@ -311,9 +311,13 @@ def pretraining_loss(
     config: weights of the terms.
 
   Returns:
-    (total, id, value): 0.2 x mean cross-entropy in nats + 0.8 x mean squared
-    error, over labelled slots; 0 where nothing is labelled. A model without
-    values has the id loss as its total, and value loss 0.
+    (total, id, value): mean cross-entropy in nats and mean squared error over
+    labelled slots, and their sum by the weights of `config`; 0 where nothing is
+    labelled. A model without values has the id loss as its total, and value
+    loss 0.
+
+  Raises:
+    UserError: the model has another head, or the batch does not fit it.
   """
   if model.config.head != 'pretraining':
     raise errors.UserError(

@@ -44,6 +44,7 @@ class Settings:
     folds: studies of the real cells that are held out, in turn.
     real_arms: of those runs.
     real_genes: tokens of the real corpora, at most.
+    fidelities: of the study's own controls, see `arms.py`.
   """
 
   atlas: simulate.AtlasConfig = ATLAS

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     RetryableError: it was stopped; the same command goes on.
   """
   if args.steps < 0:
-    raise errors.UserError(f'--steps {args.steps} must be positive')
+    raise errors.UserError(f'--steps {args.steps} must not be negative')
   _check_extras()
 
   _say('1/6  Cells')
@@ -140,7 +140,7 @@ def _next_steps(data: str, workdir: str) -> str:
       'Go on:',
       f'  genecompass embed {data or "CELLS.h5ad"} -o OUT.h5ad --checkpoint '
       f'{workdir}',
-      '  genecompass prep h5ad CELLS.h5ad --unit DONOR_COLUMN --vocabulary '
+      '  genecompass prep CELLS.h5ad --unit DONOR_COLUMN --vocabulary '
       'measured -o CORPUS',
       '  python -m genecompass_jax.main --config=experiments/tiny.py '
       '--workdir=DIR --config.corpus=CORPUS',

@@ -224,7 +224,11 @@ class Source:
     return np.array([' '.join(name.split()) for name in names], object)
 
   def totals(self) -> np.ndarray | None:
-    """Library sizes from the obs column `total`; None where none is named."""
+    """Library sizes from the obs column `total`; None where none is named.
+
+    Raises:
+      UserError: there is no such column, or it holds no library sizes.
+    """
     if not self.config.total:
       return None
     self._check_column(self.config.total)

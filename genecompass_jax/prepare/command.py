@@ -56,9 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='obs columns to carry, such as cell_type,tissue',
   )
   cells.add_argument(
-    '--dataset', default='', help='label of the study (the name of the file)'
+    '--dataset',
+    default='',
+    help='label of the study; without it the name of the file',
   )
-  cells.add_argument('--licence', default='', help='of the data')
+  cells.add_argument(
+    '--licence', default='', help='of the data, for the manifest'
+  )
   cells.add_argument(
     '--vocabulary',
     default='default',
@@ -78,8 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--exact-medians',
     '--exact_medians',
     action='store_true',
-    help='of the genes, in one more pass; from histograms they are off by up '
-    'to 1.2 %% in library mode, and not at all in released mode',
+    help='medians of the genes from all values, in two more passes; from '
+    'histograms they are off by up to 1.2 %% in library mode, and not at all '
+    'in released mode',
   )
   cells.add_argument(
     '--keep-copies',
@@ -157,7 +162,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--max_sd',
     type=float,
     default=default.max_sd,
-    help='SD of the number of expressed genes in a sample [0]',
+    help='SDs that the number of expressed genes may lie from the mean of the '
+    'sample [0]',
   )
   filters.add_argument(
     '--min-cells',
@@ -173,7 +179,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--sample',
     default='',
     metavar='COLUMN',
-    help='obs column of samples (the unit)',
+    help='obs column of samples; without it that of --unit',
   )
 
 

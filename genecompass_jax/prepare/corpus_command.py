@@ -8,8 +8,12 @@ from genecompass_jax.prepare import flags
 
 def add_merge(parser: argparse.ArgumentParser) -> None:
   """Adds what `merge` reads."""
-  parser.add_argument('corpora', nargs='+', metavar='CORPUS')
-  parser.add_argument('-o', '--output', required=True, metavar='NEW')
+  parser.add_argument(
+    'corpora', nargs='+', metavar='CORPUS', help='folders of corpora'
+  )
+  parser.add_argument(
+    '-o', '--output', required=True, metavar='NEW', help='folder to write'
+  )
   parser.add_argument(
     '--overwrite', action='store_true', help='replace a corpus that is there'
   )
@@ -18,7 +22,7 @@ def add_merge(parser: argparse.ArgumentParser) -> None:
     '--exact-medians',
     '--exact_medians',
     action='store_true',
-    help='of the genes, in one more pass',
+    help='medians of the genes from all values, in two more passes',
   )
   parser.add_argument(
     '--keep-copies',
@@ -50,8 +54,10 @@ def merge(args: argparse.Namespace) -> int:
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
   """Adds what `convert` reads."""
-  parser.add_argument('corpus', metavar='CORPUS')
-  parser.add_argument('-o', '--output', required=True, metavar='FOLDER')
+  parser.add_argument('corpus', metavar='CORPUS', help='folder of a corpus')
+  parser.add_argument(
+    '-o', '--output', required=True, metavar='FOLDER', help='folder to write'
+  )
   parser.add_argument(
     '--to',
     default='h5ad',
@@ -59,7 +65,9 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     help='h5ad: a file of counts a source; arrow: ranked and padded cells as '
     'GeneCompass released them, with their tokens and medians',
   )
-  parser.add_argument('--split', default='', help='train, ...; all without it')
+  parser.add_argument(
+    '--split', default='', help='train, validation or test; all without it'
+  )
 
 
 def convert(args: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ def add_cell_flags(parser: argparse._ActionsContainer) -> None:
   parser.add_argument(
     '--layer',
     default='',
-    help='X, raw or layers/NAME; none: what looks like counts',
+    help='X, raw or layers/NAME; without it the one that looks like counts',
   )
   parser.add_argument(
     '--allow-noninteger',
@@ -67,7 +67,8 @@ def add_work_flags(parser: argparse.ArgumentParser) -> None:
     '--scratch',
     default='',
     metavar='DIR',
-    help='folder for the build, some 10 bytes an entry (beside CORPUS)',
+    help='folder for the build, some 10 bytes an entry; without it beside the '
+    'corpus',
   )
 
 

@@ -84,7 +84,18 @@ def _sample_rows(matrix: matrices.Matrix) -> list[np.ndarray]:
 def choose_layer(
   name: str, found: dict[str, tuple], asked: str, allow_noninteger: bool
 ) -> tuple[str, str, bool]:
-  """The matrix to read, why, and whether its values are no integers."""
+  """The matrix to read, why, and whether its values are no integers.
+
+  Args:
+    name: of the source, for messages.
+    found: X, raw and the layers of a file, by name; a matrix comes first.
+    asked: one of them, with or without `layers/`; '' takes what looks like
+      counts, the widest first.
+    allow_noninteger: take corrected counts as they are.
+
+  Raises:
+    UserError: none holds counts, or not the one that was asked for.
+  """
   if not found:
     raise errors.UserError(f'{name}: no X, raw or layer')
   kinds = {key: kind_of(matrix) for key, (matrix, _) in found.items()}

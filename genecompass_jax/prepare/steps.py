@@ -25,9 +25,7 @@ def add_step(
   name, help_text = STEPS[step]
   module = importlib.import_module(f'genecompass_jax.prepare.{name}')
   commands = parser.add_subparsers(metavar='STEP', required=True)
-  own = commands.add_parser(
-    step, help=help_text, formatter_class=parser.formatter_class
-  )
+  own = commands.add_parser(step, help=help_text)
   module.add_arguments(own)
   return module.run
 

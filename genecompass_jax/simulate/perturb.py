@@ -173,7 +173,8 @@ class Effects:
   """What a perturbation does to the mean state of each of Y cell types.
 
   Attributes:
-    gene_ids: R genes. types: names of the Y types.
+    gene_ids: R genes.
+    types: names of the Y types.
     log2_fold_YR: change of expression; -inf for a gene knocked out; exactly 0
       where the gene is not downstream, and nan for silent genes.
     is_perturbed_R: the genes of the perturbation.

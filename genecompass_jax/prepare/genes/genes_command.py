@@ -16,7 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'says what differs from the shipped one. Formats are told by their '
     'content; genecompass prep download --list has the official files.'
   )
-  parser.add_argument('-o', '--output', required=True, metavar='GENES.tsv.gz')
+  parser.add_argument(
+    '-o',
+    '--output',
+    required=True,
+    metavar='GENES.tsv.gz',
+    help='table to write',
+  )
   for name, extra, help_text in (
     (
       'annotation',
@@ -62,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--vocabulary',
     default='',
     metavar='FILE',
-    help='also write the tokens of the table, for prep h5ad --vocabulary',
+    help='also write the tokens of the table, for prep --vocabulary',
   )
   parser.add_argument(
     '--compare',
