@@ -3,10 +3,10 @@
   python data_prep/build_priors.py --data FOLDER --corpus CORPUS -o PRIORS
 
 FOLDER holds the public tables named in `FILES` (docs/real_data.md says where
-they are from); kinds whose files are absent
-are left out and named. CORPUS gives co-expression (training cells only) and
-the expression that controls are matched on. Started again, steps are skipped
-whose command, input files and code are what they were:
+they are from); kinds whose files are absent are left out and named. CORPUS gives
+co-expression (training cells only) and the expression that controls are matched
+on. Started again, steps are skipped whose command, input files and code are what
+they were:
 
   PRIORS/NAME.parquet              grn, promoter, family, coexpression
   PRIORS/CONTROL/NAME.parquet      shuffled, random, constant, rewired

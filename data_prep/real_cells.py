@@ -3,9 +3,9 @@
   python data_prep/real_cells.py --data FOLDER -o CORPUS
 
 FOLDER holds <name>/<name>.h5ad for the sets named below (public data; what
-they are and where copies stand: docs/real_data.md). Sets that are absent are left out and named.
-Whole units are held out: one study (pbmc68k), donors of Baron (human4,
-mouse1), one embryo library, one batch of the lung lines.
+they are and where copies stand: docs/real_data.md). Sets that are absent are
+left out and named. Whole units are held out: one study (pbmc68k), donors of
+Baron (human4, mouse1), one embryo library, one batch of the lung lines.
 """
 
 import argparse
