@@ -1,4 +1,4 @@
-"""Medians from the values themselves: one more pass, on request.
+"""Medians from the values themselves: one more pass for each mode, on request.
 
 The histograms tell between which values the middle of each gene lies. The pass
 counts how many values are below and keeps those between, a few in a hundred;

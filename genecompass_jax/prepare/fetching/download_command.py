@@ -28,7 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='KEY[@RELEASE]',
     help='files of the table (see --list), such as ensembl_gtf_rat@112',
   )
-  parser.add_argument('-o', '--output', default='', metavar='FOLDER')
+  parser.add_argument(
+    '-o',
+    '--output',
+    default='',
+    metavar='FOLDER',
+    help='where files go; needed unless --list',
+  )
   parser.add_argument(
     '--release',
     default='',

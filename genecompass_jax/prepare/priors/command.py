@@ -17,20 +17,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> Runner:
   kinds = parser.add_subparsers(title='kinds', metavar='KIND', required=True)
   for name, help_text, fill in (
     ('grn', 'TF-target tables -> a prior of the regulatory network', _grn),
-    ('promoter', 'genome and annotation, or ready sequences', _promoter),
-    ('family', 'groups of related genes', _family),
-    ('coexpression', 'training cells of a corpus', _coexpression),
+    (
+      'promoter',
+      'genome and annotation, or ready sequences -> a prior',
+      _promoter,
+    ),
+    ('family', 'groups of related genes -> a prior', _family),
+    (
+      'coexpression',
+      'genes that vary together in training cells',
+      _coexpression,
+    ),
     ('table', 'any table of vectors: ESM-2, GenePT, gene2vec, ...', _table),
     ('released', 'a prior pickle of the original', _released),
     ('control', 'priors without the knowledge', _control),
     ('check', 'coverage, validation and overlap of priors', _check),
   ):
-    kind = kinds.add_parser(
-      name,
-      help=help_text,
-      description=help_text,
-      formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    kind = kinds.add_parser(name, help=help_text, description=help_text)
     fill(kind)
     kind.set_defaults(kind=name)
   return run
@@ -60,7 +63,24 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def _output(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('-o', '--output', required=True, metavar='NAME.parquet')
+  parser.add_argument(
+    '-o',
+    '--output',
+    required=True,
+    metavar='NAME.parquet',
+    help='the table; NAME.json beside it says what it was made of',
+  )
+  _common(parser)
+
+
+def _output_folder(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    '-o',
+    '--output',
+    required=True,
+    metavar='DIR',
+    help='folder that gets the tables',
+  )
   _common(parser)
 
 
@@ -68,12 +88,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--overwrite', action='store_true', help='replace what is there'
   )
-  parser.add_argument(
-    '--vocabulary',
-    default='default',
-    metavar='default|FILE',
-    help='genes that get vectors, and over which coverage is counted',
-  )
+  _vocabulary(parser)
   parser.add_argument(
     '--licence',
     action='append',
@@ -81,7 +96,18 @@ def _common(parser: argparse.ArgumentParser) -> None:
     metavar='[FILE_NAME=]TEXT',
     help='origin and licence of a source, or of all; kept with the table',
   )
-  parser.add_argument('--seed', type=int, default=0, help='of everything')
+
+
+def _vocabulary(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    '--vocabulary',
+    default='default',
+    metavar='default|FILE',
+    help='genes that get vectors, and over which coverage is counted',
+  )
+  parser.add_argument(
+    '--seed', type=int, default=0, help='of all that is drawn at random'
+  )
 
 
 def _embedding(
@@ -105,28 +131,34 @@ def _embedding(
     '--smoothing',
     type=float,
     default=0.75,
-    help='power of the frequency of contexts',
+    help='power that frequencies of partners are raised to in PPMI',
   )
   group.add_argument(
-    '--shift', type=float, default=0.0, help='taken off the information'
+    '--shift',
+    type=float,
+    default=0.0,
+    help='taken off the mutual information of every pair',
   )
   for name, kind, value, text in (
-    ('walks', int, 10, 'from each gene (skipgram, window above 1)'),
-    ('length', int, 20, 'of a walk'),
+    ('walks', int, 10, 'walks from each gene (skipgram, window above 1)'),
+    ('length', int, 20, 'steps of a walk'),
     ('return-weight', float, 1.0, "node2vec's 1/p"),
     ('in-out-weight', float, 1.0, "node2vec's 1/q"),
-    ('epochs', int, 5, 'of skipgram'),
-    ('negatives', int, 5, 'of skipgram'),
+    ('epochs', int, 5, 'passes of skipgram over the pairs'),
+    ('negatives', int, 5, 'false pairs beside each true one (skipgram)'),
   ):
     group.add_argument(f'--{name}', type=kind, default=value, help=text)
 
 
 def _width(group: argparse._ActionsContainer) -> None:
   group.add_argument(
-    '--width', type=int, default=256, help='of the vectors, at most'
+    '--width', type=int, default=256, help='most entries of a vector'
   )
   group.add_argument(
-    '--power', type=float, default=0.5, help='of the singular values'
+    '--power',
+    type=float,
+    default=0.5,
+    help='power that singular values are raised to',
   )
   _rms(group, 0.67)
 
@@ -136,8 +168,8 @@ def _rms(group: argparse._ActionsContainer, value: float) -> None:
     '--rms',
     type=float,
     default=value,
-    help='root mean square of the entries, by one factor; 0 leaves them '
-    '(released tables: 0.67)',
+    help='root mean square of the entries, by one factor, as in the '
+    'released tables; 0 leaves them',
   )
 
 
@@ -292,16 +324,23 @@ def _family(parser: argparse.ArgumentParser) -> None:
 
 
 def _coexpression(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('corpus', metavar='CORPUS')
+  parser.add_argument(
+    'corpus', metavar='CORPUS', help='its training cells are counted'
+  )
   _output(parser)
   parser.add_argument(
-    '--matrix', default='unit', help='obs column whose values are matrices'
+    '--matrix',
+    default='unit',
+    help='obs column; correlations are within the cells of one value',
   )
   parser.add_argument(
-    '--max-cells', type=int, default=3000, help='drawn from a matrix'
+    '--max-cells',
+    type=int,
+    default=3000,
+    help='most cells of one value, drawn at random',
   )
   parser.add_argument(
-    '--min-r', type=float, default=0.8, help='least correlation'
+    '--min-r', type=float, default=0.8, help='least correlation of a pair'
   )
   parser.add_argument(
     '--min-cells',
@@ -316,9 +355,14 @@ def _coexpression(parser: argparse.ArgumentParser) -> None:
     help='released: r alone, from three cells on',
   )
   parser.add_argument(
-    '--fdr', type=float, default=0.05, help='most false pairs'
+    '--fdr', type=float, default=0.05, help='largest share of false pairs'
   )
-  parser.add_argument('--permutations', type=int, default=2, help='of the test')
+  parser.add_argument(
+    '--permutations',
+    type=int,
+    default=2,
+    help='times that cells are permuted to count false pairs',
+  )
   parser.add_argument(
     '--value',
     default='log',
@@ -341,7 +385,9 @@ def _table(parser: argparse.ArgumentParser) -> None:
     'vocabulary',
   )
   parser.add_argument(
-    '--gene-column', default='', help='(the first column of text)'
+    '--gene-column',
+    default='',
+    help='column of identifiers; without it the first column of text',
   )
   parser.add_argument(
     '--lift',
@@ -358,10 +404,13 @@ def _table(parser: argparse.ArgumentParser) -> None:
 
 
 def _released(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('file', metavar='FILE.pickle')
-  parser.add_argument('--species', required=True, choices=_SPECIES)
-  parser.add_argument('-o', '--output', required=True, metavar='DIR')
-  _common(parser)
+  parser.add_argument(
+    'file', metavar='FILE.pickle', help='read by a restricted reader'
+  )
+  parser.add_argument(
+    '--species', required=True, choices=_SPECIES, help='of its genes'
+  )
+  _output_folder(parser)
   parser.add_argument(
     '--drop-random',
     action='store_true',
@@ -371,21 +420,32 @@ def _released(parser: argparse.ArgumentParser) -> None:
 
 def _control(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    'control', choices=('shuffled', 'random', 'constant', 'rewired')
+    'control',
+    choices=('shuffled', 'random', 'constant', 'rewired'),
+    help='rows permuted; random rows of the same norms and singular values; '
+    'every row the same; a network of the same degrees (grn only)',
   )
-  parser.add_argument('priors', nargs='+', metavar='PRIOR.parquet')
-  parser.add_argument('-o', '--output', required=True, metavar='DIR')
+  _priors(parser)
   parser.add_argument(
     '--expression',
     default='',
     metavar='CORPUS|FILE',
     help='deciles that rows stay in; a table has gene and value',
   )
-  _common(parser)
+  _output_folder(parser)
+
+
+def _priors(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    'priors',
+    nargs='+',
+    metavar='PRIOR.parquet',
+    help='tables that genecompass prior made',
+  )
 
 
 def _check(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('priors', nargs='+', metavar='PRIOR.parquet')
+  _priors(parser)
   parser.add_argument(
     '--sets',
     action='append',
@@ -407,9 +467,13 @@ def _check(parser: argparse.ArgumentParser) -> None:
     metavar='CORPUS|FILE',
     help='deciles in which rows are permuted',
   )
-  parser.add_argument('--permutations', type=int, default=200)
-  parser.add_argument('--vocabulary', default='default', metavar='default|FILE')
-  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument(
+    '--permutations',
+    type=int,
+    default=200,
+    help='times that rows are permuted; p is at least 1 / (times + 1)',
+  )
+  _vocabulary(parser)
   parser.add_argument(
     '-o', '--output', default='', metavar='REPORT.json', help='all figures'
   )
