@@ -10,8 +10,8 @@ import numpy as np
 
 from experiments.knowledge_study import (
   arms,
-  curves,
   inference,
+  pictures,
   results,
   settings as settings_lib,
 )
@@ -65,7 +65,7 @@ _CONTROLLED = ('id', 'value')
 
 
 def write(root: str, settings, planned, registered: str) -> str:
-  """ROOT/report.md, ROOT/results.parquet and ROOT/curves.png; the text."""
+  """ROOT/report.md, results.parquet and pictures; the text."""
   found = results.load(root, planned, settings)
   facts = paths.read_json(registered) if os.path.exists(registered) else None
   main = {key: value for key, value in found.items() if key[2] < 100}
@@ -83,7 +83,7 @@ def write(root: str, settings, planned, registered: str) -> str:
   text = '\n'.join(lines) + '\n'
   paths.write_text(os.path.join(root, 'report.md'), text)
   results.write_rows(root, found)
-  curves.draw(root, main, settings)
+  pictures.draw(root, main, settings, CONTRASTS)
   print(text)
   return text
 

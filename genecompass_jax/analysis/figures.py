@@ -40,7 +40,7 @@ VALUE_NULLS = {
   'null_value_cell_scaled': 'mean of the gene,\nscaled by the cell',
   'null_value_count_mean': "mean of the gene's\ncounts, at this depth",
 }
-_STYLE = {
+STYLE = {
   'font.family': 'DejaVu Sans',
   'font.size': 9,
   'axes.spines.top': False,
@@ -95,7 +95,7 @@ def cell_map(
   matplotlib = _optional('matplotlib')
   colour_by = np.asarray(colour_by)
   is_number = colour_by.dtype.kind in 'fiu'
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.rc_context(STYLE):
     figure = _new_figure(4.1 * len(places) + 2.1, 4.5)
     panels = figure.subplots(1, len(places), squeeze=False)[0]
     order_C = np.random.Generator(np.random.Philox(0)).permutation(
@@ -171,7 +171,7 @@ def learning_curves(
       VALUE_NULLS,
     ),
   )
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.rc_context(STYLE):
     figure = _new_figure(4.6 * len(groups) + 0.6, 6.4)
     panels = figure.subplots(2, len(groups), squeeze=False, sharex=True)
     ends = {}
