@@ -1,4 +1,6 @@
-# make demo       real cells -> corpus -> pretraining -> checkpoint -> embeddings
+# make demo       real cells -> corpus -> pretraining -> checkpoint -> embeddings;
+#                 DATA=my.h5ad SPECIES=mouse: of your own; ARGS: any other flag of
+#                 `genecompass demo`, such as ARGS='--label timepoint'
 # make test       everything that needs the core install (two cores: < 12 min)
 # make test-full  also slow tests and optional readers; reported with every
 #                 finished piece of work
@@ -12,6 +14,7 @@ FULL := $(VENV)/.installed-full
 DATA ?=
 SPECIES ?= auto
 OUT ?= demo_output
+ARGS ?=
 JOBS ?= 2
 # XLA asks for its temporaries anew at every step on a CPU; huge pages save most
 # of the time that this costs (glibc 2.35 and newer, elsewhere without effect).
@@ -20,7 +23,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 .PHONY: demo test test-full lint format clean
 
 demo: $(STAMP)
-	$(BIN)/genecompass demo -o $(OUT) $(if $(DATA),--data $(DATA) --species $(SPECIES))
+	$(BIN)/genecompass demo -o $(OUT) $(if $(DATA),--data $(DATA) --species $(SPECIES)) $(ARGS)
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
@@ -38,15 +41,18 @@ format: $(STAMP)
 
 # One environment for all three. It is made again when the requirements change.
 # Compatible mode: a folder of the package's name on the path, such as the clone
-# seen from above, does not hide the package.
+# seen from above, does not hide the package. Its warning that setuptools may end
+# it one day is for us, not for a user.
+QUIETLY := PYTHONWARNINGS='ignore:Compat editable'
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'Python 3.11 or newer is needed: make PYTHON=python3.12 ...'; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt \
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'Installing into $(VENV): a minute or more, 1.7 GB, silently'
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(QUIETLY) $(BIN)/python -m pip install --quiet -c constraints.txt \
 	  --config-settings editable_mode=compat -e '.[test]'
-	touch $(STAMP)
+	@touch $(STAMP)
 
 # The optional readers, Beam and gensim, in the same environment.
 $(FULL): $(STAMP)

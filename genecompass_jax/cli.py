@@ -30,6 +30,17 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
       return super()._get_help_string(action)
     return action.help
 
+  def _format_action_invocation(self, action: argparse.Action) -> str:
+    """Options are shown with dashes; --ids_of does what --ids-of does."""
+    shown = [s for s in action.option_strings if '_' not in s]
+    if not shown or len(shown) == len(action.option_strings):
+      return super()._format_action_invocation(action)
+    every, action.option_strings = action.option_strings, shown
+    try:
+      return super()._format_action_invocation(action)
+    finally:
+      action.option_strings = every
+
 
 class _Parser(argparse.ArgumentParser):
   """A parser whose help has defaults, and whose complaints are one line."""

@@ -321,13 +321,16 @@ def choose_identifiers(
   case = _letter_case(index, table)
   if case in (None, species) and differ and np.mean(differ) <= 0.05:
     return Choice(best, species, reason, contradicts_index=False)
-  why = f'{sum(differ):,} of {len(differ):,} genes differ'
+  reason = f'{_label(column)} is used, its ids are of {table.species[species]}'
+  if sum(differ):
+    reason += (
+      f'; the index contradicts it: {sum(differ):,} of {len(differ):,} genes '
+      'differ'
+    )
+  else:
+    reason += '; the index names the same genes'
   if case not in (None, species):
-    why += f', and the letter case of the index is {table.species[case]}'
-  reason = (
-    f'{_label(column)} is used; its {table.species[species]} ids contradict the '
-    f'index: {why}'
-  )
+    reason += f', in the letter case of {table.species[case]} symbols'
   return Choice(column, species, reason, contradicts_index=True)
 
 
@@ -365,8 +368,8 @@ def _species_of(
       theirs, ours = table.species[other], table.species[species]
       raise errors.UserError(
         f'{_label(name)} holds {theirs} identifiers, not {ours} ones; '
-        f'give --species {theirs}, or --ids-of {theirs} where '
-        f'the cells are {ours}'
+        f'if the cells are {ours}, give --ids-of {theirs}, else --species '
+        f'{theirs}'
       )
   return species
 

@@ -3,6 +3,7 @@
 Everything goes to standard error, so that standard output stays a result.
 """
 
+import collections
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,10 @@ T = TypeVar('T')
 BAR_WIDTH = 24
 SECONDS_BETWEEN_FRAMES = 0.2  # on a terminal
 SECONDS_BETWEEN_LINES = 15.0  # in a log
+# What is left is judged by the last minute: compiling at the start, or a slow
+# disk an hour ago, says nothing about the rest.
+SECONDS_OF_RATE = 60.0
+SECONDS_BETWEEN_MARKS = 5.0
 
 
 class Progress:
@@ -36,7 +41,8 @@ class Progress:
   ):
     self.total, self.unit, self.label = total, unit, label
     self.done = 0
-    self._first = 0.0, 0
+    # (time, units done) of the last minute
+    self._marks: collections.deque[tuple[float, float]] = collections.deque()
     self._skipped = 0
     self._note = ''
     self._stream = sys.stderr if stream is None else stream
@@ -56,7 +62,6 @@ class Progress:
     """Counts units that were finished before this began, without their time."""
     self._skipped += n
     self.done += n
-    self._first = time.monotonic(), self.done
 
   def update(self, n: int = 1, note: str = '') -> None:
     """Adds n finished units; prints when the last print is long ago.
@@ -65,20 +70,26 @@ class Progress:
       n: units finished since the last call.
       note: a short text to show behind the figures, such as a loss.
     """
-    if self.done == 0:  # what came before, compiling say, is no rate
-      self._first = time.monotonic(), n
     self.done += n
     self._note = note or self._note
-    if time.monotonic() - self._last >= self._every:
+    now = time.monotonic()
+    if not self._marks or now - self._marks[-1][0] >= SECONDS_BETWEEN_MARKS:
+      # The first mark is behind the first units: they compile.
+      self._marks.append((now, self.done))
+      # The window begins with the newest mark that is old enough.
+      while len(self._marks) > 1 and now - self._marks[1][0] >= SECONDS_OF_RATE:
+        self._marks.popleft()
+    if now - self._last >= self._every:
       self._show()
 
   def line(self) -> str:
     """The state in one line."""
     elapsed = max(time.monotonic() - self._start, 1e-9)
-    rate = (self.done - self._skipped) / elapsed
-    since, first = self._first
-    if self.done > first and self.done < (self.total or 0):
-      rate = (self.done - first) / max(time.monotonic() - since, 1e-9)
+    is_running = bool(self.total) and self.done < self.total
+    if is_running:
+      rate = self._recent_rate()
+    else:
+      rate = (self.done - self._skipped) / elapsed
     parts = [self.label] if self.label else []
     if self.total:
       share = min(self.done / self.total, 1.0)
@@ -88,8 +99,9 @@ class Progress:
       parts.append(f'{share:4.0%} of {_amount(self.total)} {self.unit}')
     else:
       parts.append(f'{_amount(self.done)} {self.unit}')
-    parts.append(f'{_significant(rate)} {self.unit}/s')
-    if self.total and self.done < self.total:
+    if rate is not None:
+      parts.append(f'{_significant(rate)} {self.unit}/s')
+    if is_running:
       left = (self.total - self.done) / rate if rate else None
       parts.append(f'{_duration(left)} left')
     else:
@@ -97,6 +109,20 @@ class Progress:
     if self._note:
       parts.append(self._note)
     return '  '.join(parts)
+
+  def _recent_rate(self) -> float | None:
+    """Units a second of the last minute; None before enough are done.
+
+    Ten units, or a hundredth of the work: several shapes may be compiled, one
+    after the other, and a rate of compiling would speak of days.
+    """
+    if not self._marks:
+      return None
+    since, before = self._marks[0]
+    if self.done - before < min(10, self.total / 100):
+      return None
+    seconds = max(time.monotonic() - since, 1e-9)
+    return (self.done - before) / seconds or None
 
   def _show(self, end: bool = False) -> None:
     self._last = time.monotonic()

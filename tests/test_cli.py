@@ -29,6 +29,17 @@ def one_line(argv, capsys):
   return line
 
 
+def test_help_shows_an_option_once_and_takes_its_other_spelling(capsys):
+  with pytest.raises(SystemExit):
+    cli.main(['prep', '--help'])
+  said = capsys.readouterr().out
+  assert '--no-filters' in said and '--no_filters' not in said
+  assert '-o CORPUS, --output CORPUS' in said
+  assert 'no such file' in one_line(
+    ['prep', 'none.h5ad', '-o', 'none', '--no_filters'], capsys
+  )
+
+
 @pytest.mark.parametrize(
   'command',
   [

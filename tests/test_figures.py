@@ -111,6 +111,19 @@ def test_learning_curves_hold_the_losses_and_label_the_null_models(group):
     assert text in said
 
 
+def test_a_long_title_and_a_run_stopped_before_its_evaluation_are_drawn_whole():
+  lines = [line for line in run_lines() if line.get('step', 0) != 100]
+  figure = figures.learning_curves(
+    [*lines, {'step': 90, 'id_loss': 1.0, 'value_loss': 1.0}],
+    title='A run of many words, all of which a reader may want to read here',
+  )
+  figure.canvas.draw()
+  assert figure.axes[0].get_xlim() == (0, 90)
+  page = figure.bbox
+  (title,) = [t for t in figure.texts if t.get_text().startswith('A run')]
+  assert title.get_window_extent().x1 <= page.x1
+
+
 def test_labels_at_the_end_do_not_overlap():
   figure = figures.learning_curves(run_lines(), title='A run')
   figure.canvas.draw()

@@ -228,7 +228,7 @@ def test_choice_of_identifiers():
     [TABLE.symbols[g] for g in np.roll(rows, 1)], {'ids': stable}, TABLE
   )
   assert (choice.column, choice.contradicts_index) == ('ids', True)
-  assert 'contradict' in choice.reason
+  assert f'{len(rows):,} of {len(rows):,} genes differ' in choice.reason
   with pytest.raises(errors.UserError, match='--ids-of human'):
     gene_ids.choose_identifiers(stable, {}, TABLE, species=MOUSE)
   mouse = [TABLE.gene_ids[g] for g in ROWS[MOUSE][:2000]]
@@ -236,6 +236,17 @@ def test_choice_of_identifiers():
     gene_ids.choose_identifiers(stable, {'mouse': mouse}, TABLE)
   with pytest.raises(errors.UserError, match='--species'):
     gene_ids.choose_identifiers(list(map(str, range(2000))), other, TABLE)
+
+
+def test_mouse_ids_beside_symbols_in_human_letters_are_no_contradiction():
+  rows = [g for g in ROWS[MOUSE][:2000] if TABLE.symbols[g] in TABLE.symbols]
+  choice = gene_ids.choose_identifiers(
+    [TABLE.symbols[g].upper() for g in rows],
+    {'ids': [TABLE.gene_ids[g] for g in rows]},
+    TABLE,
+  )
+  assert (choice.column, choice.species) == ('ids', MOUSE)
+  assert 'names the same genes, in the letter case of human' in choice.reason
 
 
 def test_row_numbers_are_no_entrez_ids():

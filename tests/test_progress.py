@@ -44,6 +44,35 @@ def test_nothing_done_has_no_estimate():
   assert '? left' in progress.Progress(5, stream=io.StringIO()).line()
 
 
+def test_compiling_is_no_rate(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+  bar = progress.Progress(5000, 'steps', 'training', io.StringIO())
+  for _ in range(5):  # five shapes are compiled, one after the other
+    now[0] += 23.0
+    bar.update()
+    assert bar.line() == 'training    0% of 5,000 steps  ? left'
+  for _ in range(2000):
+    now[0] += 0.1
+    bar.update()
+  # The last minute counts, and not the two that compiling took.
+  assert '10 steps/s  5 min 00 s left' in bar.line()
+
+
+def test_what_was_done_before_has_no_rate(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+  with progress.Progress(100, stream=io.StringIO()) as bar:
+    bar.skip(50)
+    for _ in range(3):
+      now[0] += 1.0
+      bar.update()
+    assert '1 cells/s  47 s left' in bar.line()
+    now[0] += 47.0
+    bar.update(47)
+    assert '1 cells/s  in 50 s' in bar.line()
+
+
 def test_shares_of_a_unit():
   with progress.Progress(1.5, 'MB', stream=io.StringIO()) as bar:
     bar.update(0.25)

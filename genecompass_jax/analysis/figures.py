@@ -129,7 +129,7 @@ def cell_map(
       figure.colorbar(drawn, ax=list(panels), shrink=0.6, label=colour_name)
     else:
       _legend(figure, matplotlib, names, colour_by, colour_name)
-    figure.suptitle(title, x=0.01, ha='left', fontsize=12)
+    _title(figure, title)
     _small_print(figure, note)
   return figure
 
@@ -196,14 +196,15 @@ def learning_curves(
       for axes in row:
         axes.set_ylim(low, high)
         _label_ends(axes, ends[axes])
-    figure.suptitle(title, x=0.01, ha='left', fontsize=12)
+    _title(figure, title)
     _small_print(figure, note)
   return figure
 
 
 def _curves(axes, training, found, key, null_names) -> list[tuple]:
   """One panel; returns (value, text, colour) of the labels at its right."""
-  last = found[-1][0]
+  # A run that was stopped may have been trained beyond its last evaluation.
+  last = max([found[-1][0], *(line['step'] for line in training[-1:])])
   ends = []
   if training:
     axes.plot(
@@ -231,6 +232,7 @@ def _curves(axes, training, found, key, null_names) -> list[tuple]:
       axes.axhline(value, color=colour, lw=1.1, ls=(0, (5, 2)))
       ends.append((value, f'{label}: {value:.3g}', colour))
   axes.set_xlim(0, max(last, 1))
+  axes.xaxis.get_major_locator().set_params(integer=True)
   return ends
 
 
@@ -292,6 +294,12 @@ def _legend(figure, matplotlib, names, classes_C, title) -> None:
   )
 
 
+def _title(figure, title: str) -> None:
+  width = int(figure.get_size_inches()[0] * 9.5)  # characters of this size
+  title = '\n'.join(textwrap.wrap(title, width))
+  figure.suptitle(title, x=0.01, ha='left', fontsize=12)
+
+
 def _small_print(figure, note: str) -> None:
   if note:
     width = int(figure.get_size_inches()[0] * 17)  # characters of this size
@@ -314,5 +322,5 @@ def _optional(name: str):
   except ImportError as error:
     raise errors.UserError(
       f'{name.partition(".")[0]} is not installed: '
-      'pip install "genecompass_jax[demo]"'
+      'pip install ".[demo]" in the folder of the repository'
     ) from error
