@@ -457,7 +457,10 @@ def test_wrong_commands_are_one_line(train_command, tmp_path):
     ([where], '--config'),
     (['--config=experiments/tiny.py:smoke'], '--workdir'),
     (['--config=experiments/none.py', where], 'No such file'),
-    (['--config=experiments/tiny.py:large', where], 'give none or smoke'),
+    (
+      ['--config=experiments/tiny.py:large', where],
+      'give none, split or smoke',
+    ),
     (['--config=experiments/tiny.py', where], 'no corpus: give'),
     ([f'--config={tmp_path}/syntax.py', where], 'SyntaxError'),
     ([f'--config={tmp_path}/none.py', where], 'get_config'),
