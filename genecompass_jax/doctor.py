@@ -50,7 +50,7 @@ def _environment() -> Iterator[str]:
     except importlib.metadata.PackageNotFoundError:
       if name in OPTIONAL:
         yield f'-      {name} is not installed (demo only: pip install '
-        '"genecompass_jax[demo]")'
+        '".[demo]" in the folder of the repository)'
       else:
         yield f'FAULT  {name} is not installed: pip install {name}'
 
@@ -130,10 +130,15 @@ def describe_corpus(opened: corpus.Corpus) -> list[str]:
       }
       lines.append(
         f'{split} {store.species_name}: {store.num_cells:,} cells of {found["dataset"]} '
-        f'dataset(s) and {found["unit"]} unit(s), '
+        f'dataset{_s(found["dataset"])} and {found["unit"]} '
+        f'unit{_s(found["unit"])}, '
         f'{length_N.mean():.0f} genes a cell (most {length_N.max()})'
       )
   return lines
+
+
+def _s(number: int) -> str:
+  return '' if number == 1 else 's'
 
 
 def _leaves(tree) -> list:

@@ -56,6 +56,8 @@ def to_dataclass(cls: type, values: Any, where: str = 'config') -> Any:
       value = to_dataclass(hints[key], value, f'{where}.{key}')
     elif isinstance(value, list | tuple):
       value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if key == 'priors':
+      _check_priors(value, f'{where}.{key}')
     arguments[key] = _checked(hints[key], value, f'{where}.{key}')
   for name, field in fields.items():
     required = (
@@ -77,6 +79,19 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
       f'{where}={value!r} must be of type {wanted.__name__}'
     )
   return value
+
+
+def _check_priors(value: Any, where: str) -> None:
+  """Refuses priors that are no pairs; one pair alone often lacks its comma."""
+  is_pairs = isinstance(value, tuple | list) and all(
+    isinstance(pair, tuple | list) and list(map(type, pair)) == [str, str]
+    for pair in value
+  )
+  if not is_pairs:
+    raise errors.UserError(
+      f'{where}={value!r}: give pairs of a name and a table, each with a comma '
+      f'behind it: --{where}=\'(("grn", "grn.parquet"),)\''
+    )
 
 
 def run(config: Mapping[str, Any], workdir: str) -> None:
@@ -143,7 +158,11 @@ def main(argv: list[str]) -> None:
   except FloatingPointError as error:
     _exit(errors.EXIT_FAILED, str(error))
   except KeyboardInterrupt:
-    _exit(errors.EXIT_INTERRUPTED, 'stopped before training; nothing is lost')
+    print('stopped before training; nothing is lost', file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: an interpreter that ends while XLA compiles may crash.
+    os._exit(errors.EXIT_INTERRUPTED)
   except ImportError as error:  # a package for some kind of URL
     _exit(errors.EXIT_USAGE, str(error))
   except OSError as error:  # a full disk or a store out of reach may pass
@@ -153,6 +172,15 @@ def main(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
   """Parses flags; what is wrong is one line and exit code 2."""
+  for name, after in zip(argv, [*argv[1:], '']):
+    flag, _, value = name.lstrip('-').partition('=')
+    file = (value or after).partition(':')[0]
+    if name.startswith('-') and flag == 'config' and not os.path.exists(file):
+      _exit(
+        errors.EXIT_USAGE,
+        f'--config={file}: no such file here; the configs are in the folder '
+        'experiments of the repository',
+      )
   try:
     return flags.FLAGS(argv)
   except SystemExit:  # --help, after which absl exits with 1

@@ -512,5 +512,9 @@ def _log_start(config: TrainConfig, devices: int) -> None:
   counts = model_lib.count_parameters(config.model)
   groups = ', '.join(f'{n:,} {g}' for g, n in counts.items() if g != 'total')
   logging.info(
-    '%d devices; %s parameters (%s)', devices, f'{counts["total"]:,}', groups
+    '%d device%s; %s parameters (%s)',
+    devices,
+    '' if devices == 1 else 's',
+    f'{counts["total"]:,}',
+    groups,
   )

@@ -1,5 +1,6 @@
 """The demo, end to end on few cells and steps; what it refuses, and resumes."""
 
+import argparse
 import json
 import warnings
 
@@ -8,7 +9,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from genecompass_jax import cli, corpus, metrics, pretrained
+from genecompass_jax import cli, corpus, demo as demo_lib, metrics, pretrained
 from genecompass_jax.analysis import figures
 from genecompass_jax.demo import files, plans, pretraining, scores
 from genecompass_jax.prepare import pbmc68k
@@ -169,6 +170,25 @@ def test_bad_files_are_refused_in_one_line_and_leave_nothing(
   message = capsys.readouterr().err.strip().splitlines()[-1]
   assert kind in message
   assert not (tmp_path / 'out').exists()
+
+
+def test_what_to_do_next_takes_the_flags_of_the_cells(monkeypatch):
+  args = argparse.Namespace(
+    data='my cells.h5ad',
+    species='obs:species',
+    ids_of='human',
+    layer='',
+    allow_noninteger=False,
+  )
+  said = demo_lib._next_steps(args, 'demo/run')
+  assert (
+    "embed 'my cells.h5ad' -o OUT.h5ad --checkpoint demo/run "
+    '--species obs:species --ids-of human\n'
+  ) in said
+  args.data = ''
+  monkeypatch.setenv('PATH', '')
+  said = demo_lib._next_steps(args, 'demo/run')
+  assert 'embed CELLS.h5ad -o OUT.h5ad --checkpoint demo/run\n' in said
 
 
 def test_a_folder_that_is_not_of_a_demo_is_left_alone(tmp_path, capsys):

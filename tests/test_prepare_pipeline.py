@@ -415,7 +415,7 @@ def test_command(tmp_path, capsys):
   assert 's: ' in out
   assert 'cells kept (panel)' in out
   assert 'human genes: 80 from 80 columns' in out
-  assert 'human max_mito: skipped' in out
+  assert 'human --max-mito: skipped' in out
   assert 'train' in out.splitlines()[-1]
   assert 'cells/s' in err
   built = corpus.Corpus.open(tmp_path / 'c')

@@ -524,6 +524,12 @@ def outs(tmp_path):
   return tmp_path / 'outs'
 
 
+def cell_ranger(tmp_path):
+  folder = tmp_path / 'run' / 'outs' / 'filtered_feature_bc_matrix'
+  folder.mkdir(parents=True)
+  return tmp_path / 'run'
+
+
 def zarr_without(pattern, version):
   def make(tmp_path):
     path = tmp_path / 'cells.zarr'
@@ -590,7 +596,8 @@ def flipped_zip(tmp_path):
     (zipped, 'unzip'),
     (empty_file, 'not an h5ad'),
     (empty_folder, 'a folder, not an h5ad file'),
-    (outs, 'name a file in it, such as f.h5'),
+    (outs, 'name what is in it: .*outs/f.h5'),
+    (cell_ranger, 'in it: .*run/outs/filtered_feature_bc_matrix$'),
     (zarr_without('X/data/c/0', 3), '1 of 1 chunks of X/data are missing'),
     (zarr_without('X/indices/c/0', 3), 'chunks of X/indices are missing'),
     (zarr_without('X/indptr/0', 2), 'chunks of X/indptr are missing'),

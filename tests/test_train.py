@@ -456,7 +456,10 @@ def test_wrong_commands_are_one_line(train_command, tmp_path):
     ([*good, 'typo'], 'unknown arguments: typo'),
     ([where], '--config'),
     (['--config=experiments/tiny.py:smoke'], '--workdir'),
-    (['--config=experiments/none.py', where], 'No such file'),
+    (['--config=experiments/none.py', where], 'none.py: no such file here'),
+    (['--config', 'experiments/none.py', where], 'none.py: no such file here'),
+    ([*good, '--config.priors=grn.parquet'], '(("grn", "grn.parquet"),)'),
+    ([*good, '--config.priors=(("grn", "x"))'], 'give pairs of a name and a'),
     (
       ['--config=experiments/tiny.py:large', where],
       'give none, split or smoke',
@@ -490,6 +493,30 @@ def test_wrong_commands_are_one_line(train_command, tmp_path):
     lines = output.strip().splitlines()
     assert len(lines) == 1 and message in lines[0], output
   assert not workdir.exists()
+
+
+def test_ctrl_c_before_training_ends_at_once(tmp_path):
+  code = textwrap.dedent("""
+    import atexit
+    from absl import app
+    from genecompass_jax import main
+
+    def run(config, workdir):
+      raise KeyboardInterrupt
+
+    main.run = run
+    atexit.register(print, 'an interpreter that ends while XLA compiles')
+    app.run(main.main, flags_parser=main._parse)
+  """)
+  config = tmp_path / 'config.py'
+  config.write_text(
+    'import ml_collections\nget_config = ml_collections.ConfigDict\n'
+  )
+  flags = [f'--config={config}', '--workdir=none']
+  result = run([sys.executable, '-c', code, *flags])
+  assert result.returncode == errors.EXIT_INTERRUPTED
+  assert result.stderr == 'stopped before training; nothing is lost\n'
+  assert not result.stdout
 
 
 def test_help_ends_well():

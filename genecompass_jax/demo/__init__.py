@@ -7,9 +7,19 @@ simulated cells of two species; `--data` does the same with one's own file.
 
 import argparse
 import importlib.util
+import os
+import shlex
+import shutil
+import sys
 from typing import Any
 
-from genecompass_jax import corpus as corpus_lib, errors, metrics, paths
+from genecompass_jax import (
+  checkpoint,
+  corpus as corpus_lib,
+  errors,
+  metrics,
+  paths,
+)
 from genecompass_jax.analysis import figures
 from genecompass_jax.demo import files, plans, pretraining, scores
 from genecompass_jax.prepare import pipeline, reports, sources
@@ -48,10 +58,10 @@ def run(args: argparse.Namespace) -> None:
   corpus = _corpus(plan, args.output, is_new)
   steps = args.steps or pretraining.default_steps(corpus)
 
-  _say(
-    f'3/6  Pretraining: {steps:,} steps of a tiny model, from random weights'
-  )
   workdir = paths.join(args.output, files.RUN)
+  done = checkpoint.all_steps(paths.join(workdir, 'checkpoints'))
+  start = f'step {max(done):,}' if done else 'random weights'
+  _say(f'3/6  Pretraining: {steps:,} steps of a tiny model, from {start}')
   model = pretraining.pretrain(
     corpus,
     workdir,
@@ -82,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
   for name, what in written.items():
     _say(f'     {paths.join(args.output, name):32} {what}')
   _say(f'     {workdir:32} the model, for gc.load and --checkpoint')
-  _say(_next_steps(args.data, workdir))
+  _say(_next_steps(args, workdir))
 
 
 def _corpus(plan: plans.Plan, folder: str, is_new: bool) -> corpus_lib.Corpus:
@@ -99,7 +109,9 @@ def _corpus(plan: plans.Plan, folder: str, is_new: bool) -> corpus_lib.Corpus:
       raise
   described = reports.describe(reports.read(path)).splitlines()
   for line in described:
-    if 'cells removed' in line and not line.endswith(' 0 cells removed'):
+    if ': 0 cells removed' in line:
+      continue
+    if 'cells removed' in line:
       _say(f'       {line.strip()}')
     elif any(w in line for w in ('kept', 'genes: ', 'WARNING', 'validation:')):
       _say(f'     {line.strip()}')
@@ -134,12 +146,30 @@ def _say_losses(lines: list[dict[str, Any]], curves: dict[str, str]) -> None:
         )
 
 
-def _next_steps(data: str, workdir: str) -> str:
+def _next_steps(args: argparse.Namespace, workdir: str) -> str:
+  """What can be done with the model; the user's cells need the same flags."""
+  activate = os.path.join(sys.prefix, 'bin', 'activate')
+  if not shutil.which('genecompass') and os.path.exists(activate):
+    below = os.path.relpath(activate)
+    activate = activate if below.startswith(os.pardir) else below
+    first = f'Go on, after `source {activate}`:'
+  else:
+    first = 'Go on:'
+  data = args.data or 'CELLS.h5ad'
+  flags = ''
+  if args.data:
+    asked = {
+      '--species': args.species if args.species != 'auto' else '',
+      '--ids-of': args.ids_of,
+      '--layer': args.layer,
+    }
+    flags = ''.join(f' {k} {shlex.quote(v)}' for k, v in asked.items() if v)
+    flags += ' --allow-noninteger' if args.allow_noninteger else ''
   return '\n'.join(
     (
-      'Go on:',
-      f'  genecompass embed {data or "CELLS.h5ad"} -o OUT.h5ad --checkpoint '
-      f'{workdir}',
+      first,
+      f'  genecompass embed {shlex.quote(data)} -o OUT.h5ad --checkpoint '
+      f'{workdir}{flags}',
       '  genecompass prep CELLS.h5ad --unit DONOR_COLUMN --vocabulary '
       'measured -o CORPUS',
       '  python -m genecompass_jax.main --config=experiments/tiny.py '
@@ -155,7 +185,8 @@ def _check_extras() -> None:
   for module in ('sklearn', 'umap', 'matplotlib'):
     if importlib.util.find_spec(module) is None:
       raise errors.UserError(
-        f'the demo needs {module}: pip install "genecompass_jax[demo]"'
+        f'the demo needs {module}: pip install ".[demo]" in the folder of the '
+        'repository'
       )
 
 

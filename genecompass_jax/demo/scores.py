@@ -1,7 +1,9 @@
 """Features of held-out cells, their scores, and the tables that are printed."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 
 import anndata
 import numpy as np
@@ -59,21 +61,37 @@ def embed(
       allow_noninteger=probe.config.allow_noninteger,
     )
 
+  def of_model(pooling: str) -> cell_types.Features:
+    return cell_types.Features(
+      embedded(model, pooling), model.sha256, model.step
+    )
+
   counts_CV = anndatas.token_counts(cells, model.vocabulary, probe.config)
   features = {PCA: cell_types.Features(cell_types.pca(counts_CV))}
-  if labels is not None:
-    draws = [
-      model.replace(params=model_lib.init(model.config, _RANDOM_SEED + seed))
-      for seed in CONFIG.seeds
-    ]
-    values = np.stack([embedded(draw, 'mean') for draw in draws])
-    features[RANDOM] = cell_types.Features(values)
-  for name, pooling in ((MEAN, 'mean'), (CLS, 'cls')):
-    values = embedded(model, pooling)
-    features[name] = cell_types.Features(values, model.sha256, model.step)
+  mean = of_model('mean')  # warns about the cells, where that is needed
+  with _without_warnings():  # which would be the same
+    if labels is not None:
+      draws = [
+        model.replace(params=model_lib.init(model.config, _RANDOM_SEED + seed))
+        for seed in CONFIG.seeds
+      ]
+      values = np.stack([embedded(draw, 'mean') for draw in draws])
+      features[RANDOM] = cell_types.Features(values)
+    features |= {MEAN: mean, CLS: of_model('cls')}
   cells.obsm[embeddings.KEY] = features[CLS].values
   cells.obsm[f'{embeddings.KEY}_mean'] = features[MEAN].values
   return Embedded(cells, features, labels, units)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+  logger = logging.getLogger()
+  before = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(before)
 
 
 def _text(cells: anndata.AnnData, column: str) -> np.ndarray:
@@ -104,7 +122,8 @@ def table(
     wanted = ', '.join(plans.LABEL_COLUMNS[:4])
     return (
       f'     {probe.dataset}: no obs column of cell types ({wanted}, ...) with '
-      f'two classes of {CONFIG.min_cells} held-out cells, so no table'
+      f'two classes of {CONFIG.min_cells} held-out cells, so no table; name one '
+      'with --label'
     )
   keep_C = cell_types.eligible(found.labels)
   classes = len(np.unique(found.labels[keep_C]))

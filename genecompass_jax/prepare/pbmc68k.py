@@ -66,7 +66,8 @@ def _find() -> str:
   if package is None:
     raise errors.UserError(
       'the demo takes its cells from scanpy, which is not installed: '
-      'pip install "genecompass_jax[demo]", or give your own with --data'
+      'pip install ".[demo]" in the folder of the repository, or give your own '
+      'with --data'
     )
   path = os.path.join(package.submodule_search_locations[0], 'datasets', FILE)
   if not os.path.exists(path):

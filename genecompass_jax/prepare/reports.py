@@ -48,11 +48,11 @@ def describe(report: Mapping) -> str:
         if f.get('note') == 'off':
           continue
         if f['threshold'] is None:
-          lines.append(f'  {species} {f["name"]}: skipped, {f["note"]}')
+          lines.append(f'  {species} {_flag(f["name"])}: skipped, {f["note"]}')
         else:
           note = f' ({f["note"]})' if 'note' in f else ''
           lines.append(
-            f'  {species} {f["name"]} {f["threshold"]:g}{note}: '
+            f'  {species} {_flag(f["name"])} {f["threshold"]:g}{note}: '
             f'{f["removed"]:,} cells removed'
           )
       lines += [f'  WARNING {line}' for line in filtered['warnings']]
@@ -70,7 +70,13 @@ def describe(report: Mapping) -> str:
   held = ', '.join(split['validation_units'][:5]) or 'none'
   if len(split['validation_units']) > 5:
     held += ' ...'
+  held += f' (of {split["units"]:,} unit{"" if split["units"] == 1 else "s"})'
   if split['leaky']:
     held += '; single cells are split: LEAKY'
-  lines.append(f'validation: {held} (of {split["units"]:,} units)')
+  lines.append(f'validation: {held}')
   return '\n'.join([*lines, *report['notes']])
+
+
+def _flag(name: str) -> str:
+  """A filter, called like the option that sets it."""
+  return '--' + name.replace('_', '-')

@@ -356,5 +356,6 @@ def _sklearn(module: str):
     return importlib.import_module(f'sklearn.{module}')
   except ImportError as error:
     raise errors.UserError(
-      'scikit-learn is not installed: pip install "genecompass_jax[demo]"'
+      'scikit-learn is not installed: pip install ".[demo]" in the folder of '
+      'the repository'
     ) from error

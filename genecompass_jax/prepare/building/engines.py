@@ -123,7 +123,8 @@ class Beam:
       from apache_beam.options import pipeline_options
     except ImportError:
       raise errors.UserError(
-        '--engine beam needs Apache Beam: pip install "genecompass_jax[beam]"'
+        '--engine beam needs Apache Beam: pip install ".[beam]" in the folder '
+        'of the repository'
       ) from None
     options = pipeline_options.PipelineOptions(list(self.options))
     standard = options.view_as(pipeline_options.StandardOptions)

@@ -424,7 +424,10 @@ def _edge_flag(text: str) -> tuple[str, str, float]:
   if not at or not weight.replace('.', '', 1).isdigit():
     path, weight = rest, '1'
   if not found or not path:
-    raise errors.UserError(f'{text!r}: give FORMAT=FILE, such as trrust=FILE')
+    raise errors.UserError(
+      f'{text}: say the format first, as in collectri={text or "FILE"}: '
+      'collectri, dorothea, trrust or table'
+    )
   return form, path, float(weight)
 
 

@@ -1,6 +1,6 @@
 """Skip-gram with negative sampling: gene2vec on pairs, node2vec on walks.
 
-Training is gensim's (`pip install genecompass_jax[priors]`), in one thread so
+Training is gensim's (`pip install ".[priors]"`), in one thread so
 that a seed gives the same vectors. Walks are drawn here, in a compiled kernel,
 each from a hash of (seed, its number). One-to-one orthologues are joined by an
 edge of the mean weight of a gene, so that the species share a space.
@@ -32,8 +32,8 @@ def train(
     from gensim.models import word2vec
   except ImportError:
     raise errors.UserError(
-      '--method skipgram needs gensim: pip install "genecompass_jax[priors]", '
-      'or take --method svd, the default'
+      '--method skipgram needs gensim: pip install ".[priors]" in the folder of '
+      'the repository, or take --method svd, the default'
     ) from None
   rows_K, graph_KK = graph(pairs, vocab)
   if config.window == 1:

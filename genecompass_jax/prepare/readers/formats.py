@@ -34,6 +34,15 @@ _READERS = {
   'corpus': stored.read,
 }
 _TAR = 257  # where a tar archive says what it is
+# What a folder of Cell Ranger holds of use here: called cells, newest first.
+_OF_CELL_RANGER = tuple(
+  os.path.join(folder, name)
+  for folder in ('outs', '')
+  for name in (
+    *('filtered_feature_bc_matrix.h5', 'filtered_feature_bc_matrix'),
+    *('filtered_gene_bc_matrices_h5.h5', 'filtered_gene_bc_matrices'),
+  )
+)
 
 
 def read(config: source_config.SourceConfig) -> opened.Opened:
@@ -81,7 +90,12 @@ def _of_folder(path: str) -> str:
   ):
     return 'hf'
   inside = [n for n in sorted(names) if n.endswith(('.h5', '.h5ad', '.zarr'))]
-  hint = f'; name a file in it, such as {inside[0]}' if inside else ''
+  inside += [
+    n for n in _OF_CELL_RANGER if os.path.exists(os.path.join(path, n))
+  ]
+  hint = (
+    f'; name what is in it: {os.path.join(path, inside[0])}' if inside else ''
+  )
   raise errors.UserError(
     f'{path}: a folder, not an h5ad file, and no zarr store, mtx, SOMA or '
     f'Arrow folder{hint}'

@@ -151,7 +151,7 @@ def _library(path: str) -> Any:
   except ImportError:
     raise errors.UserError(
       f'{path}: SOMA experiments need tiledbsoma: pip install '
-      "'genecompass_jax[census]'"
+      '".[census]" in the folder of the repository'
     ) from None
   return tiledbsoma
 
@@ -173,7 +173,7 @@ def _open(config: source_config.SourceConfig) -> Any:
   except ImportError:
     raise errors.UserError(
       f'{path}: releases of the Census need cellxgene-census: pip install '
-      "'genecompass_jax[census]'"
+      '".[census]" in the folder of the repository'
     ) from None
   try:
     return cellxgene_census.open_soma(census_version=release)

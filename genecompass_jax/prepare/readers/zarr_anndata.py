@@ -25,7 +25,7 @@ def read(config: source_config.SourceConfig) -> opened.Opened:
     import zarr
   except ImportError:
     raise errors.UserError(
-      f"{path}: zarr stores need zarr: pip install 'genecompass_jax[zarr]'"
+      f'{path}: zarr stores need zarr: pip install zarr'
     ) from None
   is_zip = not os.path.isdir(path)
   with damage.in_one_line(path, 'the zarr store'):
