@@ -35,6 +35,7 @@ flags.mark_flags_as_required(['config', 'workdir'])
 # Corpora that a run makes for itself, of config.simulated_cells cells.
 SIMULATED = 'simulated'
 INDEPENDENT = 'independent'
+_TABLES = tuple[tuple[str, str], ...]  # (name, parquet table) of priors
 
 
 def to_dataclass(cls: type, values: Any, where: str = 'config') -> Any:
@@ -56,7 +57,7 @@ def to_dataclass(cls: type, values: Any, where: str = 'config') -> Any:
       value = to_dataclass(hints[key], value, f'{where}.{key}')
     elif isinstance(value, list | tuple):
       value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    if key == 'priors':
+    if hints[key] == _TABLES:
       _check_priors(value, f'{where}.{key}')
     arguments[key] = _checked(hints[key], value, f'{where}.{key}')
   for name, field in fields.items():

@@ -278,8 +278,24 @@ def test_what_is_drawn_is_drawn_anew_for_every_seed():
   """One draw for all seeds would be luck that no interval knows of."""
   for name, arm in arms.ARMS.items():
     same = arm.folder(1) == arm.folder(2)
-    assert same == (name in ('none', 'all', 'grn', 'constant'))
+    fixed = ('none', 'all', 'grn', 'constant', 'stated', 'coexpression')
+    assert same == (name in fixed)
     assert arm.folder(1).startswith(arm.tables(1))
+
+
+def test_what_is_explored_is_not_in_the_registration():
+  assert arms.EXPLORATORY.keys().isdisjoint(arms.REGISTERED)
+  held = registration.frozen(settings_lib.Settings())['arms']
+  assert held.keys() == arms.REGISTERED.keys()
+  for one, other in (
+    ('stated', 'permuted_stated'),
+    ('coexpression', 'permuted_coexpression'),
+  ):
+    # The very rows of `permuted`, whichever arm is run first.
+    rows = {file for _, file in arms.ARMS[other].files(3)}
+    assert rows < {file for _, file in arms.ARMS['permuted'].files(3)}
+    assert arms.ARMS[other].controlled == arms.ARMS['permuted'].controlled
+    assert arms.ARMS[one].kinds == arms.ARMS[other].kinds
 
 
 def test_a_plan_is_of_whole_pairs_and_every_run_once():

@@ -442,6 +442,22 @@ COMMANDS = textwrap.dedent("""
 """)
 
 
+def test_a_model_with_priors_is_given_by_their_widths():
+  """config.priors are tables, config.model.priors what a saved run has."""
+  from genecompass_jax import main, train
+
+  values = {
+    'corpus': 'corpus',
+    'optimizer': {'total_steps': 9},
+    'data': {'rows_per_batch': 8},
+    'model': {'vocabulary_size': 9, 'priors': [['grn', 64], ['family', 64]]},
+    'priors': [['grn', 'grn.parquet'], ['family', 'family.parquet']],
+  }
+  config = main.to_dataclass(train.TrainConfig, values)
+  assert config.model.priors == (('grn', 64), ('family', 64))
+  assert config.priors[1] == ('family', 'family.parquet')
+
+
 def test_wrong_commands_are_one_line(train_command, tmp_path):
   workdir = tmp_path / 'run'
   good = train_command(workdir)[3:]

@@ -8,6 +8,9 @@ co-expression, which is made of the cells and has no such knob.
 What is drawn at random is drawn anew for every seed: the permutation of rows, the
 rewired network, random rows, and the statements of a fidelity. One draw for all
 seeds would be one throw of the dice, and no interval over seeds would know of it.
+
+`EXPLORATORY` arms were thought of after the registered runs were seen: they may
+explain a result, and cannot be one.
 """
 
 import dataclasses
@@ -42,6 +45,13 @@ class Arm:
       return f'{folder}/constant'  # nothing is drawn
     return f'{folder}/{self.control}_{seed}' if self.control else folder
 
+  @property
+  def controlled(self) -> tuple[str, ...]:
+    """Kinds that the folder of its control has, for every arm that uses it."""
+    if self.control == 'rewired':
+      return self.kinds  # a network alone can be rewired
+    return STATED if self.fidelity else KINDS
+
   def files(self, seed: int) -> tuple[tuple[str, str], ...]:
     """(name in the model, file without ending) of every table."""
     return tuple((kind, f'{self.folder(seed)}/{kind}') for kind in self.kinds)
@@ -63,5 +73,13 @@ CONTROLS = {
   for p in FIDELITIES
   for name, control in (('fidelity', ''), ('permuted_fidelity', 'shuffled'))
 }
-ARMS = {**MAIN, **CONTROLS}
+REGISTERED = {**MAIN, **CONTROLS}
+# With and without what is counted from the cells themselves.
+EXPLORATORY = {
+  'stated': Arm(STATED),
+  'permuted_stated': Arm(STATED, control='shuffled'),
+  'coexpression': Arm(('coexpression',)),
+  'permuted_coexpression': Arm(('coexpression',), control='shuffled'),
+}
+ARMS = {**REGISTERED, **EXPLORATORY}
 PAIR = ('all', 'permuted')

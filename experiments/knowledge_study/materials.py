@@ -202,7 +202,7 @@ def control(
 
   Args:
     tables: folder that `build` made.
-    arm: whose control and kinds.
+    arm: whose control it is.
     output: its folder.
     cells: corpus: expression to match on.
     seed: of the draw.
@@ -210,10 +210,10 @@ def control(
   if is_whole(output):
     return
   said = paths.read_text(paths.join(tables, _DONE))
-  missing = [kind for kind in arm.kinds if f'{kind}: no pair' in said]
+  missing = [k for k in arm.controlled if f'{k}: no pair' in said]
   made = [
     paths.join(tables, f'{kind}.parquet')
-    for kind in arm.kinds
+    for kind in arm.controlled
     if kind not in missing
   ]
   code, text = _quiet(

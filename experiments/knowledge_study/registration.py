@@ -106,7 +106,7 @@ def frozen(settings: settings_lib.Settings) -> dict[str, object]:
         'held_out_studies': materials.HELD_OUT_STUDIES,
         'coexpression': materials.COEXPRESSION,
         'prior_width': materials.WIDTH,
-        'arms': {n: dataclasses.asdict(a) for n, a in arms.ARMS.items()},
+        'arms': {n: dataclasses.asdict(a) for n, a in arms.REGISTERED.items()},
       }
     )
   )

@@ -6,9 +6,9 @@ from experiments.knowledge_study import arms
 from genecompass_jax import simulate
 
 PILOT, FIDELITY, PRIMARY = 'pilot', 'fidelity', 'primary'
-SECONDARY, REAL = 'secondary', 'real'
+SECONDARY, REAL, EXPLORATORY = 'secondary', 'real', 'exploratory'
 SCORE_FORMAT = 5  # of score.json; others are made again, without training
-STAGES = (PILOT, FIDELITY, PRIMARY, SECONDARY, REAL)
+STAGES = (PILOT, FIDELITY, PRIMARY, SECONDARY, REAL, EXPLORATORY)
 
 # Cells of less noise than real ones: ten times the molecules of the default
 # atlas, a sixth of its overdispersion, forty types for twelve. In the default
@@ -155,5 +155,11 @@ def plan(settings: Settings, seeds: int) -> list[Run]:
     for seed in range(settings.real_seeds)
     for fold in settings.folds
     for arm in settings.real_arms
+  ]
+  runs += [
+    Run(EXPLORATORY, arm, str(cells), seed)
+    for seed in range(settings.other_seeds)
+    for cells in settings.other_sizes
+    for arm in arms.EXPLORATORY
   ]
   return runs
