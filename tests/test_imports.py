@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'genecompass_jax'
 
-# A module imports modules of earlier lines only; a package (simulate, prepare,
+# A module imports modules of earlier lines only; a package (nulls, simulate, prepare,
 # tasks, analysis, scaling) counts as one module. The number of a line is the
 # level of the architecture.
 LEVELS = (
@@ -20,15 +20,13 @@ LEVELS = (
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'vocabulary encoding'),
   (1, 'gene_ids medians masking knowledge losses optimizer simulate'),
-  (1, 'packing rows null_kernels tie_ranking'),
+  (1, 'packing rows tie_ranking'),
   (1, 'filling'),
   (1, 'shards staging assets corpus_manifest'),
   (1, 'corpus'),
   (1, 'corpus_writer'),
   (2, 'reading model checkpoint prepare training_log tensor_files'),
   (2, 'data'),
-  (3, 'null_counts null_split'),
-  (3, 'null_files'),
   (3, 'nulls convert pretrained'),
   (3, 'evaluate'),
   (4, 'train'),
@@ -59,8 +57,8 @@ NO_JAX = (
   *('errors', 'paths', 'progress', 'metrics', 'workdir', 'gene_table'),
   *('vocabulary', 'gene_ids', 'encoding', 'medians', 'masking', 'packing'),
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
-  *('kernels', 'ranking', 'tie_ranking', 'null_kernels', 'null_counts'),
-  *('null_split', 'cli', 'main', 'pickled', 'prior_tables'),
+  *('kernels', 'ranking', 'tie_ranking', 'cli', 'main', 'pickled'),
+  *('prior_tables',),
 )
 
 

@@ -8,7 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from genecompass_jax import encoding, errors, masking, null_split, nulls
+from genecompass_jax import encoding, errors, masking, nulls
+from genecompass_jax.nulls import split as null_split
 from tests import test_nulls, test_split
 
 FIRST, TOKENS, DIVISOR_V = test_nulls.FIRST, test_nulls.TOKENS, (

@@ -12,11 +12,10 @@ from genecompass_jax import (
   encoding,
   errors,
   masking,
-  null_counts,
-  null_kernels,
   nulls,
   schemas,
 )
+from genecompass_jax.nulls import compiled, counts as counts_lib
 
 FIRST = 2  # first gene token
 SIZE = 42  # V
@@ -519,7 +518,7 @@ def test_scale_of_a_cell_is_read_off_its_visible_values():
     table[0, [2, 5, 11, 7]] = counts
     cells = encode(table, config)
     count_n = np.empty(4)
-    scale = null_kernels.scaled_counts(
+    scale = compiled.scaled_counts(
       cells.gene_ids_N, cells.values_N, DIVISOR_V, True, count_n
     )
     np.testing.assert_allclose(scale, 1e4 / sum(counts), rtol=1e-5)
@@ -529,9 +528,9 @@ def test_scale_of_a_cell_is_read_off_its_visible_values():
 
 
 def test_pseudo_cells_keep_the_cells_of_a_gene():
-  pairs = np.random.default_rng(0).poisson(1.0, (50, null_kernels.NUM_BINS))
+  pairs = np.random.default_rng(0).poisson(1.0, (50, compiled.NUM_BINS))
   pairs[3] = 0
-  smooth = null_counts.smoothed(pairs, 10.0)
+  smooth = counts_lib.smoothed(pairs, 10.0)
   np.testing.assert_allclose(smooth.sum(1), pairs.sum(1))
   assert np.all(smooth[3] == 0)
 
@@ -560,12 +559,12 @@ def test_unmeasured_is_not_zero():
 
 def test_a_gene_that_few_measured_is_weighed_by_those():
   """Expressed by 40 of the 50 that measured it, not of 100."""
-  ranks = np.zeros((2, null_kernels.NUM_RANK_BINS), np.uint32)
+  ranks = np.zeros((2, compiled.NUM_RANK_BINS), np.uint32)
   ranks[:, 3] = 40
-  pairs = np.zeros((2, null_kernels.NUM_BINS), np.uint32)
+  pairs = np.zeros((2, compiled.NUM_BINS), np.uint32)
   pairs[:, 0] = 40
-  made = null_counts.tables(
-    null_counts.SpeciesCounts(
+  made = counts_lib.tables(
+    counts_lib.SpeciesCounts(
       TOKENS[:2], 100, np.array([50.0, 100.0]), pairs, ranks, np.full(2, 40.0)
     ),
     DIVISOR_V,
@@ -647,7 +646,7 @@ def test_foreign_tokens_are_refused():
   model = fit(gene_counts(0, 40), config, DEFAULT)
   few = dataclasses.replace(
     model,
-    counts=(null_counts.no_counts(TOKENS[:10]),),
+    counts=(counts_lib.no_counts(TOKENS[:10]),),
     choices=(nulls.Choices(),),
   )
   with pytest.raises(errors.UserError, match='another vocabulary'):

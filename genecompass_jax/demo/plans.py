@@ -211,7 +211,8 @@ def own(args: argparse.Namespace) -> Plan:
       obs=(label,) if label else (),
     ),
   )
-  share = min(0.5, OWN_PROBE_CELLS / source.num_cells)
+  # Whole units may exceed it by a half: most cells are left to train on.
+  share = min(1 / 3, OWN_PROBE_CELLS / source.num_cells)
   probe = Probe(
     source=source.name,
     dataset=source.name,

@@ -62,24 +62,13 @@ def run(args: argparse.Namespace) -> int | None:
   return functions[args.kind](args)
 
 
-def _output(parser: argparse.ArgumentParser) -> None:
+def _output(
+  parser: argparse.ArgumentParser,
+  metavar: str = 'NAME.parquet',
+  what: str = 'the table; NAME.json beside it says what it was made of',
+) -> None:
   parser.add_argument(
-    '-o',
-    '--output',
-    required=True,
-    metavar='NAME.parquet',
-    help='the table; NAME.json beside it says what it was made of',
-  )
-  _common(parser)
-
-
-def _output_folder(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    '-o',
-    '--output',
-    required=True,
-    metavar='DIR',
-    help='folder that gets the tables',
+    '-o', '--output', required=True, metavar=metavar, help=what
   )
   _common(parser)
 
@@ -410,7 +399,7 @@ def _released(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--species', required=True, choices=_SPECIES, help='of its genes'
   )
-  _output_folder(parser)
+  _output(parser, 'DIR', 'folder that gets the tables')
   parser.add_argument(
     '--drop-random',
     action='store_true',
@@ -432,7 +421,7 @@ def _control(parser: argparse.ArgumentParser) -> None:
     metavar='CORPUS|FILE',
     help='deciles that rows stay in; a table has gene and value',
   )
-  _output_folder(parser)
+  _output(parser, 'DIR', 'folder that gets the tables')
 
 
 def _priors(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """The compiled part of the null models: counting cells, and scoring them.
 
-`nulls` says what the predictors are; this is how they are computed, one cell
+The package says what the predictors are; this is how they are computed, one cell
 at a time. Genes are numbered 0..T-1 here, in the order of the tokens of one
 species; a pair is a (gene, count), its key count / divisor. In a cell of n
 positions (`_n`), H are hidden (`_h`) and show U distinct genes that could be

@@ -1,19 +1,20 @@
 """Null models of the objective `split`: what a shown value or id gives away.
 
-`nulls` says what the predictors are. Where an id is hidden, value and rank are
+The package says what the predictors are. Where an id is hidden, value and rank are
 shown: the value is a count over the divisor of the gene, so the gene is one of
 those for which value times divisor is a whole number. Where a value is hidden,
 the id is shown and no rank: the value is that of the gene in training cells,
 moved by what the other genes of the cell tell of its depth.
 
-Names and shapes as in `null_kernels`; X features of a cell.
+Names and shapes as in `compiled`; X features of a cell.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from genecompass_jax import kernels, null_kernels, vocabulary
+from genecompass_jax import kernels, vocabulary
+from genecompass_jax.nulls import compiled
 
 NUM_FEATURES = 4
 # Moments of a gene: cells, sum y, sums x, sums x x (upper half), sums x y.
@@ -35,7 +36,7 @@ class Lines(NamedTuple):
 
 
 class Rules(NamedTuple):
-  """What the kernel does, for one species, beside `null_kernels.Rules`."""
+  """What the kernel does, for one species, beside `compiled.Rules`."""
 
   mix_value_bracket: float
   library: bool
@@ -67,7 +68,7 @@ def add_moments(
       continue
     ids_n = ids_N[start : start + n]
     values_n = values_N[start : start + n]
-    scale = null_kernels.scaled_counts(
+    scale = compiled.scaled_counts(
       ids_n, values_n, divisor_V, library, np.empty(n)
     )
     total = 0.0
@@ -138,11 +139,11 @@ def no_moments(num_genes: int) -> np.ndarray:
 @kernels.compiled
 def _count_range(whole):
   """Counts [low, high) that share the bin of a count."""
-  if whole < null_kernels.EXACT_COUNTS:
+  if whole < compiled.EXACT_COUNTS:
     return whole, whole + 1.0
-  k = null_kernels.bin_of(whole) - (null_kernels.EXACT_COUNTS - 1)
-  low = np.ceil(2.0 ** (6.0 + k / null_kernels.PER_OCTAVE) - 1e-9)
-  high = np.ceil(2.0 ** (6.0 + (k + 1) / null_kernels.PER_OCTAVE) - 1e-9)
+  k = compiled.bin_of(whole) - (compiled.EXACT_COUNTS - 1)
+  low = np.ceil(2.0 ** (6.0 + k / compiled.PER_OCTAVE) - 1e-9)
+  high = np.ceil(2.0 ** (6.0 + (k + 1) / compiled.PER_OCTAVE) - 1e-9)
   return low, high
 
 
@@ -191,7 +192,7 @@ def _pairs_mass(key, low_gene, high_gene, divisor_T, is_visible_T, tables):
   mass = 0.0
   while at < len(key_A) and key_A[at] <= highest:
     gene = tables.key_gene_A[at]
-    is_single = key * divisor_T[gene] < null_kernels.EXACT_COUNTS - 0.5
+    is_single = key * divisor_T[gene] < compiled.EXACT_COUNTS - 0.5
     if is_single and not is_visible_T[gene] and low_gene < gene < high_gene:
       mass += tables.key_mass_A1[at + 1] - tables.key_mass_A1[at]
     at += 1
@@ -205,7 +206,7 @@ def _total_mass(key, low_gene, high_gene, divisor_T, is_visible_T, tables):
   If no gene has a whole count there, as with corrected counts, any count does.
   """
   total = _pairs_mass(key, low_gene, high_gene, divisor_T, is_visible_T, tables)
-  binned = (null_kernels.EXACT_COUNTS - 0.5) / key
+  binned = (compiled.EXACT_COUNTS - 0.5) / key
   found = total > 0.0
   if not found or divisor_T.max() >= binned:
     for gene in range(low_gene + 1, high_gene):
@@ -293,7 +294,7 @@ def _score_cell(
   n = len(ids_n)
   ranked = n - unranked
   count_n = np.empty(n)
-  scale = null_kernels.scaled_counts(
+  scale = compiled.scaled_counts(
     ids_n, values_n, tables.divisor_V, rules.library, count_n
   )
   visible_v = tables.gene_V[ids_n[ids_n >= vocabulary.NUM_SPECIAL]]
@@ -308,7 +309,7 @@ def _score_cell(
   for h in range(len(place_h)):
     if labels_n[place_h[h]] >= 0:
       label_gene_h[h] = tables.gene_V[labels_n[place_h[h]]]
-  hidden = null_kernels.Hidden(
+  hidden = compiled.Hidden(
     place_h, label_gene_h, none_h, none_h, np.empty(0, np.int64), visible_v,
     max(unseen, 1e-300),
   )  # fmt: skip
@@ -320,19 +321,17 @@ def _score_cell(
     if label_gene_h[h] >= 0:
       loss_4n[0, place_h[h]] = -np.log(tables.marginal_T[label_gene_h[h]])
   if len(place_h) and rules.rank_bin:
-    null_kernels.score_rank_bin(
-      ranked, hidden, tables, rank_rules, loss_h, mean_h
-    )
+    compiled.score_rank_bin(ranked, hidden, tables, rank_rules, loss_h, mean_h)
     loss_4n[1, :ranked][place_h] = loss_h
   if len(place_h) and rules.rank_bracket:
     # The bracket by rank does not look at the value of its own position.
     other_n = values_n[:ranked].copy()
     other_n[place_h] = -1.0
-    brackets, group_h = null_kernels.find_brackets(
+    brackets, group_h = compiled.find_brackets(
       ids_n[:ranked], other_n, count_n[:ranked], scale, hidden, tables,
       rank_rules,
     )  # fmt: skip
-    null_kernels.score_bracket(
+    compiled.score_bracket(
       brackets, group_h, hidden, is_visible_T, tables, rank_rules, loss_h,
       mean_h,
     )  # fmt: skip

@@ -13,10 +13,9 @@ from genecompass_jax import (
   encoding,
   errors,
   masking,
-  null_counts,
-  null_kernels,
   paths,
 )
+from genecompass_jax.nulls import compiled, counts as counts_lib
 
 _FORMAT = 2
 _READS = (1, 2)  # format 1 knew the objective `released` only
@@ -103,14 +102,14 @@ def damaged(path: paths.PathLike, error: Exception) -> errors.UserError:
   )
 
 
-def _counts(arrays, species: int, number: int) -> null_counts.SpeciesCounts:
+def _counts(arrays, species: int, number: int) -> counts_lib.SpeciesCounts:
   """What was counted in the training cells of one species."""
   tokens_T = arrays[f'{species}/tokens_T']
-  pairs_TN = np.zeros((len(tokens_T), null_kernels.NUM_BINS), np.uint32)
+  pairs_TN = np.zeros((len(tokens_T), compiled.NUM_BINS), np.uint32)
   pair = arrays[f'{species}/gene_P'], arrays[f'{species}/bin_P']
   pairs_TN[pair] = arrays[f'{species}/cells_P']
   rest = {
     name: arrays[f'{species}/{name}']
     for name in ('measured_T', 'ranks_TQ', 'value_sum_T')
   }
-  return null_counts.SpeciesCounts(tokens_T, number, pairs_TN=pairs_TN, **rest)
+  return counts_lib.SpeciesCounts(tokens_T, number, pairs_TN=pairs_TN, **rest)

@@ -1,89 +1,4 @@
-"""Null models: what counting alone predicts from the batch the model sees.
-
-Rank order gives much away. A hidden gene lies between the visible neighbours
-of its position, so its value is all but known, and with it which genes it can
-be. A trained model has learned something when it beats the strongest of these
-predictors, per study and species:
-
-  null_id_marginal         frequency of the gene in training cells.
-  null_id_rank_bin         frequency of the gene at this relative rank (32
-                           bins), among genes not visible in the cell.
-  null_id_rank_bracket     frequency of the (gene, count) pairs whose scaled
-                           count fits between the nearest visible neighbours,
-                           among genes not visible in the cell.
-  null_value_gene_mean     mean value of the gene in training cells. It is told
-                           the TRUE gene, which the model is not.
-  null_value_interpolation linear in rank between the nearest visible values.
-  null_value_bracket_mean  mean value of the pairs in the bracket.
-
-Those are the nulls of the mask objective `released`, in both modes. Under
-`split` the ids are scored by the same three and by
-
-  null_id_value_bracket    frequency of the (gene, count) pairs whose scaled
-                           count is the value that is shown with the hidden id,
-                           among genes not visible in the cell,
-
-the rank bracket leaving that value aside, and the values, of genes whose id is
-shown and whose rank is not, by
-
-  null_value_gene_mean     as above; the model is told the gene as well.
-  null_value_count_mean    in `library` mode: mean over the gene's counts in
-                           training cells, at the scale of the cell.
-  null_value_cell_scaled   the mean of the gene, moved along a line in the mean
-                           and the lowest of the visible values, log2 of the
-                           number of genes, and log2 of the scale of the cell.
-
-Ids are scored by cross-entropy in nats over the tokens of the species, values
-by squared error in log2 units.
-
-**Not visible.** A gene that is expressed in a share p of cells and hidden with
-rate r is, where it is not visible, hidden with odds r p : (1 - p). Genes are
-therefore weighted by p(count) / (1 - (1 - r) p), not by p(count): a gene that
-every cell expresses and this one does not show is almost surely hidden. p is
-the share of the cells that measured the gene, after the cut at max_genes. r is
-the rate of hidden ids: under `split` a gene without value is visible.
-
-**Bracket.** Pairs are compared by count / divisor. The order of quotients does
-not depend on the library size, so one sorted table serves `library` mode too:
-the scale of a cell is read off its visible (gene, value) pairs, as the
-smallest scaled count over the smallest whole number (at most 16) that makes
-all scaled counts whole. Visible genes are then known by their exact counts and
-ties are exact. With hash ties the bracket includes both ends; as a hidden gene
-tied with a level of n positions would come outside all of them with chance
-1 / (n + 1), pairs at an end carry that weight, and pairs of a level that lies
-on both sides weight 1. With token ties the tokens of the neighbours bound the
-bracket as well. Above the first and below the last visible gene the bracket is
-open; a gene is a candidate as often as it survives the cut. Counts
-above 63 are binned, 16 bins an octave, each spread over four counts. Counts
-that are not whole (corrected counts) are taken to the nearest whole number, so
-there the bracket is coarse.
-
-**Value bracket.** A shown value and the scale of the cell give count / divisor
-up to float32. A gene is a candidate if that times its divisor is whole; where
-none is, as with corrected counts, by the density of its counts there. With
-token ties the tokens of equal neighbours bound the candidates as well.
-
-**Lines.** Slopes of a gene are least squares over its training cells (mean and
-lowest value are those of the other genes), drawn towards the slopes of all
-genes with a weight chosen on training cells. In a cell cut at max_genes the
-lowest value is the cut, which every gene of the cell lies above.
-
-**Shown ids.** Under the default policy a hidden position shows `<mask>`, its
-true id (share k) or a random one of T tokens (share q). Given a shown id s,
-P(g) is proportional to P(g | position) (k [g = s] + q / T). An id shown at one
-hidden position is taken from the candidates of the others by the probability
-that it is true there. Under the `released` policy a kept gene shows its value,
-so it cannot be told from a gene that was not selected: its id and value are
-certain (loss 0), and an id shown without a value says nothing. T is the mean
-number of tokens that the training cells measured.
-
-**Smoothing.** The marginal is (n + 1/2) / (sum n + T/2) over the tokens of
-the species. Rank bin and bracket are mixed with it (renormalised over genes
-not visible) by a share chosen on training cells, as are the rules by which
-interpolation goes on above the first and below the last visible gene. The
-count distribution of a gene is drawn towards that of genes of like mean count,
-with a weight chosen on the same cells.
-"""
+"""The fitted null models: fit, score, save and load; see the package."""
 
 import dataclasses
 import functools
@@ -96,13 +11,10 @@ from genecompass_jax import (
   errors,
   kernels,
   masking,
-  null_counts,
-  null_files,
-  null_kernels,
-  null_split,
   paths,
   schemas,
 )
+from genecompass_jax.nulls import compiled, counts as counts_lib, files, split
 
 ID_NAMES = ('null_id_marginal', 'null_id_rank_bin', 'null_id_rank_bracket')
 VALUE_NAMES = (
@@ -186,7 +98,7 @@ class NullModels:
   encoding: encoding.EncodingConfig
   mask: masking.MaskConfig
   divisor_SV: np.ndarray
-  counts: tuple[null_counts.SpeciesCounts, ...]
+  counts: tuple[counts_lib.SpeciesCounts, ...]
   choices: tuple[Choices, ...]
   moments: tuple[np.ndarray, ...] = ()
 
@@ -263,18 +175,18 @@ class NullModels:
       UserError: a cell holds a token that its species does not have.
     """
     num_species, size = divisor_SV.shape
-    counts = [null_counts.no_counts(tokens) for tokens in species_tokens]
+    counts = [counts_lib.no_counts(tokens) for tokens in species_tokens]
     genes_SV = [
-      null_counts.gene_index(tokens, size) for tokens in species_tokens
+      counts_lib.gene_index(tokens, size) for tokens in species_tokens
     ]
     moments = ()
     if mask.splits:
-      moments = tuple(null_split.no_moments(len(t)) for t in species_tokens)
+      moments = tuple(split.no_moments(len(t)) for t in species_tokens)
     held = [[] for _ in range(num_species)]
 
     def add(species: int, cells: encoding.EncodedCells):
       c = counts[species]
-      foreign = null_kernels.add_cells(
+      foreign = compiled.add_cells(
         kernels.read_only(cells.gene_ids_N),
         kernels.read_only(cells.values_N),
         kernels.read_only(cells.starts_C1),
@@ -291,7 +203,7 @@ class NullModels:
           f' {species}: the cells were encoded with another vocabulary'
         )
       if mask.splits:
-        null_split.add_moments(
+        split.add_moments(
           kernels.read_only(cells.gene_ids_N),
           kernels.read_only(cells.values_N),
           kernels.read_only(cells.starts_C1),
@@ -391,7 +303,7 @@ class NullModels:
     self, species: int, held: list[encoding.EncodedCells], seed: int
   ) -> tuple[str, str]:
     """Rules above and below the visible genes of least squared error."""
-    error_SideE = np.zeros((2, len(null_kernels.ENDS)))
+    error_SideE = np.zeros((2, len(compiled.ENDS)))
     default = self._mean_value(species)
     for cells in held:
       starts = cells.starts_C1
@@ -403,14 +315,14 @@ class NullModels:
           seen_v = np.flatnonzero(values_n >= 0)
           if not len(seen_v) or len(seen_v) == seen_v[-1] + 1 == b - a:
             continue
-          for e, end in enumerate(null_kernels.ENDS):
+          for e, end in enumerate(compiled.ENDS):
             rules = self._rules(species, Choices(top=end, bottom=end))
-            null_kernels.interpolate(values_n, rules, default, guess_n)
+            compiled.interpolate(values_n, rules, default, guess_n)
             error_n = (guess_n[: b - a] - cells.values_N[a:b]) ** 2
             error_SideE[0, e] += error_n[: seen_v[0]].sum()
             error_SideE[1, e] += error_n[seen_v[-1] :].sum()
     top, bottom = error_SideE.argmin(1)
-    return null_kernels.ENDS[top], null_kernels.ENDS[bottom]
+    return compiled.ENDS[top], compiled.ENDS[bottom]
 
   def _masked(
     self, species: int, cells: encoding.EncodedCells, seed: int, epoch: int
@@ -429,14 +341,14 @@ class NullModels:
     return masking.set_apart(cells, masked)
 
   @functools.cached_property
-  def _built(self) -> dict[tuple, null_kernels.Tables | null_split.Lines]:
+  def _built(self) -> dict[tuple, compiled.Tables | split.Lines]:
     return {}
 
-  def _tables(self, species: int, pseudo_cells: float) -> null_kernels.Tables:
+  def _tables(self, species: int, pseudo_cells: float) -> compiled.Tables:
     """Tables of a species, built when first asked for."""
     key = species, pseudo_cells
     if key not in self._built:
-      self._built[key] = null_counts.tables(
+      self._built[key] = counts_lib.tables(
         self.counts[species],
         self.divisor_SV[species],
         pseudo_cells=pseudo_cells,
@@ -455,7 +367,7 @@ class NullModels:
         return sum(float(c.value_sum_T.sum()) for c in group) / expressed
     return 0.0
 
-  def _rules(self, species: int, choices: Choices) -> null_kernels.Rules:
+  def _rules(self, species: int, choices: Choices) -> compiled.Rules:
     c = self.counts[species]
     num_tokens = len(c.tokens_T)
     if c.num_cells:
@@ -464,15 +376,15 @@ class NullModels:
     random = self.mask.random_share / num_tokens
     if self.mask.splits:  # every hidden id shows `<mask>`
       keep = random = 0.0
-    return null_kernels.Rules(
+    return compiled.Rules(
       library=self.encoding.mode == encoding.LIBRARY,
       by_token=self.encoding.ties == 'token',
       keep=0.0 if self.mask.policy == 'released' else keep,
       random=random,
       mix_rank_bin=choices.mix_rank_bin,
       mix_rank_bracket=choices.mix_rank_bracket,
-      top=null_kernels.ENDS.index(choices.top),
-      bottom=null_kernels.ENDS.index(choices.bottom),
+      top=compiled.ENDS.index(choices.top),
+      bottom=compiled.ENDS.index(choices.bottom),
     )
 
   def _score(
@@ -490,7 +402,7 @@ class NullModels:
       )  # fmt: skip
     loss_3N = np.zeros((3, len(ids_N)))
     value_3N = np.zeros((3, len(ids_N)))
-    null_kernels.score_cells(
+    compiled.score_cells(
       kernels.read_only(ids_N),
       kernels.read_only(values_N),
       kernels.read_only(labels_N.astype(np.int32, copy=False)),
@@ -512,7 +424,7 @@ class NullModels:
     loss_4N = np.zeros((4, len(ids_N)))
     value_3N = np.zeros((3, len(ids_N)))
     rules = self._rules(species, choices)
-    null_split.score_cells(
+    split.score_cells(
       kernels.read_only(ids_N),
       kernels.read_only(values_N),
       kernels.read_only(labels_N.astype(np.int32, copy=False)),
@@ -524,7 +436,7 @@ class NullModels:
       ),
       self._tables(species, choices.pseudo_cells),
       rules,
-      null_split.Rules(
+      split.Rules(
         choices.mix_value_bracket,
         rules.library,
         rules.by_token,
@@ -538,11 +450,11 @@ class NullModels:
     kept = [SPLIT_VALUE_NAMES.index(name) for name in self.value_names]
     return loss_4N, value_3N[kept]
 
-  def _lines(self, species: int, slope_cells: float) -> null_split.Lines:
+  def _lines(self, species: int, slope_cells: float) -> split.Lines:
     """Lines of a species, made when first asked for."""
     key = species, 'lines', slope_cells
     if key not in self._built:
-      self._built[key] = null_split.lines(
+      self._built[key] = split.lines(
         self.moments[species], slope_cells, self._mean_value(species)
       )
     return self._built[key]
@@ -610,7 +522,7 @@ class NullModels:
     return paths.sha256_bytes(self._bytes())
 
   def _bytes(self) -> bytes:
-    return null_files.to_bytes(self)
+    return files.to_bytes(self)
 
   def save(self, path: paths.PathLike) -> None:
     """Writes one npz (arrays, and a JSON header): the same models, bytes."""
@@ -623,11 +535,11 @@ class NullModels:
     Raises:
       UserError: the file is missing, damaged, or of another format version.
     """
-    fields = null_files.read(path)
+    fields = files.read(path)
     try:
       fields['choices'] = tuple(Choices(**c) for c in fields['choices'])
     except TypeError as error:
-      raise null_files.damaged(path, error) from error
+      raise files.damaged(path, error) from error
     return cls(**fields)
 
 

@@ -1,6 +1,6 @@
-"""What is counted in training cells for `nulls`, and the tables made of it.
+"""What is counted in training cells, and the tables made of it.
 
-The module `nulls` says what the counts are for.
+The package says what the counts are for.
 """
 
 import dataclasses
@@ -8,7 +8,8 @@ import functools
 
 import numpy as np
 
-from genecompass_jax import kernels, null_kernels
+from genecompass_jax import kernels
+from genecompass_jax.nulls import compiled
 
 _ATOMS = 4  # counts that stand for a bin of many
 _GROUPS = 10
@@ -42,8 +43,8 @@ def no_counts(tokens: np.ndarray) -> SpeciesCounts:
     tokens_T=np.asarray(tokens, np.int32),
     num_cells=0,
     measured_T=np.zeros(size),
-    pairs_TN=np.zeros((size, null_kernels.NUM_BINS), np.uint32),
-    ranks_TQ=np.zeros((size, null_kernels.NUM_RANK_BINS), np.uint32),
+    pairs_TN=np.zeros((size, compiled.NUM_BINS), np.uint32),
+    ranks_TQ=np.zeros((size, compiled.NUM_RANK_BINS), np.uint32),
     value_sum_T=np.zeros(size),
   )
 
@@ -63,7 +64,7 @@ def tables(
   mask_rate: float,
   library: bool,
   mean_value: float,
-) -> null_kernels.Tables:
+) -> compiled.Tables:
   """The tables that the kernels score with.
 
   Args:
@@ -85,7 +86,7 @@ def tables(
   rank_TQ = c.ranks_TQ / seen_T[:, None]
 
   atom_count_M, atom_bin_M = _atoms()
-  first_N1 = np.searchsorted(atom_bin_M, np.arange(null_kernels.NUM_BINS + 1))
+  first_N1 = np.searchsorted(atom_bin_M, np.arange(compiled.NUM_BINS + 1))
   gene_P, bin_P = np.nonzero(pairs_TN)
   number_P = first_N1[bin_P + 1] - first_N1[bin_P]
   start_P1 = np.concatenate([[0], np.cumsum(number_P)])
@@ -97,7 +98,7 @@ def tables(
   mass_A = mass_P[pair_A]
   value_A = mass_A * np.log2(key_A + (0 if library else 1))
   order_A = np.lexsort((gene_A, key_A))
-  return null_kernels.Tables(
+  return compiled.Tables(
     gene_V=gene_index(c.tokens_T, len(divisor_V)),
     divisor_V=kernels.read_only(divisor_V),
     marginal_T=marginal_T / marginal_T.sum(),
@@ -120,13 +121,13 @@ def _atoms() -> tuple[np.ndarray, np.ndarray]:
   """Counts that stand for every bin, and of which bin they are."""
   whole = np.arange(1, 1 << 20)
   bin_of = whole - 1
-  high = whole >= null_kernels.EXACT_COUNTS
+  high = whole >= compiled.EXACT_COUNTS
   bin_of[high] = (
-    null_kernels.EXACT_COUNTS
+    compiled.EXACT_COUNTS
     - 1
-    + np.floor(null_kernels.PER_OCTAVE * (np.log2(whole[high]) - 6))
+    + np.floor(compiled.PER_OCTAVE * (np.log2(whole[high]) - 6))
   )
-  first = np.searchsorted(bin_of, np.arange(null_kernels.NUM_BINS + 1))
+  first = np.searchsorted(bin_of, np.arange(compiled.NUM_BINS + 1))
   counts, bins = [], []
   for b, (low, stop) in enumerate(zip(first, first[1:])):
     number = min(_ATOMS, stop - low)
@@ -151,7 +152,7 @@ def smoothed(pairs_TN: np.ndarray, pseudo_cells: float) -> np.ndarray:
     return pairs_TN
   counts_M, bins_M = _atoms()
   log_N = np.log2(
-    counts_M[np.searchsorted(bins_M, np.arange(null_kernels.NUM_BINS))]
+    counts_M[np.searchsorted(bins_M, np.arange(compiled.NUM_BINS))]
   )
   cells_T = pairs_TN.sum(1)
   seen = np.flatnonzero(cells_T)
