@@ -1,6 +1,6 @@
 import pytest
 
-from genecompass_jax import errors, metrics
+from genecompass_jax import errors, metrics, workdir
 from genecompass_jax.analysis import report
 
 
@@ -16,6 +16,24 @@ def test_table_has_a_row_a_step_and_a_group(tmp_path):
     '| all, step 5 | 3 | 4.5 | 5.25 |',
     '| species=human | 3 | 4.5 |  |',
   ]
+
+
+def test_a_run_that_was_stopped_says_how_far_it_came(tmp_path):
+  log = metrics.MetricsFile(tmp_path)
+  log.write(step=0, eval_cells=3, eval_loss=2.0, eval_id_loss=4.5)
+  log.write(step=1500, loss=1.0)
+  log.close()
+  last = report.table(tmp_path).splitlines()[-1]
+  assert last == 'trained to step 1,500; last evaluated at step 0'
+  workdir.write_config(
+    tmp_path,
+    {
+      'run': {'optimizer': {'total_steps': 2000}},
+      'corpus_sha256': '0',
+      'assets': {},
+    },
+  )
+  assert 'step 1,500 of 2,000;' in report.table(tmp_path)
 
 
 def test_leaky_groups_are_marked(tmp_path):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from genecompass_jax import errors, metrics, paths
+from genecompass_jax import errors, metrics, paths, workdir as workdir_lib
 
 # Column title -> key of an evaluation line.
 COLUMNS = {
@@ -45,6 +45,7 @@ def table(workdir: paths.PathLike) -> str:
 
   Losses in nats (id) and squared log2 units (value); nulls stand beside what
   they are to be compared with. No intervals: groups are single units.
+  A run that has trained on since its last evaluation is said to.
   """
   lines = evaluations(workdir)
   rows = [(f'all, step {line["step"]}', line) for line in lines]
@@ -62,6 +63,15 @@ def table(workdir: paths.PathLike) -> str:
     text.append(
       '\nleaky: cells were held out one by one; others of their donor were '
       'trained on'
+    )
+  last = max(line.get('step', 0) for line in metrics.read(workdir))
+  if last > lines[-1]['step']:
+    run = (workdir_lib.read_config(workdir) or {}).get('run', {})
+    total = run.get('optimizer', {}).get('total_steps')
+    text.append(
+      f'\ntrained to step {last:,}'
+      + (f' of {total:,}' if total else '')
+      + f'; last evaluated at step {lines[-1]["step"]:,}'
     )
   return '\n'.join(text)
 
