@@ -45,6 +45,15 @@ def test_thresholds_keep_what_stands_on_them():
   assert report['kept'] == 5
 
 
+def test_mitochondria_among_selected_genes_are_said_to_be():
+  stats = statistics([500] * 6, mito=300.0)
+  for measured, said in ((3998, 'of the 3998 measured genes'), (20_000, '')):
+    _, report = keep(stats, measured=measured)
+    entry = {f['name']: f for f in report['filters']}['max_mito']
+    assert entry['removed'] == 6 and said in entry.get('note', '')
+    assert ('note' in entry) == bool(said)
+
+
 def test_outliers_within_their_own_sample():
   rng = np.random.default_rng(0)
   small, large = rng.integers(290, 310, 50), rng.integers(4900, 5100, 50)

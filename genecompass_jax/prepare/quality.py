@@ -156,7 +156,10 @@ def keep_cells(
     skip('max_mito', 'no mitochondrial gene is measured')
   else:
     limit_C = config.max_mito * statistics.total_C
-    apply('max_mito', config.max_mito, statistics.mito_C <= limit_C)
+    note = ''
+    if measured < PANEL_GENES:  # what was selected may be rich in them
+      note = f'of the {measured} measured genes; --max-mito 1 keeps all'
+    apply('max_mito', config.max_mito, statistics.mito_C <= limit_C, note)
   if not config.max_sd:
     skip('max_sd', 'off')
   else:
