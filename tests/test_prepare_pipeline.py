@@ -1,4 +1,5 @@
 import argparse
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from genecompass_jax import cli, corpus, errors, gene_table
+from genecompass_jax import cli, corpus, errors, gene_table, paths
 from genecompass_jax.prepare import (
   command,
   matrices,
@@ -435,6 +436,23 @@ def test_no_path_of_this_machine_in_the_corpus(tmp_path):
   for name, data in files_of(tmp_path / 'c').items():
     if name.endswith('.json'):
       assert str(tmp_path).encode() not in data
+
+
+def test_a_table_of_labels_is_proven_too(tmp_path):
+  """Whole donors are held out by its columns."""
+  adata = make(300)
+  adata.obs[['donor']].to_csv(tmp_path / 'donors.csv')
+  del adata.obs['donor']
+  adata.write_h5ad(tmp_path / 's.h5ad')
+  config = sources.SourceConfig(str(tmp_path / 's.h5ad'), unit='donor')
+  config = dataclasses.replace(config, obs_table=str(tmp_path / 'donors.csv'))
+  built = prepare([config], tmp_path / 'c')
+  assert built.manifest['sources'][0]['obs_table'] == {
+    'file': 'donors.csv',
+    'sha256': paths.sha256_file(tmp_path / 'donors.csv'),
+  }
+  plain = prepare([source(make(300))], tmp_path / 'd')
+  assert 'obs_table' not in plain.manifest['sources'][0]
 
 
 def test_real_sets_of_both_species(tmp_path, real_data):

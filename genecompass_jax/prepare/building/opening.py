@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from genecompass_jax import errors, gene_ids, gene_table, vocabulary
+from genecompass_jax import errors, gene_ids, gene_table, paths, vocabulary
 from genecompass_jax.prepare import labels as labels_lib, sources
 from genecompass_jax.prepare.building import builds, engines, plans
 
@@ -242,7 +242,7 @@ def manifest_facts(
 ) -> dict:
   """What the manifest says of a source; no path and no time."""
   config = source.config
-  return {
+  facts = {
     'name': source.name,
     'file': os.path.basename(config.path),
     'sha256': sha256,
@@ -262,3 +262,9 @@ def manifest_facts(
     'cells': report['cells'],
     'kept': report['kept'],
   }
+  if config.obs_table:  # a split may hang on its columns
+    facts['obs_table'] = {
+      'file': os.path.basename(config.obs_table),
+      'sha256': paths.sha256_file(config.obs_table),
+    }
+  return facts
