@@ -396,25 +396,36 @@ def _mean(values_by_unit) -> float:
 
 def _real(found, settings) -> list[str]:
   rows = []
-  for fold in settings.folds:
-    for arm in arms.MAIN:
-      scores = results.of(found, arm, fold)
-      for unit in sorted(scores[0]['units']) if scores else ():
-        ids = [results.by_unit(s, 'id')[unit] for s in scores]
-        values = [results.by_unit(s, 'value')[unit] for s in scores]
+  for endpoint in ('id', 'value'):
+    for fold in settings.folds:
+      scores = {arm: results.of(found, arm, fold) for arm in arms.MAIN}
+      scores = {arm: some for arm, some in scores.items() if some}
+      diff, _, units = results.differences(found, *arms.PAIR, fold, endpoint)
+      for column, unit in enumerate(units):
+        means = {
+          arm: np.mean([results.by_unit(s, endpoint)[unit] for s in some])
+          for arm, some in scores.items()
+        }
         rows.append(
           (
+            endpoint,
             unit,
-            arm,
-            f'{np.mean(ids):.4f}',
-            f'{np.mean(values):.4f}',
-            len(scores),
+            *(
+              f'{means[arm]:.4f}' if arm in means else ''
+              for arm in settings.real_arms
+            ),
+            ', '.join(f'{x:+.2%}' for x in diff[:, column]),
           )
         )
+  one, other = arms.PAIR
   return [
-    'Each study held out in turn; every unit, no interval over so few studies.',
+    'Each study held out in turn; every unit, no interval over so few studies. '
+    'Means over seeds; the difference of each seed, relative to the mean loss '
+    'of its study.',
     '',
-    *table(('unit', 'arm', 'id', 'value', 'seeds'), rows),
+    *table(
+      ('loss', 'unit', *settings.real_arms, f'{one} - {other}, by seed'), rows
+    ),
   ]
 
 
