@@ -151,6 +151,21 @@ def test_the_widest_counts_win_and_it_says_so(tmp_path, vocab):
   assert sources.cells_of(adata, vocab, config).source.layer == 'X'
 
 
+@pytest.mark.parametrize('name', ['counts', 'raw_counts', 'spliced'])
+def test_of_layers_of_whole_numbers_the_one_named_so(vocab, name):
+  """Others come first in a file: it sorts its layers by name."""
+  matrix = counts()
+  adata = adata_of(matrix.log1p())
+  adata.layers['ambiguous'] = matrix > 3
+  adata.layers['is_detected'] = matrix > 0
+  adata.layers[name] = matrix
+  adata.layers['unspliced'] = matrix
+  stream = sources.cells_of(adata, vocab)
+  assert stream.source.layer == f'layers/{name}'
+  assert 'layers/ambiguous' in stream.source.layer_reason
+  check(stream, matrix)
+
+
 def test_other_symbols_versions_and_duplicates(vocab):
   table = gene_table.GeneTable.default()
   ids = human_ids()
@@ -419,6 +434,18 @@ def test_corrected_counts_are_taken_as_they_are(tmp_path, vocab):
   assert stream.source.is_float
   whole = sources.cells_of(adata_of(counts()), vocab, config)
   assert not whole.source.is_float  # nothing broken in it
+
+
+def test_corrected_counts_that_no_float32_holds_are_zero(vocab):
+  matrix = counts()
+  matrix.data *= 10.3
+  matrix.data[:3] = 1e-50, 1e-40, 1e-30
+  config = sources.SourceConfig(allow_noninteger=True)
+  stream = sources.cells_of(adata_of(matrix), vocab, config)
+  first = stream.read(0, 64)[0]
+  assert first.cells.counts_N.min() == np.float32(1e-30)
+  assert first.statistics.genes_C.sum() == len(first.cells.counts_N)
+  assert len(first.cells.counts_N) == matrix[:64].nnz - 2
 
 
 def lfs_pointer(path):

@@ -9,6 +9,7 @@ import numpy as np
 from genecompass_jax import kernels
 
 CODING, MITO = 1, 2  # flags of a column
+_LEAST = 2.0**-126  # corrected counts below are 0 as a float32, or nearly so
 FINE, _NEGATIVE, _NOT_FINITE, _NOT_INTEGER, _TOO_LARGE, _TOO_MANY = range(6)
 WRONG = {
   _NEGATIVE: 'a negative value',
@@ -42,6 +43,8 @@ def measure(
           return _TOO_LARGE, c
       elif value > 3.4e38:  # more than a float32 holds
         return _NOT_FINITE, c
+      elif value < _LEAST:
+        continue
       column = columns_N[i]
       flag = flags[column]
       genes_C[c] += 1
@@ -74,7 +77,7 @@ def gather(
   for c in range(len(index_C)):
     for i in range(starts_C1[index_C[c]], starts_C1[index_C[c] + 1]):
       row = row_of_column[columns_N[i]]
-      if row >= 0 and values_N[i] != 0.0:
+      if row >= 0 and values_N[i] >= _LEAST:
         sum_R[row] += values_N[i]
         words[row >> 6] |= np.uint64(1) << np.uint64(row & 63)
     for w in range(len(words)):

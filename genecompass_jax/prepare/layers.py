@@ -22,6 +22,12 @@ NON_INTEGER = 'non-integer values'
 LOG = 'log-transformed values'
 # Taken for logarithms, unless the user says that they are corrected counts.
 SMALL = 'small non-integer values, log-transformed or corrected counts'
+# Names of layers of counts, the likeliest first: beside them others are whole
+# numbers too (ambiguous and unspliced ones, masks), and of the same width.
+_NAMES = (
+  *('counts', 'raw_counts', 'raw', 'count', 'umi', 'umis', 'umi_counts'),
+  *('matrix', 'spliced'),
+)
 
 
 def kind_of(matrix: matrices.Matrix) -> str:
@@ -90,7 +96,7 @@ def choose_layer(
     name: of the source, for messages.
     found: X, raw and the layers of a file, by name; a matrix comes first.
     asked: one of them, with or without `layers/`; '' takes what looks like
-      counts, the widest first.
+      counts, the widest first; of equal ones X, raw, then layers by name.
     allow_noninteger: take corrected counts as they are.
 
   Raises:
@@ -122,11 +128,21 @@ def choose_layer(
     raise errors.UserError(
       f'{name}: no counts here: {described}; {_advice(worth, good)}'
     )
-  best = max(usable, key=lambda key: found[key][0].shape[1])  # first of equal
+  best = max(  # the first of equal ones
+    usable, key=lambda key: (found[key][0].shape[1], _likeliness(key))
+  )
   others = ', '.join(f'{key} {kinds[key]}' for key in kinds if key != best)
   reason = f'{best} looks like {kinds[best]}'
   reason += f' (besides: {others})' if others else ''
   return best, reason, kinds[best] != COUNTS
+
+
+def _likeliness(key: str) -> int:
+  """Higher for what is more often counts, by its name."""
+  if not key.startswith('layers/'):
+    return 1
+  name = key.removeprefix('layers/').casefold()
+  return -_NAMES.index(name) if name in _NAMES else -len(_NAMES)
 
 
 def _advice(kind: str, good: list[str]) -> str:
