@@ -201,6 +201,48 @@ def test_the_last_unit_of_an_assay_stays_in_training(tmp_path):
     assert built.manifest['medians_of'] == {'human': 'umi'}
 
 
+def of_three_donors():
+  """One of them of three cells: the filter of samples takes them all."""
+  adata = make(240)
+  adata.obs['donor'] = ['a'] * 130 + ['b'] * 107 + ['c'] * 3
+  return source(adata)
+
+
+FOUR = quality.QualityConfig(0, 0, 1.0, 0.0, 4)
+
+
+def test_what_is_held_out_has_cells(tmp_path):
+  """Of a, b and c the last alone is small enough, as it is read."""
+  built = prepare([of_three_donors()], tmp_path / 'c', filters=FOUR)
+  assert built.manifest['split']['validation_units'] == ['a:b']
+  assert built.num_cells('validation') == 107
+
+
+def test_a_named_unit_without_cells_is_told(tmp_path):
+  units = ('c',)
+  with pytest.raises(errors.UserError, match='no cell of c is left to hold'):
+    prepare(
+      [of_three_donors()], tmp_path / 'c', filters=FOUR, validation_units=units
+    )
+  assert not list(tmp_path.glob('c*'))
+  prepare(
+    [of_three_donors()],
+    tmp_path / 'c',
+    filters=FOUR,
+    validation_units=('b', 'c'),
+  )
+  report = reports.read(tmp_path / 'c')
+  assert any('no cell of c is left' in note for note in report['notes'])
+  assert report['split']['validation_units'] == ['a:b']  # as `merge` reads it
+  with pytest.raises(errors.UserError, match='every unit is held out'):
+    prepare(
+      [of_three_donors()],
+      tmp_path / 'd',
+      filters=FOUR,
+      validation_units=('a', 'b'),
+    )
+
+
 def test_two_files_are_two_units(tmp_path):
   opened = [source(make(300, s), n, unit='') for s, n in enumerate('abc')]
   built = prepare(opened, tmp_path / 'c')

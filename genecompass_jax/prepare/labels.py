@@ -44,7 +44,7 @@ class Labels:
     self._unit_of: list[int] = []  # of each unit, the unit it belongs to
     self._members: list[tuple[str, ...]] = []  # names of each unit
     self._unit_with: dict[str, int] = {}  # one that has a name among its own
-    self._cells: list[list[int]] = []  # of each unit, by species
+    self._cells: list[list[int]] = []  # of each unit that stay, by species
     self._assay: list[int] = []
 
   def add(self, source: sources.Source) -> np.ndarray:
@@ -74,12 +74,24 @@ class Labels:
     np.minimum.at(assay_U, codes[1], source.assay_C)  # there may be many units
     for unit in units:
       self._assay[unit] = int(assay_U[unit])
-    if not by_cell:
-      for species in range(num_species):
-        of_U = np.bincount(codes[1][source.species_C == species])
-        for unit in np.flatnonzero(of_U):
-          self._cells[unit][species] += int(of_U[unit])
     return codes
+
+  def count(
+    self, number: int, unit_C: np.ndarray, species_C: np.ndarray
+  ) -> None:
+    """Counts the cells of a source that stay, for `cells_by_unit`.
+
+    Args:
+      number: of the source, in the order of `add`.
+      unit_C: code of the unit of each of these cells, as `add` gave it.
+      species_C: of each.
+    """
+    if self.split_by_cell[number]:
+      return
+    for species in range(len(self.species)):
+      of_U = np.bincount(unit_C[species_C == species])
+      for unit in np.flatnonzero(of_U):
+        self._cells[unit][species] += int(of_U[unit])
 
   def join(
     self,
@@ -138,7 +150,8 @@ class Labels:
   def cells_by_unit(self) -> tuple[np.ndarray, np.ndarray]:
     """int64 [species, U] cells and int64 [U] assays; joined units as one.
 
-    Cells that are split one by one are in no unit.
+    Cells that are split one by one are in no unit, and those that filters or
+    the search for copies removed are not counted (`count`).
     """
     num_units = len(self._unit_of)
     cells_SU = np.zeros((len(self.species), num_units), np.int64)
@@ -197,6 +210,7 @@ def choose_splits(
   names = list(labels.names('unit'))
   unit_U = labels.unit_U
   cells_SU, assay_U = labels.cells_by_unit()
+  has_cells_U = cells_SU.any(axis=0)
   split_U = np.zeros(len(names), np.int8)
   notes = []
   both = sorted(set(validation_units) & set(test_units))
@@ -210,6 +224,7 @@ def choose_splits(
       'or leave --validation_units and --test_units out'
     )
   for split, asked in ((1, validation_units), (2, test_units)):
+    empty = []
     for name in asked:
       units = [
         unit_U[u]
@@ -227,11 +242,22 @@ def choose_splits(
             'it in one split'
           )
       split_U[units] = split
-  # no cell is of a unit that was joined to another
-  is_root_U = unit_U == np.arange(len(unit_U))
-  left = ((split_U == 0) & is_root_U).any()
+      if not has_cells_U[units].any():
+        empty.append(name)
+        notes.append(
+          f'no cell of {name} is left: filters or copies took all, none is '
+          'held out'
+        )
+    if asked and len(empty) == len(asked):
+      raise errors.UserError(
+        f'no cell of {", ".join(empty)} is left to hold out: filters or copies '
+        'took all; name other units, or lower the filters'
+      )
+  # no cell is counted for a unit that was joined to another
+  left = ((split_U == 0) & has_cells_U).any() or any(labels.split_by_cell)
+  not_held = []
   if validation_units or not validation_share:
-    if not left and not any(labels.split_by_cell):
+    if not left:
       raise errors.UserError('every unit is held out; none is left to train on')
     return split_U, notes
   if not left:
@@ -246,13 +272,14 @@ def choose_splits(
       held = ', '.join(
         labels.categories['unit'][u] for u in np.flatnonzero(cells_U)[:3]
       )
-      notes.append(
+      not_held.append(
         f'no {labels.species[species]} unit can be held out: all cells '
         f'are of {held}'
       )
+  notes += not_held
   if not (split_U == 1).any() and not any(labels.split_by_cell):
     raise errors.UserError(
-      f'{notes[0]}; name the column of donors or studies with --unit COLUMN, '
+      f'{not_held[0]}; name the column of donors or studies with --unit COLUMN, '
       'add another source, do without validation (--validation_share 0), or '
       'split single cells knowingly (--unit cell, marked leaky)'
     )
@@ -300,18 +327,16 @@ def split_facts(
 ) -> dict:
   """What the manifest says of the splits."""
   names = labels.categories['unit']
-  unit_U = labels.unit_U
+  has_cells_U = labels.cells_by_unit()[0].any(axis=0)  # none of joined ones
   leaky = any(labels.split_by_cell)
 
   def of(split: int) -> list[str]:
-    return [
-      names[u] for u, s in enumerate(split_U) if s == split and unit_U[u] == u
-    ]
+    return [names[u] for u in np.flatnonzero((split_U == split) & has_cells_U)]
 
   return {
     'unit': sources.CELL if leaky else 'unit',
     'leaky': leaky,
-    'units': len(np.unique(unit_U)),
+    'units': len(np.unique(labels.unit_U)),
     'validation_units': of(1),
     'test_units': of(2),
     'validation_share': validation_share,

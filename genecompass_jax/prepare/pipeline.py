@@ -224,6 +224,7 @@ def _build(
       found = decisions.remove_copies(
         engine, plan, opened, labels, sum(r['prints'] for r in read), reports
       )
+    sorting.count_units(plan, opened, labels)
     split_U, notes = labels_lib.choose_splits(
       labels,
       validation_share=config.validation_share,

@@ -34,6 +34,21 @@ def kept_by_species(
   return kept
 
 
+def count_units(
+  plan: plans.Plan,
+  opened: Sequence[opening.Opened],
+  labels: labels_lib.Labels,
+) -> None:
+  """Tells the labels how many cells of each unit are left."""
+  for source in opened:
+    keep_C = np.asarray(plan.load(f'keep/{source.number}'))
+    labels.count(
+      source.number,
+      np.asarray(plan.load(f'codes/{source.number}')[1])[keep_C],
+      np.asarray(plan.load(f'species/{source.number}'))[keep_C],
+    )
+
+
 def tasks(
   plan: plans.Plan,
   opened: Sequence[opening.Opened],
