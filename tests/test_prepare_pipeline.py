@@ -10,7 +10,14 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from genecompass_jax import cli, corpus, errors, gene_table, paths
+from genecompass_jax import (
+  cli,
+  corpus,
+  errors,
+  gene_table,
+  paths,
+  vocabulary,
+)
 from genecompass_jax.prepare import (
   command,
   matrices,
@@ -327,6 +334,24 @@ def test_measured_genes_of_each_source(tmp_path):
   assert measured_SrcR.sum(axis=1).tolist() == [80, 30]
   ids = np.array(built.gene_ids(0))
   assert set(ids[measured_SrcR[1]]) == set(gene_names()[:30])
+
+
+def test_what_a_vocabulary_leaves_out_is_reported(tmp_path):
+  adata = make(200)
+  names = gene_names()
+  vocab = vocabulary.Vocabulary.default().restrict(names[:50])
+  vocab.save(tmp_path / 'few.tsv.gz')
+  config = pipeline.PrepareConfig(str(tmp_path / 'few.tsv.gz'), filters=OFF)
+  pipeline.prepare([source(adata)], tmp_path / 'c', config)
+  report = reports.read(tmp_path / 'c')
+  genes = report['sources'][0]['genes']['human']
+  assert genes['genes'] == GENES and genes['share_umis_lost'] == 0
+  assert genes['genes_outside_vocabulary'] == GENES - 50
+  share = adata.X[:, 50:].sum() / adata.X.sum()
+  assert genes['share_umis_outside_vocabulary'] == pytest.approx(share)
+  assert f'30 of these genes, {share:.2%} of the counts' in reports.describe(
+    report
+  )
 
 
 def test_filters_apply_and_are_reported(tmp_path):

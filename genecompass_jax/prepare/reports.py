@@ -41,6 +41,12 @@ def describe(report: Mapping) -> str:
         f'duplicates summed), {genes["lost"]:,} lost, {genes["ambiguous"]:,} '
         f'ambiguous; {genes.get("share_umis_lost", 0):.2%} of counts lost'
       )
+      if genes.get('genes_outside_vocabulary'):
+        lines.append(
+          f'    {genes["genes_outside_vocabulary"]:,} of these genes, '
+          f'{genes["share_umis_outside_vocabulary"]:.2%} of the counts, are '
+          'not in the vocabulary and left out'
+        )
       if genes['examples_lost']:
         lines.append(f'    lost: {", ".join(genes["examples_lost"][:5])}')
     for species, filtered in source['quality'].items():

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from genecompass_jax import errors
+from genecompass_jax import errors, vocabulary
 from genecompass_jax.prepare import labels as labels_lib, perturbed, quality
 from genecompass_jax.prepare.building import (
   builds,
@@ -77,6 +77,7 @@ def apply_filters(
           names[species]: resolution.report(
             sums[species] if sums.any() else None
           )
+          | _outside(source, species, sums[species], plan.vocabulary())
           for species, resolution in source.resolutions.items()
         },
         'perturbed': {
@@ -89,6 +90,26 @@ def apply_filters(
     )
   _check_some_left(reports)
   return reports
+
+
+def _outside(
+  source: opening.Opened,
+  species: int,
+  umis: np.ndarray,
+  vocab: vocabulary.Vocabulary,
+) -> dict:
+  """Known genes that the vocabulary does not have, and their counts."""
+  ids = source.resolutions[species].gene_ids
+  measured_R = source.measured(vocab, species)
+  rows_R = vocab.gene_rows(species)[measured_R]
+  inside = {vocab.genes.gene_ids[row] for row in rows_R}
+  is_outside = np.array([i is not None and i not in inside for i in ids], bool)
+  return {
+    'genes_outside_vocabulary': len(set(ids) - inside - {None}),
+    'share_umis_outside_vocabulary': float(
+      umis[is_outside].sum() / max(umis.sum(), 1e-300)
+    ),
+  }
 
 
 def _check_some_left(reports: Sequence[Mapping]) -> None:
