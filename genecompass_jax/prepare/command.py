@@ -83,8 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--exact_medians',
     action='store_true',
     help='medians of the genes from all values, in two more passes; from '
-    'histograms they are off by up to 1.2 %% in library mode, and not at all '
-    'in released mode',
+    'histograms they are off by 1.6 %% at most in library mode; in released '
+    'mode not at all up to 512 counts, by 4.6 %% at most above',
   )
   cells.add_argument(
     '--keep-copies',
