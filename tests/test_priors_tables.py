@@ -354,6 +354,23 @@ def truth_of(rows, sets):
   return validation.Truth('t', 0, gene_M, set_M, regulator, {})
 
 
+def test_a_gene_is_no_pair_with_itself():
+  """Where strata are small the pairs drawn apart would often be one gene."""
+  rows, rng = HUMAN[:60], np.random.default_rng(0)
+  truth = truth_of(rows, [np.arange(6 * k, 6 * k + 6) for k in range(10)])
+  value_G = np.zeros(len(GENES))
+  value_G[rows] = 1 + np.arange(60)  # a set is a decile
+  known = np.zeros(0, np.int64)
+  found = [
+    validation.score(
+      truth, rows, rng.normal(size=(60, 8)), value_G, GENES, 1, k, known
+    )
+    for k in range(10)
+  ]
+  for name in ('auroc', 'auroc_new'):
+    assert np.mean([f[name] for f in found]) == pytest.approx(0.5, abs=0.02)
+
+
 def test_scores_find_what_is_there_and_nothing_else():
   rows, rng = HUMAN[:300], np.random.default_rng(0)
   sets = [np.arange(10 * k, 10 * k + 10) for k in range(30)]

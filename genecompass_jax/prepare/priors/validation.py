@@ -187,7 +187,7 @@ def score(
   one, other = _drawn(member_KN, rng)
   order, again = (strata.permutation(strata_N, rng) for _ in range(2))
   near = (x_NP[one] * x_NP[other]).sum(1)
-  far = (x_NP[order[one]] * x_NP[again[other]]).sum(1)
+  far = _far(x_NP, order[one], again[other])
   found = {
     'sets': len(size_K),
     'genes': len(np.unique(gene_M)),
@@ -195,7 +195,7 @@ def score(
     'permuted': round(float(null.mean()), 4),
     'z': round(float((observed - null.mean()) / max(null.std(), 1e-12)), 1),
     'p': float((1 + (null >= observed).sum()) / (1 + permutations)),
-    'auroc': round(_auroc(near, far), 3),
+    'auroc': round(_auroc(near, far[~np.isnan(far)]), 3),
     'zero_vectors': int(is_zero.sum()),
   }
   if (truth.regulator_K >= 0).any():
@@ -203,8 +203,9 @@ def score(
   if known is not None:
     is_own = np.isin(pairs_lib.keys(rows_N[one], rows_N[other]), known)
     found['share_own_pairs'] = round(float(is_own.mean()), 3)
+    new, others = near[~is_own], far[~is_own & ~np.isnan(far)]
     found['auroc_new'] = (
-      round(_auroc(near[~is_own], far[~is_own]), 3) if ~is_own.all() else None
+      round(_auroc(new, others), 3) if len(new) and len(others) else None
     )
   return found
 
@@ -276,8 +277,13 @@ def _edges(truth, at_G, x_NP, order, again) -> float | None:
     return None
   one, other = one[both], other[both]
   near = (x_NP[one] * x_NP[other]).sum(1)
-  far = (x_NP[order[one]] * x_NP[again[other]]).sum(1)
-  return round(_auroc(near, far), 3)
+  far = _far(x_NP, order[one], again[other])
+  return round(_auroc(near, far[~np.isnan(far)]), 3)
+
+
+def _far(x_NP, one, other) -> np.ndarray:
+  """Cosines of pairs that were drawn apart; a gene with itself is none."""
+  return np.where(one == other, np.nan, (x_NP[one] * x_NP[other]).sum(1))
 
 
 def _auroc(high: np.ndarray, low: np.ndarray) -> float:
