@@ -203,8 +203,8 @@ def test_whole_numbers_are_one_label_however_stored(tmp_path):
   assert sources.from_anndata(adata).codes('some')[1] == ['1.5', '2.5']
 
 
-def barnyard(tmp_path, how):
-  """30 human, 20 mouse cells, 10 of both; and antibodies."""
+def barnyard(tmp_path, how, cells=slice(None)):
+  """30 human, 20 mouse cells, 10 of both, or some of them; antibodies."""
   human = scipy.sparse.random(60, 40, 0.5, 'csr', random_state=1)
   mouse = scipy.sparse.random(60, 30, 0.5, 'csr', random_state=2)
   for part, own in ((human, slice(0, 30)), (mouse, slice(30, 50))):
@@ -230,7 +230,7 @@ def barnyard(tmp_path, how):
     matrix,
     pd.DataFrame(index=[f'B{i}' for i in range(60)]),
     pd.DataFrame({'gene_name': symbols}, index=ids),
-  )
+  )[cells].copy()
   if how == '10x':
     path = tmp_path / 'mix.h5'
     formats.write_10x(adata, str(path), genomes, kinds)
@@ -238,6 +238,16 @@ def barnyard(tmp_path, how):
     path = tmp_path / 'mix'
     formats.write_mtx(adata, str(path), kinds=kinds)
   return path, human[:30], mouse[30:50]
+
+
+def test_a_genome_without_cells_is_told(tmp_path):
+  """Cells of one species, counted on the genomes of two."""
+  path, human, _ = barnyard(tmp_path, '10x', slice(0, 30))
+  with pytest.raises(
+    errors.UserError, match='no cell.*on mm10; read GRCh38 al'
+  ):
+    opened(path, genome='mm10')
+  assert opened(path, genome='GRCh38').num_cells == len(human.toarray())
 
 
 @pytest.mark.parametrize('how', ['10x', 'mtx'])

@@ -36,7 +36,8 @@ def of_matrix(
     files: that were read.
 
   Raises:
-    UserError: no genes among the features, or several genomes and none named.
+    UserError: no genes among the features, several genomes and none named, or
+      no cell of the one that is named.
   """
   path = config.path
   notes = []
@@ -74,6 +75,12 @@ def of_matrix(
     sums_CG = _sums(matrix, codes, len(names))
     share_C = sums_CG[:, own] / np.maximum(sums_CG.sum(axis=1), 1)
     rows = np.flatnonzero(share_C >= OWN_SHARE)
+    if not len(rows) and len(barcodes):
+      others = ' or '.join(n for n in names if n != config.genome)
+      raise errors.UserError(
+        f'{path}: no cell has {OWN_SHARE:.0%} of its counts on {config.genome}; '
+        f'read {others} alone with --genome'
+      )
     notes.append(
       f'{len(rows):,} of {len(barcodes):,} cells have {OWN_SHARE:.0%} of their '
       f'counts or more on {config.genome}; the others are left out'
