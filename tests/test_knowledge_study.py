@@ -488,10 +488,10 @@ def test_the_registration_is_of_the_code_that_is_here():
 
 
 def test_rare_genes_are_those_that_few_cells_keep(corpora):
-  opened = corpora[1]  # 64 cells of each species
+  opened = corpora[1]
   vocabulary = opened.vocabulary
   cells_V = np.full(vocabulary.size, 1)
-  rare_SV = scores.rare_tokens(opened, cells_V)
+  rare_SV = scores.rare_tokens(opened, cells_V, (64, 64))
   shared_V = vocabulary.is_shared_V()
   assert shared_V.any()
   assert rare_SV[:, shared_V].all()  # 1 of 128
@@ -499,7 +499,10 @@ def test_rare_genes_are_those_that_few_cells_keep(corpora):
     own = np.setdiff1d(vocabulary.species_tokens(s), np.flatnonzero(shared_V))
     assert len(own) and not rare_SV[s, own].any()  # 1 of 64
     assert not rare_SV[1 - s, own].any()
-  assert not scores.rare_tokens(opened, 2 * cells_V).any()
+  assert not scores.rare_tokens(opened, 2 * cells_V, (64, 64)).any()
+  # Of a large corpus some are counted; those of the corpus would be too many.
+  few_SV = scores.rare_tokens(opened, cells_V, (8, 8))
+  assert opened.num_cells('train') == 128 and not few_SV.any()
 
 
 def labels(store, name):

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -55,7 +56,8 @@ def score(folder: str, corpus_path: str, root: str, atlas=None) -> dict:
   )
   opened = corpus_lib.Corpus.open(corpus_path)
   counted = nulls.NullModels.load(paths.join(folder, workdir.NULLS))
-  rare_SV = rare_tokens(opened, counted.cells_V())
+  cells_S = [counts.num_cells for counts in counted.counts]
+  rare_SV = rare_tokens(opened, counted.cells_V(), cells_S)
   units = _losses(found, config, opened, rare_SV)
   result = {
     'format': settings_lib.SCORE_FORMAT,
@@ -149,7 +151,9 @@ def _labels(opened) -> tuple[np.ndarray, list[str]]:
   return np.array(species), units
 
 
-def rare_tokens(opened: corpus_lib.Corpus, cells_V: np.ndarray) -> np.ndarray:
+def rare_tokens(
+  opened: corpus_lib.Corpus, cells_V: np.ndarray, cells_S: Sequence[int]
+) -> np.ndarray:
   """bool [S, V]: genes that were seen in less than 1 % of the training cells.
 
   Seen means among the ranks that a cell keeps: what is below the cut is never
@@ -157,14 +161,14 @@ def rare_tokens(opened: corpus_lib.Corpus, cells_V: np.ndarray) -> np.ndarray:
 
   Args:
     opened: the corpus.
-    cells_V: training cells that keep each token.
+    cells_V: training cells that keep each token, of those counted.
+    cells_S: cells counted of each species: of a large corpus not all are.
   """
   number_V = np.zeros(len(cells_V))
   has_SV = np.zeros((len(gene_table.SPECIES), len(cells_V)), bool)
   for s in range(len(gene_table.SPECIES)):
     has_SV[s, opened.vocabulary.species_tokens(s)] = True
-    store = opened.store('train', s)
-    number_V[has_SV[s]] += store.num_cells if store is not None else 0
+    number_V[has_SV[s]] += cells_S[s]
   return has_SV & (cells_V < RARE * number_V)
 
 
