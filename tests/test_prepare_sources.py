@@ -456,6 +456,10 @@ def text(path):
   path.write_text('gene,cell1\nACTB,3\n')
 
 
+def nothing(path):
+  path.write_bytes(b'')
+
+
 def cut_short(path):
   adata_of(counts()).write_h5ad(path)
   path.write_bytes(path.read_bytes()[:3000])
@@ -499,7 +503,8 @@ def folder(path):
   ('make', 'match'),
   [
     (lfs_pointer, 'Git LFS pointer.*git lfs pull'),
-    (text, 'not an h5ad'),
+    (text, 'not an h5ad.*table of text.*write_h5ad'),
+    (nothing, 'an empty file; copy it again'),
     (cut_short, 'damaged HDF5'),
     (ten_x, '10x h5.*write_h5ad'),
     (other_hdf5, 'no AnnData'),

@@ -604,7 +604,7 @@ def flipped_zip(tmp_path):
     (tarred, 'tar -xf'),
     (tarred_gz, 'tar -xzf'),
     (zipped, 'unzip'),
-    (empty_file, 'not an h5ad'),
+    (empty_file, 'an empty file; copy it again'),
     (empty_folder, 'a folder, not an h5ad file'),
     (outs, 'name what is in it: .*outs/f.h5'),
     (cell_ranger, 'in it: .*run/outs/filtered_feature_bc_matrix$'),

@@ -80,4 +80,9 @@ def _check_file(path: str) -> None:
     raise errors.UserError(f'{path}: a folder, not an h5ad file')
   if not h5py.is_hdf5(path):
     damage.check_no_pointer(path)
-    raise errors.UserError(f'{path}: not an h5ad (HDF5) file')
+    if not os.path.getsize(path):
+      raise errors.UserError(f'{path}: an empty file; copy it again')
+    raise errors.UserError(
+      f'{path}: not an h5ad (HDF5) file; read a table of text with scanpy and '
+      'write it with write_h5ad, copy a damaged file again'
+    )
