@@ -453,7 +453,7 @@ def test_commands_say_what_is_wrong(tmp_path, capsys, simulated_knowledge):
   table.write_text('gene,a,b\nTP53,1,2\nMYC,3,4\n')
   for argv, message in (
     (('grn', '-o', out), 'no edges were given'),
-    (('grn', '--human', 'x', '-o', out), 'give FORMAT=FILE'),
+    (('grn', '--human', 'x', '-o', out), 'say the format first'),
     (('grn', '--human', trrust, '-o', tmp_path / 'p'), 'ends in .parquet'),
     (('grn', '--human', trrust, '--hold-out', 'MYC', '-o', out), 'needs --paralogues'),
     (('promoter', '-o', out), 'no sequences were given'),
