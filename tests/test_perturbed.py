@@ -70,9 +70,11 @@ def test_the_user_has_the_last_word(tmp_path):
     adata = screen(values)
     if kept is None:
       kept = (adata.obs['donor'] == 'd1').to_numpy()
+    share = 0.0 if 'donor' in controls else 0.1  # of one donor none is left
     built = pipelines.prepare(
       [pipelines.source(adata, controls=controls)],
       tmp_path / controls,
+      validation_share=share,
     )
     assert rows_of(built) == np.flatnonzero(kept).tolist()
 
