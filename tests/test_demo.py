@@ -221,5 +221,5 @@ def test_logs_that_are_not_of_counts_are_refused(blood):
 
 def test_without_scanpy_one_line_says_what_to_install(monkeypatch):
   monkeypatch.setattr(pbmc68k.importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(ValueError, match=r'genecompass_jax\[demo\]'):
+  with pytest.raises(ValueError, match=r'pip install .*\[demo\]'):
     pbmc68k.blood_cells()
