@@ -284,6 +284,26 @@ def test_what_controls_keep(seed, number, width):
     assert sorted(map(tuple, one.tolist())) == sorted(
       map(tuple, other.tolist())
     )
+  # Two species; half of the tokens are shared by both.
+  species_N = np.arange(number) % 2
+  token_N = np.where(np.arange(number) < number // 2, np.arange(number) // 2,
+                     100 + np.arange(number))  # fmt: skip
+  own_N = strata_N + 3 * species_N
+  found, facts = controls.shuffled_pairs(
+    given_NP, own_N, species_N, token_N, seed
+  )
+  place = {tuple(row): n for n, row in enumerate(given_NP.tolist())}
+  from_N = np.array([place[tuple(row)] for row in found.tolist()])
+  assert sorted(from_N) == list(range(number))
+  assert (species_N[from_N] == species_N).all()
+  for n in range(number):
+    others = np.flatnonzero((token_N == token_N[n]) & (np.arange(number) != n))
+    theirs = np.flatnonzero(
+      (token_N == token_N[from_N[n]]) & (np.arange(number) != from_N[n])
+    )
+    assert from_N[others].tolist() == theirs.tolist()
+    if not len(others) or species_N[n] == 0:
+      assert own_N[from_N[n]] == own_N[n]
   found, facts = controls.random(given_NP, strata_N, seed)
   for s in range(3):
     np.testing.assert_allclose(
@@ -548,7 +568,7 @@ def test_controls_of_nothing_and_a_report_in_place_of_a_folder(
   gene_ids = [VOCAB.genes.gene_ids[g] for g in range(5)]
   path = tmp_path / 'zeros.parquet'
   prior_tables.write(path, gene_ids, np.zeros((5, 3)), {})
-  for kind in ('shuffled', 'random', 'constant'):
+  for kind in ('shuffled', 'shuffled_pairs', 'random', 'constant'):
     out = tmp_path / kind
     said = run('control', kind, path, '-o', out, code=2, capsys=capsys)
     assert 'every vector is zero' in said

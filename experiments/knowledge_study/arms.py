@@ -74,12 +74,14 @@ CONTROLS = {
   for name, control in (('fidelity', ''), ('permuted_fidelity', 'shuffled'))
 }
 REGISTERED = {**MAIN, **CONTROLS}
-# With and without what is counted from the cells themselves.
+# With and without what is counted from the cells themselves; and a permutation
+# that leaves orthologues as alike as they are.
 EXPLORATORY = {
   'stated': Arm(STATED),
   'permuted_stated': Arm(STATED, control='shuffled'),
   'coexpression': Arm(('coexpression',)),
   'permuted_coexpression': Arm(('coexpression',), control='shuffled'),
+  'permuted_pairs': Arm(control='shuffled_pairs'),
 }
 ARMS = {**REGISTERED, **EXPLORATORY}
 PAIR = ('all', 'permuted')

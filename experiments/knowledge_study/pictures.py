@@ -127,7 +127,7 @@ def _intervals(axis, several, margin: float, colour: str) -> None:
       np.full(len(seeds), x + 0.16), seeds, '_', color=figures.GREY, ms=6
     )
   axis.set_xticks(range(len(several)), [name for name, _ in several])
-  axis.set_xlim(-0.5, len(several) - 0.5)
+  axis.set_xlim(-0.5, max(len(several), 1) - 0.5)
 
 
 def _curves(found, settings):

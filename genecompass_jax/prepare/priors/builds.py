@@ -355,6 +355,14 @@ def control(args: argparse.Namespace) -> None:
     strata_N = strata.of(rows, value_G, vocab.genes)
     if args.control == 'shuffled':
       values, facts = controls.shuffled(values, strata_N, args.seed)
+    elif args.control == 'shuffled_pairs':
+      values, facts = controls.shuffled_pairs(
+        values,
+        strata_N,
+        vocab.genes.species_G[rows],
+        vocab.token_G[rows],
+        args.seed,
+      )
     elif args.control == 'random':
       values, facts = controls.random(values, strata_N, args.seed)
     elif args.control == 'constant':
@@ -385,7 +393,7 @@ def control(args: argparse.Namespace) -> None:
       control=facts,
     )
     print(reports.describe(output, written))
-    if value_G is None and args.control in ('shuffled', 'random'):
+    if value_G is None and args.control not in ('constant', 'rewired'):
       print('  without --expression rows are permuted within species only')
 
 

@@ -410,8 +410,8 @@ def _released(parser: argparse.ArgumentParser) -> None:
 def _control(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     'control',
-    choices=('shuffled', 'random', 'constant', 'rewired'),
-    help='rows permuted; random rows of the same norms and singular values; '
+    choices=('shuffled', 'shuffled_pairs', 'random', 'constant', 'rewired'),
+    help='rows permuted; orthologues permuted together; random rows of the same norms and singular values; '
     'every row the same; a network of the same degrees (grn only)',
   )
   _priors(parser)

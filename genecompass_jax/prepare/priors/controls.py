@@ -1,9 +1,11 @@
 """Priors without the knowledge: what a claim for knowledge is held against.
 
 `shuffled`: the rows of a prior, permuted within species, decile of expression
-and has-this-prior. `random`: random rows with the norms (permuted in the same
+and has-this-prior. `shuffled_pairs`: the same, where genes of several species
+that share a token swap rows together with others that do: orthologues stay as
+alike as they were, and knowledge of them is left. `random`: random rows with the norms (permuted in the same
 strata) and the singular values of the prior. `constant`: every row the same.
-`rewired`: a network of the same degrees through the same embedding. The fifth
+`rewired`: a network of the same degrees through the same embedding. One more
 control, `none`, is a run with `priors = ()`.
 """
 
@@ -19,7 +21,7 @@ from genecompass_jax.prepare.priors import (
   strata,
 )
 
-KINDS = ('shuffled', 'random', 'constant', 'rewired')
+KINDS = ('shuffled', 'shuffled_pairs', 'random', 'constant', 'rewired')
 _ROUNDS = 200  # of matching norms and spectrum
 _CLOSE = 1e-3  # relative error of singular values at which that ends
 
@@ -34,6 +36,42 @@ def shuffled(
   facts = {
     'strata': len(sizes),
     'smallest_stratum': int(sizes.min()),
+    'rows_left_in_place': int((order == np.arange(len(order))).sum()),
+  }
+  return vectors_NP[order], facts
+
+
+def shuffled_pairs(
+  vectors_NP: np.ndarray,
+  strata_N: np.ndarray,
+  species_N: np.ndarray,
+  token_N: np.ndarray,
+  seed: int,
+) -> tuple[np.ndarray, dict]:
+  """Rows permuted within strata, those of one token together.
+
+  A gene whose token another species shares takes the row of such a gene, and
+  its orthologue that of the orthologue; the stratum is that of the first
+  species. All rows are kept.
+  """
+  rng = np.random.default_rng([seed, 12])
+  by_token = np.lexsort((species_N, token_N))
+  first = np.flatnonzero(np.diff(token_N[by_token], prepend=-1))
+  size = np.diff(np.append(first, len(by_token)))
+  order = np.arange(len(token_N))
+  strata_found = 0
+  for number in np.unique(size):
+    rows_GM = by_token[first[size == number][:, None] + np.arange(number)]
+    key_G = np.unique(
+      np.column_stack([strata_N[rows_GM[:, 0]], species_N[rows_GM]]),
+      axis=0,
+      return_inverse=True,
+    )[1].ravel()
+    order[rows_GM] = rows_GM[strata.permutation(key_G, rng)]
+    strata_found += int(key_G.max(initial=-1)) + 1
+  facts = {
+    'strata': strata_found,
+    'rows_that_share_a_token': int(size[size > 1].sum()),
     'rows_left_in_place': int((order == np.arange(len(order))).sum()),
   }
   return vectors_NP[order], facts
