@@ -163,5 +163,5 @@ def test_table_keeps_the_order_of_the_methods():
 def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch):
   values_CD, labels = blobs()
   monkeypatch.setitem(sys.modules, 'sklearn.neighbors', None)
-  with pytest.raises(errors.UserError, match=r'genecompass_jax\[demo\]'):
+  with pytest.raises(errors.UserError, match=r'pip install "\.\[demo\]"'):
     cell_types.probe(features(values_CD), labels, dataset='x')
