@@ -79,6 +79,21 @@ def test_counts_are_the_same_in_every_format(tmp_path, vocab, kind):
     np.testing.assert_array_equal(chunk.cells.totals_C, dense.sum(axis=1))
 
 
+def test_a_column_of_species_that_is_not_followed_is_named(tmp_path, caplog):
+  """Mouse cells under human names would pass for human without a word."""
+  number = counts().shape[0]
+  for label, said in (('Mus musculus', True), ('human', False), ('?', False)):
+    caplog.clear()
+    adata = adata_of(Organism=[label] * 3 + ['human'] * (number - 3))
+    path = written(tmp_path, 'h5ad', adata)
+    opened(path, species='auto')
+    assert ('3 cells are of another species (mouse)' in caplog.text) == said
+    assert ('--species obs:Organism' in caplog.text) == said
+    caplog.clear()
+    opened(path, species='human')  # as was asked
+    assert not caplog.text
+
+
 def reread(config):
   source = sources.open_source(config)
   (chunk,) = source.bind(vocabulary.Vocabulary.default()).read(10, 20)

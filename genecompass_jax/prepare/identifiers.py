@@ -60,15 +60,47 @@ def species_of_cells(
     raise errors.UserError(
       f'{name}: --species {species}, but there is no such obs column'
     )
-  text = obs[column].astype(str).str.strip().str.casefold()
-  code_of = {species: code for code, species in enumerate(table.species)}
-  codes = text.map(lambda value: code_of.get(SPECIES_NAMES.get(value, value)))
+  text, codes = _species_codes(obs[column], table)
   if codes.isna().any():
     raise errors.UserError(
       f'{name}: obs column {column!r} holds {text[codes.isna()].iloc[0]!r}, '
       f'which is none of {", ".join(table.species)}'
     )
   return codes.to_numpy(np.int8)
+
+
+def contradiction(
+  obs: pd.DataFrame, species_C: np.ndarray, table: gene_table.GeneTable
+) -> str:
+  """What an obs column says against the species that identifiers gave; ''.
+
+  Mouse cells in the symbols of human orthologues look human.
+  """
+  for column in obs:
+    if str(column).casefold() not in ('species', 'organism'):
+      continue
+    _, codes = _species_codes(obs[column], table)
+    differs_C = (codes.notna() & (codes != species_C)).to_numpy()
+    if differs_C.any():
+      first = int(differs_C.argmax())
+      said = table.species[int(codes.iloc[first])]
+      return (
+        f'obs[{column!r}] says that {int(differs_C.sum()):,} cells are of '
+        f'another species ({said}) than their identifiers '
+        f'({table.species[species_C[first]]}), which are followed; give '
+        f'--species obs:{column}, and --ids-of where all genes are named alike'
+      )
+  return ''
+
+
+def _species_codes(
+  column: pd.Series, table: gene_table.GeneTable
+) -> tuple[pd.Series, pd.Series]:
+  """Species of cells as text, and their codes: nan for none of the table."""
+  text = column.astype(str).str.strip().str.casefold()
+  code_of = {species: code for code, species in enumerate(table.species)}
+  codes = text.map(lambda value: code_of.get(SPECIES_NAMES.get(value, value)))
+  return text, codes.astype(float)
 
 
 def resolve(

@@ -78,7 +78,11 @@ def describe(report: Mapping) -> str:
     held += ' ...'
   held += f' (of {split["units"]:,} unit{"" if split["units"] == 1 else "s"})'
   if split['leaky']:
-    held += '; single cells are split: LEAKY'
+    held = (
+      'single cells: LEAKY'
+      if held.startswith('none ')
+      else (f'{held}; and single cells: LEAKY')
+    )
   lines.append(f'validation: {held}')
   return '\n'.join([*lines, *report['notes']])
 

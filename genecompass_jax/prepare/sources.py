@@ -5,6 +5,7 @@ columns are) and then streamed in chunks of cells, never loaded whole.
 """
 
 import dataclasses
+import logging
 import os
 
 import anndata
@@ -162,6 +163,9 @@ def _source(
     )
   if (species_C < 0).any():  # auto: the identifiers have decided
     species_C[:] = next(iter(resolutions))
+    said = identifiers.contradiction(obs, species_C, table)
+    if said:
+      logging.warning('%s: %s', name, said)
   return Source(
     config,
     name,
