@@ -55,7 +55,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one subcommand; returns its exit code."""
-  argv = sys.argv[1:] if argv is None else argv
+  is_command = argv is None
+  argv = sys.argv[1:] if is_command else argv
   words = [*(a for a in argv if not a.startswith('-')), '', '']
   parser = _parser(words[0], words[1])
   args = parser.parse_args(argv)
@@ -69,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
   except KeyboardInterrupt:
     print(f'{parser.prog}: interrupted', file=sys.stderr)
+    if is_command and 'jax' in sys.modules:
+      # At once: an interpreter that ends while XLA compiles may crash.
+      for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+      os._exit(errors.EXIT_INTERRUPTED)
     return errors.EXIT_INTERRUPTED
   except ImportError as error:  # a package for some kind of URL
     print(f'{parser.prog}: {error}', file=sys.stderr)

@@ -185,6 +185,8 @@ def test_what_to_do_next_takes_the_flags_of_the_cells(monkeypatch):
     "embed 'my cells.h5ad' -o OUT.h5ad --checkpoint demo/run "
     '--species obs:species --ids-of human\n'
   ) in said
+  assert '-o CORPUS --species obs:species --ids-of human\n' in said
+  assert "gc.embed(adata, model, species='obs:species', ids_of='human')" in said
   args.data = ''
   monkeypatch.setenv('PATH', '')
   said = demo_lib._next_steps(args, 'demo/run')

@@ -156,26 +156,32 @@ def _next_steps(args: argparse.Namespace, workdir: str) -> str:
   else:
     first = 'Go on:'
   data = args.data or 'CELLS.h5ad'
-  flags = ''
+  flags = call = ''
   if args.data:
     asked = {
       '--species': args.species if args.species != 'auto' else '',
       '--ids-of': args.ids_of,
       '--layer': args.layer,
     }
-    flags = ''.join(f' {k} {shlex.quote(v)}' for k, v in asked.items() if v)
-    flags += ' --allow-noninteger' if args.allow_noninteger else ''
+    asked = {k: v for k, v in asked.items() if v}
+    flags = ''.join(f' {k} {shlex.quote(v)}' for k, v in asked.items())
+    call = ''.join(
+      f', {k.lstrip("-").replace("-", "_")}={v!r}' for k, v in asked.items()
+    )
+    if args.allow_noninteger:
+      flags += ' --allow-noninteger'
+      call += ', allow_noninteger=True'
   return '\n'.join(
     (
       first,
       f'  genecompass embed {shlex.quote(data)} -o OUT.h5ad --checkpoint '
       f'{workdir}{flags}',
-      '  genecompass prep CELLS.h5ad --unit DONOR_COLUMN --vocabulary '
-      'measured -o CORPUS',
+      f'  genecompass prep {shlex.quote(data)} --unit DONOR_COLUMN '
+      f'--vocabulary measured -o CORPUS{flags}',
       '  python -m genecompass_jax.main --config=experiments/tiny.py '
       '--workdir=DIR --config.corpus=CORPUS',
       f'  import genecompass_jax as gc; model = gc.load({workdir!r}); '
-      "adata.obsm['X_genecompass'] = gc.embed(adata, model)",
+      f"adata.obsm['X_genecompass'] = gc.embed(adata, model{call})",
     )
   )
 
