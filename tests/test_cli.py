@@ -176,6 +176,35 @@ def test_a_reader_that_leaves_is_no_fault(tiny_corpus):
   assert not result.stderr
 
 
+INTERRUPTED = """
+import atexit, sys
+import jax
+from genecompass_jax import cli, doctor
+
+def stop(*args, **kwargs):
+  raise KeyboardInterrupt
+
+atexit.register(print, 'the interpreter ended by itself')
+doctor.run = stop
+sys.argv = ['genecompass', 'doctor']
+sys.exit(cli.main({argv}))
+"""
+
+
+@pytest.mark.parametrize('is_command', [True, False])
+def test_ctrl_c_ends_the_command_at_once_but_not_a_caller(is_command):
+  """XLA may be compiling: an interpreter that ends by itself may crash."""
+  argv = '' if is_command else "['doctor']"
+  result = subprocess.run(
+    [sys.executable, '-c', INTERRUPTED.format(argv=argv)],
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == errors.EXIT_INTERRUPTED, result.stderr
+  assert result.stderr == 'genecompass: interrupted\n'
+  assert ('ended by itself' in result.stdout) == (not is_command)
+
+
 def test_a_caller_keeps_its_own_signal_handlers(tmp_path, capsys):
   def mine(*_):
     pass
