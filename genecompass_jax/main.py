@@ -1,7 +1,7 @@
 """python -m genecompass_jax.main --config=FILE.py[:variant] --workdir=DIR.
 
 Trains, or resumes what is in DIR. Any field of the configuration is a flag,
-such as --config.optimizer.total_steps=200; `TrainConfig` in train.py says what
+such as --config.optimizer.total_steps=200; `TrainConfig` in train_config.py says what
 the fields are. Exit codes: 0 done, 1 permanent failure, 2 wrong usage, 42
 stopped and to be started again.
 """
@@ -109,7 +109,7 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
     RetryableError: it was stopped; the same call goes on.
   """
   # Imported late: wrong flags must be reported in a moment, not after JAX.
-  from genecompass_jax import train
+  from genecompass_jax import train, train_config
 
   paths.path(workdir)  # refuses URLs of other kinds
   values = dict(config)
@@ -131,7 +131,9 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
       'no corpus: give --config.corpus=DIR; genecompass prep makes one from '
       'h5ad files, or try the :smoke variant, which simulates cells'
     )
-  train.train_and_evaluate(to_dataclass(train.TrainConfig, values), workdir)
+  train.train_and_evaluate(
+    to_dataclass(train_config.TrainConfig, values), workdir
+  )
 
 
 def main(argv: list[str]) -> None:

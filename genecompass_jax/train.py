@@ -13,213 +13,32 @@ import logging
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 
 from genecompass_jax import (
   assets as assets_lib,
   checkpoint,
   corpus as corpus_lib,
   data as data_lib,
-  encoding as encoding_lib,
   errors,
   evaluate,
   interruption,
   knowledge as knowledge_lib,
-  losses,
   metrics,
   model as model_lib,
   nulls,
-  optimizer as optimizer_lib,
   paths,
   progress,
-  schemas,
   sharding,
+  train_config,
+  train_step,
   training_log,
   workdir,
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-  """A pretraining run.
-
-  Attributes:
-    corpus: folder or URL of the corpus.
-    model: architecture; its vocabulary size and prior widths are taken from
-      the corpus and the tables, and whether it hides ranks from the objective
-      of `data.mask`, whatever stands here.
-    optimizer: updates and schedule; `total_steps` is the length of the run.
-    data: batches.
-    encoding: how counts become ranks and values.
-    loss: weights of the two terms.
-    mesh: how devices share the work.
-    priors: (name, parquet table) of each knowledge prior, in order.
-    seed: of initial parameters and dropout; `data.seed` is that of the cells.
-    id_bias: what the bias of the id head starts from: 'zeros', as in the
-      release, or 'frequency': the log of how often each token is among the
-      ranks that training cells keep, counted with the null models. A short
-      run need not spend itself on learning it.
-    prior_warmup_steps: steps over which priors fade in; 0 for none (the
-      release's warm-up has no effect).
-    log_every: steps between training lines.
-    eval_every: steps between evaluations; 0 for none.
-    eval_cells: held-out cells of an evaluation, evenly spaced; 0 for all.
-    checkpoint_every: steps between checkpoints; the last step has one always.
-    keep_checkpoints: newest checkpoints kept.
-  """
-
-  corpus: str
-  model: model_lib.ModelConfig
-  optimizer: optimizer_lib.OptimizerConfig
-  data: data_lib.DataConfig
-  encoding: encoding_lib.EncodingConfig = encoding_lib.EncodingConfig()
-  loss: losses.LossConfig = losses.LossConfig()
-  mesh: sharding.MeshConfig = sharding.MeshConfig()
-  priors: tuple[tuple[str, str], ...] = ()
-  seed: int = 0
-  id_bias: str = 'zeros'
-  prior_warmup_steps: int = 0
-  log_every: int = 10
-  eval_every: int = 0
-  eval_cells: int = 0
-  checkpoint_every: int = 1000
-  keep_checkpoints: int = 3
-
-  def __post_init__(self):
-    """Refuses an unknown choice."""
-    errors.check_at_least(
-      'config',
-      self,
-      prior_warmup_steps=0,
-      log_every=1,
-      eval_every=0,
-      eval_cells=0,
-      checkpoint_every=0,
-      keep_checkpoints=1,
-    )
-    if self.id_bias not in ('zeros', 'frequency'):
-      raise errors.UserError(
-        f'id_bias={self.id_bias!r}: choose zeros or frequency'
-      )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-  """All that changes in training.
-
-  Attributes:
-    step: int32 updates done; the schedule folds from it.
-    next_batch: int32 batch to train on next; masks, dropout and order fold
-      from it.
-    params: float32 parameters.
-    opt_state: state of the optimiser.
-  """
-
-  step: jax.Array
-  next_batch: jax.Array
-  params: model_lib.Params
-  opt_state: Any
-
-
-def train_step(
-  state: TrainState,
-  batch: schemas.PretrainingBatch,
-  knowledge: knowledge_lib.Knowledge,
-  config: TrainConfig,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update.
-
-  Each term is a sum over the global batch, divided by the number of genes in
-  the global batch that it was asked of: it does not depend on how rows lie on
-  devices. A term that was asked of none is 0.
-  """
-  key = jax.random.key(config.seed)
-  dropout_key = jax.random.fold_in(key, state.next_batch)
-  prior_scale = None
-  if config.prior_warmup_steps:
-    share = (state.step + 1) / config.prior_warmup_steps
-    prior_scale = jnp.minimum(share, 1.0).astype(jnp.float32)
-
-  def loss(params):
-    id_BK, value_BK = evaluate.slot_losses(
-      params,
-      batch,
-      knowledge,
-      config.model,
-      prior_scale=prior_scale,
-      dropout_key=dropout_key,
-    )
-    sums = losses.loss_sums(
-      id_BK, batch.id_weights_BK, value_BK, batch.value_weights_BK
-    )
-    total, id_loss, value_loss = sums.means(config.loss)
-    if not config.model.use_values:
-      total = id_loss
-    return total, {
-      'loss': total,
-      'id_loss': id_loss,
-      'value_loss': value_loss,
-      'masked': jnp.sum(
-        jnp.maximum(batch.id_weights_BK, batch.value_weights_BK)
-      ),
-    }
-
-  grads, values = jax.grad(loss, has_aux=True)(state.params)
-  transform = optimizer_lib.make_optimizer(config.optimizer)
-  updates, opt_state = transform.update(grads, state.opt_state, state.params)
-  values['grad_norm'] = optax.tree.norm(grads)
-  values['learning_rate'] = optimizer_lib.make_schedule(config.optimizer)(
-    state.step
-  )
-  state = TrainState(
-    step=state.step + 1,
-    next_batch=state.next_batch + 1,
-    params=optax.apply_updates(state.params, updates),
-    opt_state=opt_state,
-  )
-  return state, values
-
-
-def init_state(
-  config: TrainConfig, null_models: nulls.NullModels | None = None
-) -> TrainState:
-  """The state before the first update; `id_bias` 'frequency' needs counts."""
-  params = model_lib.init(config.model, config.seed)
-  if config.id_bias == 'frequency':
-    cells_V = null_models.cells_V() + 1.0  # one is added: no log of zero
-    params['id_head']['bias'] = jnp.asarray(
-      np.log(cells_V / cells_V.sum()), jnp.float32
-    )
-  transform = optimizer_lib.make_optimizer(config.optimizer)
-  zero = jnp.zeros((), jnp.int32)
-  return TrainState(zero, zero, params, transform.init(params))
-
-
-def state_sharding(
-  config: TrainConfig, shapes: TrainState, mesh: jax.sharding.Mesh
-) -> TrainState:
-  """Where every array of the state lies; moments lie as their parameters."""
-  whole = sharding.replicated(mesh)
-  params = sharding.parameter_sharding(
-    model_lib.logical_axes(config.model), shapes.params, mesh
-  )
-  transform = optimizer_lib.make_optimizer(config.optimizer)
-  opt_state = optax.tree.map_params(
-    transform,
-    lambda _, place: place,
-    shapes.opt_state,
-    params,
-    transform_non_params=lambda _: whole,
-  )
-  return TrainState(whole, whole, params, opt_state)
-
-
 def resolve_config(
-  config: TrainConfig, corpus: corpus_lib.Corpus
-) -> tuple[TrainConfig, assets_lib.Assets]:
+  config: train_config.TrainConfig, corpus: corpus_lib.Corpus
+) -> tuple[train_config.TrainConfig, assets_lib.Assets]:
   """Fills in what the corpus and the prior tables decide.
 
   Raises:
@@ -280,7 +99,9 @@ def resolve_config(
   )
 
 
-def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
+def train_and_evaluate(
+  config: train_config.TrainConfig, folder: paths.PathLike
+) -> int:
   """Trains, or resumes, until `optimizer.total_steps`.
 
   Args:
@@ -323,15 +144,15 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
       _log_start(config, devices)
 
     # The state, restored where there is a good checkpoint.
-    shapes = jax.eval_shape(lambda: init_state(config, null_models))
-    places = state_sharding(config, shapes, mesh)
+    shapes = jax.eval_shape(lambda: train_step.init_state(config, null_models))
+    places = train_step.state_sharding(config, shapes, mesh)
     checkpoints = checkpoint.Checkpoints(
       paths.join(folder, workdir.CHECKPOINTS), keep=config.keep_checkpoints
     )
     latest = checkpoints.latest()
     if latest is None:
       init = jax.jit(
-        lambda: init_state(config, null_models), out_shardings=places
+        lambda: train_step.init_state(config, null_models), out_shardings=places
       )
       state, first_step, first_batch = init(), 0, 0
     else:
@@ -339,7 +160,7 @@ def train_and_evaluate(config: TrainConfig, folder: paths.PathLike) -> int:
       first_step, first_batch = int(state.step), int(state.next_batch)
     knowledge = jax.device_put(assets.knowledge, sharding.replicated(mesh))
     step_fn = jax.jit(
-      functools.partial(train_step, config=config),
+      functools.partial(train_step.train_step, config=config),
       donate_argnums=0,
       out_shardings=(places, sharding.replicated(mesh)),
     )
@@ -435,7 +256,9 @@ def _manifest_sha256(corpus: corpus_lib.Corpus) -> str:
   return paths.sha256_bytes(text.encode())
 
 
-def _evaluates(config: TrainConfig, corpus: corpus_lib.Corpus) -> bool:
+def _evaluates(
+  config: train_config.TrainConfig, corpus: corpus_lib.Corpus
+) -> bool:
   return config.eval_every > 0 and 'validation' in corpus.splits
 
 
@@ -475,7 +298,7 @@ def _make_evaluator(config, corpus, null_models) -> evaluate.Evaluator | None:
 
 def _save(
   checkpoints: checkpoint.Checkpoints,
-  state: TrainState,
+  state: train_step.TrainState,
   step: int,
   facts: dict[str, Any],
 ) -> None:
@@ -487,7 +310,9 @@ def _save(
   checkpoints.save(step, state.params, training, {'step': step, **facts})
 
 
-def _restore(checkpoints, step: int, shapes, places, facts) -> TrainState:
+def _restore(
+  checkpoints, step: int, shapes, places, facts
+) -> train_step.TrainState:
   place = paths.join(checkpoints.folder, str(step))
   if checkpoint.read_metadata(place)['assets'] != facts['assets']:
     raise errors.UserError(
@@ -505,10 +330,10 @@ def _restore(checkpoints, step: int, shapes, places, facts) -> TrainState:
     'opt_state': target.opt_state,
   }
   params, training = checkpoints.restore(step, target.params, training)
-  return TrainState(params=params, **training)
+  return train_step.TrainState(params=params, **training)
 
 
-def _log_start(config: TrainConfig, devices: int) -> None:
+def _log_start(config: train_config.TrainConfig, devices: int) -> None:
   counts = model_lib.count_parameters(config.model)
   groups = ', '.join(f'{n:,} {g}' for g, n in counts.items() if g != 'total')
   logging.info(

@@ -9,7 +9,7 @@ import typing
 
 import pytest
 
-from genecompass_jax import metrics, train
+from genecompass_jax import metrics, train_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / 'experiments').glob('*.py'))
@@ -35,7 +35,7 @@ def test_every_field_of_a_run_can_be_set_on_the_command_line(path):
         assert name in values, f'config{where}.{name} = {{}} is missing'
         check(hint, values[name], f'{where}.{name}')
 
-  check(train.TrainConfig, config, '')
+  check(train_config.TrainConfig, config, '')
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)

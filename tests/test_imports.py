@@ -29,6 +29,8 @@ LEVELS = (
   (2, 'data'),
   (3, 'nulls convert pretrained'),
   (3, 'evaluate'),
+  (4, 'train_config'),
+  (4, 'train_step'),
   (4, 'train'),
   (5, 'tasks analysis scaling'),
   (6, 'doctor demo corpus_bench'),
@@ -48,7 +50,7 @@ OWNERS = {
   'tiledbsoma': ('prepare',),
   'cellxgene_census': ('prepare',),
   'flax': ('model',),
-  'optax': ('optimizer', 'train', 'tasks', 'scaling'),
+  'optax': ('optimizer', 'train_step', 'tasks', 'scaling'),
   'ml_collections': ('main',),
   'gensim': ('prepare',),
 }

@@ -21,7 +21,7 @@ from genecompass_jax import (
   main,
   nulls,
   pretrained,
-  train,
+  train_config,
   workdir,
 )
 from genecompass_jax.prepare import simulated
@@ -48,7 +48,7 @@ def train_and_score(corpus_path: str, folder, objective: str):
   values['eval_every'] = STEPS
   main.run(values, folder)
   del values['simulated_cells']
-  config = main.to_dataclass(train.TrainConfig, values)
+  config = main.to_dataclass(train_config.TrainConfig, values)
   model = pretrained.load(folder)
   null_models = nulls.NullModels.load(folder / workdir.NULLS)
   slot_losses = jax.jit(

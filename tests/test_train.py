@@ -444,7 +444,7 @@ COMMANDS = textwrap.dedent("""
 
 def test_a_model_with_priors_is_given_by_their_widths():
   """config.priors are tables, config.model.priors what a saved run has."""
-  from genecompass_jax import main, train
+  from genecompass_jax import main, train_config
 
   values = {
     'corpus': 'corpus',
@@ -453,7 +453,7 @@ def test_a_model_with_priors_is_given_by_their_widths():
     'model': {'vocabulary_size': 9, 'priors': [['grn', 64], ['family', 64]]},
     'priors': [['grn', 'grn.parquet'], ['family', 'family.parquet']],
   }
-  config = main.to_dataclass(train.TrainConfig, values)
+  config = main.to_dataclass(train_config.TrainConfig, values)
   assert config.model.priors == (('grn', 64), ('family', 64))
   assert config.priors[1] == ('family', 'family.parquet')
 

@@ -51,7 +51,8 @@ from genecompass_jax import (
   model,
   optimizer,
   schemas,
-  train,
+  train_config,
+  train_step,
 )
 
 RELEASED_GENES, RELEASED_VOCABULARY, PRIOR_WIDTH = 2048, 50_558, 768
@@ -233,7 +234,7 @@ def measure(name, make, step, batches, steps) -> Result:
   return result
 
 
-def arms(config: train.TrainConfig, params, batches, steps):
+def arms(config: train_config.TrainConfig, params, batches, steps):
   """The arms in order; each frees its state before the next begins."""
   size = config.model.vocabulary_size
   keys = jax.random.split(jax.random.key(1), len(config.model.priors))
@@ -271,7 +272,7 @@ def arms(config: train.TrainConfig, params, batches, steps):
       tables=tables,
       has_vector={name: np.ones(size, bool) for name in tables},
     )
-    state = train.TrainState(zero, zero + 0, own, transform.init(own))
+    state = train_step.TrainState(zero, zero + 0, own, transform.init(own))
     return state, jax.device_put(knowledge)
 
   full = [for_port(b, RELEASED_GENES) for b in batches]
@@ -283,7 +284,7 @@ def arms(config: train.TrainConfig, params, batches, steps):
   ):
     step = functools.partial(port_step, masked_only=masked_only)
     yield lambda n=name, c=cells, s=step: measure(n, make_port, s, c, steps)
-  ours = functools.partial(train.train_step, config=config)
+  ours = functools.partial(train_step.train_step, config=config)
   yield lambda: measure('ours', make_ours, ours, batches, steps)
 
 
@@ -342,7 +343,7 @@ def main() -> None:
   else:
     size = RELEASED_VOCABULARY
     batches = random_cells(args.cells, args.genes, size)
-  config = train.TrainConfig(
+  config = train_config.TrainConfig(
     corpus='',
     model=model.named_config(
       args.size,

@@ -25,7 +25,7 @@ from genecompass_jax import (
   paths,
   pretrained,
   prior_tables,
-  train,
+  train_config,
   vocabulary as vocabulary_lib,
   workdir,
 )
@@ -52,7 +52,7 @@ def score(folder: str, corpus_path: str, root: str, atlas=None) -> dict:
   """
   found = pretrained.load(folder)
   config = main.to_dataclass(
-    train.TrainConfig, workdir.read_config(folder)['run']
+    train_config.TrainConfig, workdir.read_config(folder)['run']
   )
   opened = corpus_lib.Corpus.open(corpus_path)
   counted = nulls.NullModels.load(paths.join(folder, workdir.NULLS))

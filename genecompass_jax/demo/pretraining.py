@@ -14,6 +14,7 @@ from genecompass_jax import (
   paths,
   pretrained,
   train,
+  train_config,
 )
 
 STEPS = 5000  # of cells of up to SHORT slots; of longer ones in proportion
@@ -44,7 +45,7 @@ def config(
   steps: int = 0,
   seed: int = 0,
   source_weights: Sequence[tuple[str, float]] = (),
-) -> train.TrainConfig:
+) -> train_config.TrainConfig:
   """A run of minutes on two CPU cores, fitted to the cells of a corpus.
 
   Args:
@@ -55,7 +56,7 @@ def config(
   """
   lengths_C, max_genes = _lengths(corpus)
   steps = steps or default_steps(corpus)
-  return train.TrainConfig(
+  return train_config.TrainConfig(
     corpus=corpus.path,
     model=model_lib.ModelConfig(
       **{**model_lib.SIZES['tiny'], 'num_heads': 2},

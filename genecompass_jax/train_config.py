@@ -1,0 +1,77 @@
+"""The configuration of a pretraining run."""
+
+import dataclasses
+
+from genecompass_jax import (
+  data as data_lib,
+  encoding as encoding_lib,
+  errors,
+  losses,
+  model as model_lib,
+  optimizer as optimizer_lib,
+  sharding,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """A pretraining run.
+
+  Attributes:
+    corpus: folder or URL of the corpus.
+    model: architecture; its vocabulary size and prior widths are taken from
+      the corpus and the tables, and whether it hides ranks from the objective
+      of `data.mask`, whatever stands here.
+    optimizer: updates and schedule; `total_steps` is the length of the run.
+    data: batches.
+    encoding: how counts become ranks and values.
+    loss: weights of the two terms.
+    mesh: how devices share the work.
+    priors: (name, parquet table) of each knowledge prior, in order.
+    seed: of initial parameters and dropout; `data.seed` is that of the cells.
+    id_bias: what the bias of the id head starts from: 'zeros', as in the
+      release, or 'frequency': the log of how often each token is among the
+      ranks that training cells keep, counted with the null models. A short
+      run need not spend itself on learning it.
+    prior_warmup_steps: steps over which priors fade in; 0 for none (the
+      release's warm-up has no effect).
+    log_every: steps between training lines.
+    eval_every: steps between evaluations; 0 for none.
+    eval_cells: held-out cells of an evaluation, evenly spaced; 0 for all.
+    checkpoint_every: steps between checkpoints; the last step has one always.
+    keep_checkpoints: newest checkpoints kept.
+  """
+
+  corpus: str
+  model: model_lib.ModelConfig
+  optimizer: optimizer_lib.OptimizerConfig
+  data: data_lib.DataConfig
+  encoding: encoding_lib.EncodingConfig = encoding_lib.EncodingConfig()
+  loss: losses.LossConfig = losses.LossConfig()
+  mesh: sharding.MeshConfig = sharding.MeshConfig()
+  priors: tuple[tuple[str, str], ...] = ()
+  seed: int = 0
+  id_bias: str = 'zeros'
+  prior_warmup_steps: int = 0
+  log_every: int = 10
+  eval_every: int = 0
+  eval_cells: int = 0
+  checkpoint_every: int = 1000
+  keep_checkpoints: int = 3
+
+  def __post_init__(self):
+    """Refuses an unknown choice."""
+    errors.check_at_least(
+      'config',
+      self,
+      prior_warmup_steps=0,
+      log_every=1,
+      eval_every=0,
+      eval_cells=0,
+      checkpoint_every=0,
+      keep_checkpoints=1,
+    )
+    if self.id_bias not in ('zeros', 'frequency'):
+      raise errors.UserError(
+        f'id_bias={self.id_bias!r}: choose zeros or frequency'
+      )
