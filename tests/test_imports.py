@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'genecompass_jax'
 # tasks, analysis, scaling) counts as one module. The number of a line is the
 # level of the architecture.
 LEVELS = (
-  (0, 'errors schemas progress kernels interruption meter'),
+  (0, 'errors schemas progress kernels interruption meter chips'),
   (0, 'paths locks'),
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'vocabulary encoding'),
@@ -26,6 +26,7 @@ LEVELS = (
   (1, 'corpus'),
   (1, 'corpus_writer'),
   (2, 'reading model checkpoint prepare training_log tensor_files'),
+  (2, 'flops'),
   (2, 'data'),
   (3, 'nulls convert pretrained'),
   (3, 'evaluate'),
