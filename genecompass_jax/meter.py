@@ -46,7 +46,7 @@ def _cpu() -> float:
   )
 
 
-def _peak() -> int:
+def peak_memory() -> int:
   """Most memory of this process so far, in bytes."""
   try:
     with open('/proc/self/status') as file:
@@ -107,7 +107,7 @@ class Meter:
       'cpu_us': cpu / cells * 1e6,
       'requests': io['requests'] / cells * 1024,
       'read_bytes': io['bytes'] / cells,
-      'peak_mib': _peak() / 2**20,
+      'peak_mib': peak_memory() / 2**20,
       'entropy': entropy,
       'full_entropy': full,
       'real_share': self._real / self._slots if self._slots else float('nan'),

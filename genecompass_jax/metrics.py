@@ -3,11 +3,33 @@
 import json
 import os
 import tempfile
-from typing import Any
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from genecompass_jax import paths
 
 FILE = 'metrics.jsonl'
+# Fields of a training line that a clock or a machine has measured. All others
+# are the same, bit for bit, when a run is done again or goes on after a kill.
+MEASURED = (
+  *('time', 'cells_per_s', 'real_tokens_per_s', 'padded_tokens_per_s'),
+  *('model_flops_utilisation', 'real_model_flops_utilisation'),
+  *('data_wait_share', 'memory_peak_bytes', 'compiles', 'compile_s'),
+)
+
+
+class Follower(Protocol):
+  """Something that is told the lines as they are written (`writers.py`)."""
+
+  def write(self, line: Mapping[str, Any]) -> None:
+    """Takes a line."""
+
+  def flush(self) -> None:
+    """Makes what was taken durable."""
+
+  def close(self) -> None:
+    """Ends."""
 
 
 class MetricsFile:
@@ -17,8 +39,11 @@ class MetricsFile:
   at each flush, because object stores cannot append.
   """
 
-  def __init__(self, workdir: paths.PathLike):
-    """Opens WORKDIR/metrics.jsonl for appending."""
+  def __init__(
+    self, workdir: paths.PathLike, followers: Sequence[Follower] = ()
+  ):
+    """Opens WORKDIR/metrics.jsonl for appending; followers are told too."""
+    self._followers = followers
     self._target = paths.join(workdir, FILE)
     self._local = self._target
     if '://' in self._target:
@@ -29,8 +54,14 @@ class MetricsFile:
     self._file = open(self._local, 'a', encoding='utf-8')  # noqa: SIM115
 
   def write(self, **values: Any) -> None:
-    """Appends one line; numbers keep their full precision."""
+    """Appends one line; numbers keep their full precision.
+
+    `time`, Unix seconds, is added.
+    """
+    values = {**values, 'time': round(time.time(), 3)}
     self._file.write(json.dumps(values) + '\n')
+    for follower in self._followers:
+      follower.write(values)
 
   def flush(self) -> None:
     """Makes all lines durable, and copies them up where they live remotely."""
@@ -38,11 +69,15 @@ class MetricsFile:
     os.fsync(self._file.fileno())
     if self._local != self._target:
       paths.write_bytes(self._target, paths.read_bytes(self._local))
+    for follower in self._followers:
+      follower.flush()
 
   def close(self) -> None:
     """Flushes and closes."""
     self.flush()
     self._file.close()
+    for follower in self._followers:
+      follower.close()
 
 
 def cut_after(workdir: paths.PathLike, step: int) -> None:
@@ -73,3 +108,19 @@ def read(workdir: paths.PathLike) -> list[dict[str, Any]]:
     if isinstance(values, dict):
       found.append(values)
   return found
+
+
+def strongest_null(
+  line: Mapping[str, Any], prefix: str
+) -> tuple[str, float] | None:
+  """Name and loss of the strongest null of a line: what a model has to beat.
+
+  Args:
+    line: an evaluation.
+    prefix: 'null_id_' or 'null_value_'.
+  """
+  found = {k: v for k, v in line.items() if k.startswith(prefix)}
+  if not found:
+    return None
+  name = min(found, key=found.__getitem__)
+  return name.removeprefix(prefix).replace('_', ' '), found[name]

@@ -17,13 +17,13 @@ import jax
 from genecompass_jax import (
   assets as assets_lib,
   checkpoint,
+  compiles,
   corpus as corpus_lib,
   data as data_lib,
   errors,
   evaluate,
   interruption,
   knowledge as knowledge_lib,
-  metrics,
   model as model_lib,
   nulls,
   paths,
@@ -33,6 +33,7 @@ from genecompass_jax import (
   train_step,
   training_log,
   workdir,
+  writers,
 )
 
 
@@ -116,6 +117,10 @@ def train_and_evaluate(
     RetryableError: SIGTERM came; the state is saved and a restart goes on.
     FloatingPointError: the loss is no longer finite.
   """
+  log = training_log.TrainingLog(folder)  # its clock runs
+  writers.check(config.writers)
+  compiles.keep_programs()
+
   # The corpus and what follows from it.
   corpus = corpus_lib.Corpus.open(config.corpus)
   config, assets = resolve_config(config, corpus)
@@ -135,7 +140,7 @@ def train_and_evaluate(
   is_first = jax.process_index() == 0
   lock = workdir.locked(folder) if is_first else contextlib.nullcontext()
 
-  with lock, jax.set_mesh(mesh):
+  with lock, jax.set_mesh(mesh), log:
     # The workdir, which is of this run or becomes its own.
     facts = _open_workdir(folder, config, corpus, assets)
     null_models = _null_models(config, corpus, folder)
@@ -156,7 +161,8 @@ def train_and_evaluate(
       )
       state, first_step, first_batch = init(), 0, 0
     else:
-      state = _restore(checkpoints, latest, shapes, places, facts)
+      with log.spent('restore'):
+        state = _restore(checkpoints, latest, shapes, places, facts)
       first_step, first_batch = int(state.step), int(state.next_batch)
     knowledge = jax.device_put(assets.knowledge, sharding.replicated(mesh))
     step_fn = jax.jit(
@@ -164,18 +170,14 @@ def train_and_evaluate(
       donate_argnums=0,
       out_shardings=(places, sharding.replicated(mesh)),
     )
-    if is_first:
-      # A run without a checkpoint starts again, with its evaluation at step 0.
-      metrics.cut_after(folder, -1 if latest is None else first_step)
 
     # The loop.
-    log = training_log.TrainingLog(
-      folder, first_step, config.optimizer.total_steps, config.log_every
-    )
-    log.event('start' if latest is None else 'resume', step=first_step)
+    log.open(config, first_step, is_new=latest is None)
     total = config.optimizer.total_steps
     if evaluator is not None and latest is None:
-      log.evaluation(0, evaluator(state.params, knowledge, mesh))
+      with log.spent('evaluate'):
+        line = evaluator(state.params, knowledge, mesh)
+      log.evaluation(0, line)
     with interruption.StopSignals() as signals, log.progress():
       batches = log.batches(loader.iterate(first_batch))
       for step in range(first_step + 1, total + 1):
@@ -187,7 +189,8 @@ def train_and_evaluate(
           step == total or progress.is_due(step, config.eval_every)
         ):
           log.catch_up()
-          line = evaluator(state.params, knowledge, mesh)
+          with log.spent('evaluate'):
+            line = evaluator(state.params, knowledge, mesh)
           log.evaluation(step, line)
         stops = signals.asked_to_stop  # read once: what stops is saved
         if (
@@ -196,19 +199,17 @@ def train_and_evaluate(
           or progress.is_due(step, config.checkpoint_every)
         ):
           # What a checkpoint claims is in the metrics, and is finite.
-          log.catch_up()
-          _save(checkpoints, state, step, facts)
+          with log.checkpoint(step):
+            _save(checkpoints, state, step, facts)
         if stops and step < total:
           checkpoints.close()
-          log.event('stopped', step=step)
-          log.close()
+          log.end('stopped', step)
           raise errors.RetryableError(
             f'stopped by a signal at step {step}; the state is saved, start '
             'the same command again to go on'
           )
     checkpoints.close()
-    log.event('done', step=total)
-    log.close()
+    log.end('done', total)
   return total
 
 

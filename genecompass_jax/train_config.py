@@ -9,6 +9,7 @@ from genecompass_jax import (
   losses,
   model as model_lib,
   optimizer as optimizer_lib,
+  profiling,
   sharding,
 )
 
@@ -40,6 +41,10 @@ class TrainConfig:
     eval_cells: held-out cells of an evaluation, evenly spaced; 0 for all.
     checkpoint_every: steps between checkpoints; the last step has one always.
     keep_checkpoints: newest checkpoints kept.
+    profile_steps: first and last step of a window that JAX profiles into
+      WORKDIR/profile; empty for none.
+    writers: what is told the lines of metrics.jsonl too: 'tensorboard',
+      'wandb'; each needs the extra of its name.
   """
 
   corpus: str
@@ -58,6 +63,8 @@ class TrainConfig:
   eval_cells: int = 0
   checkpoint_every: int = 1000
   keep_checkpoints: int = 3
+  profile_steps: tuple[int, ...] = ()
+  writers: tuple[str, ...] = ()
 
   def __post_init__(self):
     """Refuses an unknown choice."""
@@ -75,3 +82,4 @@ class TrainConfig:
       raise errors.UserError(
         f'id_bias={self.id_bias!r}: choose zeros or frequency'
       )
+    profiling.check_steps(self.profile_steps)

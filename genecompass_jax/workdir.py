@@ -5,6 +5,8 @@ assets/         vocabulary, medians, encoding, prior tables
 metrics.jsonl   one JSON object a line
 checkpoints/    Orbax, with seals
 nulls.npz       null models fitted on the training cells
+profile/        traces of JAX's profiler, where profile_steps asks for them
+tensorboard/    wandb/    what optional writers write
 .lock           held by the process that trains here (local folders)
 """
 
@@ -36,6 +38,8 @@ MAY_CHANGE = (
   'eval_cells',
   'checkpoint_every',
   'keep_checkpoints',
+  'profile_steps',
+  'writers',
 )
 
 

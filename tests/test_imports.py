@@ -16,6 +16,7 @@ PACKAGE = ROOT / 'genecompass_jax'
 # level of the architecture.
 LEVELS = (
   (0, 'errors schemas progress kernels interruption meter chips'),
+  (0, 'compiles goodput writers'),
   (0, 'paths locks'),
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'vocabulary encoding'),
@@ -25,12 +26,14 @@ LEVELS = (
   (1, 'shards staging assets corpus_manifest'),
   (1, 'corpus'),
   (1, 'corpus_writer'),
-  (2, 'reading model checkpoint prepare training_log tensor_files'),
+  (2, 'reading model checkpoint prepare tensor_files profiling'),
   (2, 'flops'),
+  (2, 'utilisation'),
   (2, 'data'),
   (3, 'nulls convert pretrained'),
   (3, 'evaluate'),
   (4, 'train_config'),
+  (4, 'training_log'),
   (4, 'train_step'),
   (4, 'train'),
   (5, 'tasks analysis scaling'),
@@ -54,6 +57,8 @@ OWNERS = {
   'optax': ('optimizer', 'train_step', 'tasks', 'scaling'),
   'ml_collections': ('main',),
   'gensim': ('prepare',),
+  'tensorboardX': ('writers',),
+  'wandb': ('writers',),
 }
 FORBIDDEN = ('torch', 'tensorflow', 'pickle', 'cloudpickle', 'dill', 'joblib')
 NO_JAX = (
@@ -61,7 +66,7 @@ NO_JAX = (
   *('vocabulary', 'gene_ids', 'encoding', 'medians', 'masking', 'packing'),
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
   *('kernels', 'ranking', 'tie_ranking', 'cli', 'main', 'pickled'),
-  *('prior_tables',),
+  *('prior_tables', 'goodput', 'writers'),
 )
 
 

@@ -1,0 +1,91 @@
+"""A window of training steps under the profiler of JAX.
+
+The traces are read by TensorBoard's profile plug-in, xprof or Perfetto.
+"""
+
+import logging
+import os
+import tempfile
+
+import jax
+
+from genecompass_jax import errors, paths
+
+FOLDER = 'profile'
+
+
+def check_steps(steps: tuple[int, ...]) -> None:
+  """Refuses a window that is none.
+
+  Raises:
+    UserError: neither empty nor a first step and one that is not before it.
+  """
+  is_pair = len(steps) == 2 and all(type(step) is int for step in steps)
+  if steps and not (is_pair and 1 <= steps[0] <= steps[1]):
+    raise errors.UserError(
+      f'profile_steps={steps} must be empty or the first and the last step to '
+      'profile, such as (100, 104)'
+    )
+
+
+def local_folder(workdir: paths.PathLike, name: str) -> str:
+  """WORKDIR/name; a new local folder for what cannot be written to a URL."""
+  folder = paths.join(workdir, name)
+  if '://' not in folder:
+    return folder
+  return os.path.join(tempfile.mkdtemp(prefix='genecompass-'), name)
+
+
+class Window:
+  """Profiles process 0 from the begin of a step to the end of another.
+
+  Attributes:
+    folder: where the traces are.
+  """
+
+  def __init__(self, workdir: paths.PathLike, steps: tuple[int, ...]):
+    """A window of the steps from `steps[0]` to `steps[1]`; () is none.
+
+    A run that is resumed inside it profiles what is left of it.
+    """
+    self._steps = steps if jax.process_index() == 0 else ()
+    self.folder = local_folder(workdir, FOLDER) if self._steps else ''
+    self._open = False
+    self._step: jax.profiler.StepTraceAnnotation | None = None
+
+  @property
+  def last(self) -> int | None:
+    """The last step of an open window."""
+    return self._steps[1] if self._open else None
+
+  def before(self, step: int) -> bool:
+    """To be called before a step; True where the window opens with it."""
+    self._leave_step()
+    if not self._steps or not self._steps[0] <= step <= self._steps[1]:
+      return False
+    opens = not self._open
+    if opens:
+      os.makedirs(self.folder, exist_ok=True)
+      jax.profiler.start_trace(self.folder)
+      self._open = True
+    self._step = jax.profiler.StepTraceAnnotation('train', step_num=step)
+    self._step.__enter__()
+    return opens
+
+  def close(self) -> None:
+    """Ends an open window; the steps in it must be done on the devices."""
+    self._leave_step()
+    if not self._open:
+      return
+    self._open = False
+    try:
+      jax.profiler.stop_trace()
+    except (RuntimeError, OSError) as error:  # a full disk; training goes on
+      logging.warning('the profile is lost: %s', errors.first_line(error))
+      return
+    logging.info('profile of steps %d to %d: %s', *self._steps, self.folder)
+
+  def _leave_step(self) -> None:
+    if self._step is not None:
+      self._step.__exit__(None, None, None)
+      self._step = None
