@@ -548,7 +548,7 @@ def commit(
 
 def file_facts(path: str) -> dict:
   """Size and sha256 of a file, as the manifest has them."""
-  size = paths.path(path).stat().length
+  size = paths.size(path)
   return {'size': size, 'sha256': paths.sha256_file(path)}
 
 

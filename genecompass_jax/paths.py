@@ -1,7 +1,8 @@
-"""Small files, local or by URL (gs://, s3://, ...): the one module for them.
+"""Small files, local or by URL: the one module for them.
 
-Arrays go through TensorStore and checkpoints through Orbax, which take URLs
-natively; everything else that is read or written whole comes through here.
+gs:// and s3:// are read and written, http:// and https:// are read. Arrays go
+through TensorStore and checkpoints through Orbax; everything else that is read
+or written whole comes through here. docs/stores.md says how to reach a store.
 """
 
 import contextlib
@@ -13,41 +14,123 @@ from typing import Any
 
 from etils import epath
 
-from genecompass_jax import errors
+from genecompass_jax import errors, stores, web
 
 PathLike = str | os.PathLike
-SCHEMES = ('gs', 's3')
+_PIECE = 1 << 22  # bytes of a file that are hashed at a time
+
+
+def is_url(name: PathLike) -> bool:
+  """Whether a place is behind a URL."""
+  return '://' in os.fspath(name)
+
+
+def check(name: PathLike) -> None:
+  """Refuses a URL that nothing here reads.
+
+  Raises:
+    UserError: it is of another kind, names no bucket, or needs a package that
+      is not installed.
+  """
+  name = os.fspath(name)
+  scheme = stores.scheme(name)
+  if scheme in web.SCHEMES:
+    web.check(name)
+  elif scheme in stores.SCHEMES:
+    stores.check(name)
+  elif scheme:
+    raise errors.UserError(
+      f'{name}: URLs may begin with {", ".join(stores.SCHEMES)} (and http, '
+      'https for what is only read); give local files by their plain names'
+    )
+
+
+def check_writable(name: PathLike) -> None:
+  """Refuses a place to which nothing can be written; raises as `check`."""
+  check(name)
+  if web.is_web(name):
+    raise errors.UserError(
+      f'{os.fspath(name)}: a web server is read only; name a local folder, or '
+      f'one of {" and ".join(f"{s}://" for s in stores.SCHEMES)}'
+    )
 
 
 def path(name: PathLike) -> epath.Path:
-  """The path object of a local name or a URL.
+  """The path object of a local name, or of a store that can be written.
 
   Raises:
-    UserError: a URL of a kind that nothing here reads.
+    UserError: a URL of another kind.
   """
-  scheme, found, _ = os.fspath(name).partition('://')
-  if found and scheme not in SCHEMES:
-    raise errors.UserError(
-      f'{os.fspath(name)}: URLs may begin with {", ".join(SCHEMES)}; give '
-      'local files by their plain names'
-    )
+  check_writable(name)
   return epath.Path(name)
 
 
 def join(first: PathLike, *rest: str) -> str:
   """Joins path parts; URLs stay URLs."""
-  return os.fspath(path(first).joinpath(*rest))
+  check(first)
+  if web.is_web(first):
+    return '/'.join([os.fspath(first).rstrip('/'), *rest])
+  return os.fspath(epath.Path(first).joinpath(*rest))
 
 
 def exists(name: PathLike) -> bool:
-  """Whether a file or folder is there."""
-  return path(name).exists()
+  """Whether a file or folder is there; of a web server, a file."""
+  check(name)
+  if web.is_web(name):
+    return web.exists(os.fspath(name))
+  with stores.faults(os.fspath(name)):
+    return epath.Path(name).exists()
+
+
+def size(name: PathLike) -> int:
+  """Bytes of a file.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  check(name)
+  if web.is_web(name):
+    return web.size(os.fspath(name))
+  with stores.faults(os.fspath(name)):
+    return epath.Path(name).stat().length
+
+
+def sizes_below(folder: PathLike) -> dict[str, int] | None:
+  """Bytes of every file of a folder, by relative name, by one listing.
+
+  Returns:
+    None where the folder is local or on a web server: ask for each file.
+  """
+  check(folder)
+  name = os.fspath(folder).rstrip('/')
+  if not is_url(name) or web.is_web(name):
+    return None
+  with stores.faults(os.fspath(name)):
+    found = stores.client(name).find(name, detail=True)
+  start = len(name.partition('://')[2]) + 1
+  return {key[start:]: int(facts['size']) for key, facts in found.items()}
 
 
 def listdir(name: PathLike) -> list[str]:
-  """Names in a folder, sorted; empty where there is no folder."""
-  folder = path(name)
-  return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+  """Names in a folder, sorted; empty where there is no folder.
+
+  Raises:
+    UserError: it is on a web server, which lists nothing.
+  """
+  folder = _listed(name)
+  with stores.faults(os.fspath(name)):
+    return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+
+
+def _listed(name: PathLike) -> epath.Path:
+  """A folder that can be listed."""
+  check(name)
+  if web.is_web(name):
+    raise errors.UserError(
+      f'{os.fspath(name)}: a web server lists no folders; give a corpus, a '
+      'checkpoints/STEP folder or an exported model, or copy it here'
+    )
+  return epath.Path(name)
 
 
 def files_below(folder: PathLike) -> list[str]:
@@ -61,17 +144,30 @@ def files_below(folder: PathLike) -> list[str]:
       else:
         yield name
 
-  return sorted(walk(path(folder), ''))
+  with stores.faults(os.fspath(folder)):
+    return sorted(walk(_listed(folder), ''))
 
 
 def read_bytes(name: PathLike) -> bytes:
-  """The whole content of a file."""
-  return path(name).read_bytes()
+  """The whole content of a file.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  check(name)
+  if web.is_web(name):
+    return web.read(os.fspath(name))
+  with stores.faults(os.fspath(name)):
+    if is_url(
+      name
+    ):  # one request, where a file that is opened needs up to five
+      return stores.client(name).cat_file(os.fspath(name))
+    return epath.Path(name).read_bytes()
 
 
 def read_text(name: PathLike) -> str:
   """The whole content of a UTF-8 file."""
-  return path(name).read_bytes().decode('utf-8')
+  return read_bytes(name).decode('utf-8')
 
 
 def write_bytes(name: PathLike, data: bytes) -> None:
@@ -82,11 +178,12 @@ def write_bytes(name: PathLike, data: bytes) -> None:
   whole objects by themselves.
   """
   target = path(name)
-  target.parent.mkdir(parents=True, exist_ok=True)
   local = os.fspath(target)
-  if '://' in local:
-    target.write_bytes(data)
+  if is_url(name):
+    with stores.faults(os.fspath(name)):
+      target.write_bytes(data)
     return
+  target.parent.mkdir(parents=True, exist_ok=True)
   staging = f'{local}.tmp-{os.getpid()}'
   try:
     with open(staging, 'wb') as file:
@@ -133,6 +230,20 @@ def read_json(name: PathLike) -> Any:
   return parse_json(read_text(name))
 
 
+def remove(name: PathLike) -> None:
+  """Removes a file, if it is there."""
+  place = path(name)
+  with stores.faults(os.fspath(name)):
+    place.unlink(missing_ok=True)
+
+
+def remove_tree(name: PathLike) -> None:
+  """Removes a folder and all in it, if it is there."""
+  place = path(name)
+  with stores.faults(os.fspath(name)):
+    place.rmtree(missing_ok=True)
+
+
 def sha256_bytes(data: bytes) -> str:
   """Hex digest of some bytes."""
   return hashlib.sha256(data).hexdigest()
@@ -140,8 +251,12 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_file(name: PathLike) -> str:
   """Hex digest of a file, read in pieces of 4 MiB."""
+  check(name)
   digest = hashlib.sha256()
-  with path(name).open('rb') as file:
-    while chunk := file.read(1 << 22):
+  if web.is_web(name):
+    web.consume(os.fspath(name), digest.update, _PIECE)
+    return digest.hexdigest()
+  with stores.faults(os.fspath(name)), epath.Path(name).open('rb') as file:
+    while chunk := file.read(_PIECE):
       digest.update(chunk)
   return digest.hexdigest()

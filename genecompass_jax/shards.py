@@ -9,12 +9,22 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-import tensorstore as ts
 
-from genecompass_jax import errors, paths
+# Seconds to wait for a connection, and without a byte of an answer: TensorStore
+# itself would wait without end. Read when it is loaded; a user's own values stay.
+for _name, _seconds in (('CONNECT_TIMEOUT', 10), ('LOW_SPEED_TIME', 30)):
+  os.environ.setdefault(f'TENSORSTORE_CURL_{_name}_SECONDS', str(_seconds))
+os.environ.setdefault('TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES', '1')
+
+import tensorstore as ts  # noqa: E402
+
+from genecompass_jax import errors, paths  # noqa: E402
 
 INNER_CHUNK = 65_536  # elements: about 55 cells; the unit of reading
 CACHE_BYTES = 64 << 20
+# Seven tries with about 20 s of waits between them. TensorStore's own 32 take a
+# quarter of an hour, of which a user would see nothing.
+_RETRIES = {'max_retries': 6, 'initial_delay': '500ms', 'max_delay': '8s'}
 _TRANSIENT = ('UNAVAILABLE', 'DEADLINE', 'ABORTED', 'RESOURCE_EXHAUSTED')
 HINT = 'build the corpus again or copy it again'
 
@@ -25,15 +35,45 @@ Future = ts.Future
 
 def new_context() -> Context:
   """What the arrays of a corpus share: a cache, of shard indices above all."""
-  return ts.Context({'cache_pool': {'total_bytes_limit': CACHE_BYTES}})
+  retries = {f'{kind}_request_retries': _RETRIES for kind in _STORES}
+  return ts.Context(
+    {'cache_pool': {'total_bytes_limit': CACHE_BYTES}, **retries}
+  )
+
+
+_STORES = ('gcs', 's3', 'http')
 
 
 def _kvstore(*parts: str) -> dict | str:
   """The TensorStore place of a local folder or a URL."""
   name = paths.join(*parts)
-  if '://' in name:
-    return f'{name}/'
-  return {'driver': 'file', 'path': f'{os.path.abspath(name)}/'}
+  if not paths.is_url(name):
+    return {'driver': 'file', 'path': f'{os.path.abspath(name)}/'}
+  scheme, _, rest = name.partition('://')
+  if scheme == 's3':
+    return _s3(*rest.partition('/')[::2])
+  return f'{name}/'
+
+
+def _s3(bucket: str, path: str) -> dict:
+  """A place in S3, or in a store that speaks S3.
+
+  TensorStore does not read the variable of the endpoint; the other clients do.
+  """
+  spec = {'driver': 's3', 'bucket': bucket, 'path': f'{path}/'}
+  if 'AWS_ACCESS_KEY_ID' in os.environ:  # nor does it look for files then
+    spec['aws_credentials'] = {'type': 'environment'}
+  for name in ('AWS_ENDPOINT_URL_S3', 'AWS_ENDPOINT_URL'):
+    if os.environ.get(name):
+      region = os.environ.get('AWS_REGION') or os.environ.get(
+        'AWS_DEFAULT_REGION', 'us-east-1'
+      )
+      return {
+        **spec,
+        'endpoint': os.environ[name].rstrip('/'),
+        'aws_region': region,
+      }
+  return spec
 
 
 def _array_metadata(shape: Sequence[int], dtype: str, shard: int) -> dict:
@@ -88,9 +128,22 @@ def result(future: Future) -> np.ndarray | Array:
   try:
     return future.result()
   except (ValueError, OSError) as error:
-    text = ' '.join(str(error).split())
+    text = ' '.join(str(error).split()).partition(' [http_response')[0]
     if any(k in text for k in _TRANSIENT):
-      raise errors.RetryableError(f'reading the corpus: {text}') from None
+      raise errors.RetryableError(
+        f'reading the corpus: {text}; start the same command again when the '
+        'store answers'
+      ) from None
+    if 'PERMISSION_DENIED' in text or 'UNAUTHENTICATED' in text:
+      raise errors.UserError(
+        f'the store refuses to give a shard of the corpus, check credentials '
+        f'and rights: {text}'
+      ) from None
+    if 'ignored by server' in text:
+      raise errors.UserError(
+        'the web server of the corpus answers no byte ranges, as python -m '
+        'http.server does not; take another server, or copy the corpus here'
+      ) from None
     # A flipped bit shows as DATA_LOSS, or as FAILED_PRECONDITION where blosc or
     # the JSON of an array stumbles over it first.
     raise errors.UserError(

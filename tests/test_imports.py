@@ -17,6 +17,7 @@ PACKAGE = ROOT / 'genecompass_jax'
 LEVELS = (
   (0, 'errors schemas progress kernels interruption meter chips'),
   (0, 'compiles goodput writers'),
+  (0, 'web stores'),
   (0, 'paths locks'),
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'vocabulary encoding'),
@@ -46,6 +47,7 @@ RANK = {
 # One owner a library, so that a change of its interface touches one file.
 OWNERS = {
   'tensorstore': ('shards',),
+  'fsspec': ('stores',),
   'grain': ('data',),
   'orbax': ('checkpoint',),
   'anndata': ('prepare', 'analysis', 'tasks', 'demo'),
@@ -62,7 +64,16 @@ OWNERS = {
 }
 FORBIDDEN = ('torch', 'tensorflow', 'pickle', 'cloudpickle', 'dill', 'joblib')
 NO_JAX = (
-  *('errors', 'paths', 'progress', 'metrics', 'workdir', 'gene_table'),
+  *(
+    'errors',
+    'web',
+    'stores',
+    'paths',
+    'progress',
+    'metrics',
+    'workdir',
+    'gene_table',
+  ),
   *('vocabulary', 'gene_ids', 'encoding', 'medians', 'masking', 'packing'),
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
   *('kernels', 'ranking', 'tie_ranking', 'cli', 'main', 'pickled'),

@@ -454,7 +454,7 @@ def _lines(path: str) -> Iterator[bytes]:
   name = re.split(r'[/\\]', str(path))[-1]
   with raw_files.opened(path) as file, contextlib.ExitStack() as stack:
     bar = None
-    if paths.path(path).stat().length > _LONG:
+    if paths.size(path) > _LONG:
       bar = stack.enter_context(progress.Progress(None, 'lines', name))
     for number, line in enumerate(file, 1):
       if bar is not None and number % 100_000 == 0:

@@ -1,0 +1,256 @@
+"""Corpora, runs and models behind URLs, against a store in this process.
+
+The store speaks S3, Google's JSON API and plain HTTP (`object_store`).
+"""
+
+import dataclasses
+import hashlib
+
+import jax
+import numpy as np
+import pytest
+
+from genecompass_jax import (
+  corpus as corpus_lib,
+  data,
+  encoding,
+  errors,
+  paths,
+  shards,
+  stores,
+  web,
+)
+from tests import object_store
+
+ENCODING = encoding.EncodingConfig(max_genes=63)
+BATCHES = data.DataConfig(
+  rows_per_batch=8, layout='buckets', buckets=(64,), streams=2
+)
+KINDS = ('s3', 'gs', 'http')
+
+
+@pytest.fixture(scope='module')
+def served():
+  """The store, and the variables that lead its clients to it."""
+  import fsspec
+
+  with (
+    object_store.ObjectStore() as store,
+    pytest.MonkeyPatch.context() as set_,
+  ):
+    for name, value in store.environment().items():
+      set_.setenv(name, value)
+    yield store
+  for kind in ('s3', 'gs'):  # clients keep the address
+    fsspec.get_filesystem_class(kind).clear_instance_cache()
+
+
+@pytest.fixture
+def store(served, monkeypatch):
+  """The store, empty and in order, and clients that give up soon."""
+  served.objects.clear()
+  served.delay, served.fault = 0.0, lambda request: None
+  served.forget()
+  soon = {**shards._RETRIES, 'max_retries': 1}
+  monkeypatch.setattr(shards, '_RETRIES', soon)
+  monkeypatch.setattr(web, 'TRIES', 2)
+  yield served
+  served.delay, served.fault = 0.0, lambda request: None
+
+
+@pytest.fixture
+def corpus_store(store, tiny_corpus):
+  """The store with the tiny corpus in it."""
+  store.upload(tiny_corpus, 'corpus')
+  return store
+
+
+def url(store, kind: str, name: str) -> str:
+  """The address of a folder of the store."""
+  if kind == 'http':
+    return f'{store.url}/{object_store.BUCKET}/{name}'
+  return f'{kind}://{object_store.BUCKET}/{name}'
+
+
+def batches(path, number=5):
+  """The first batches of a corpus, as plain arrays."""
+  loader = data.Loader(corpus_lib.Corpus.open(path), ENCODING, BATCHES)
+  return [dataclasses.asdict(loader.batch(n)) for n in range(number)]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_batches_are_those_of_the_local_corpus(corpus_store, tiny_corpus, kind):
+  place = url(corpus_store, kind, 'corpus')
+  for here, there in zip(
+    jax.tree.leaves(batches(tiny_corpus)), jax.tree.leaves(batches(place))
+  ):
+    np.testing.assert_array_equal(here, there)
+  assert corpus_lib.Corpus.open(place).verify() == []
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_missing_shard_is_found_at_open(corpus_store, kind):
+  shard = next(k for k in corpus_store.objects if k.endswith('/counts/c/0/0'))
+  del corpus_store.objects[shard]
+  with pytest.raises(errors.UserError, match=f'{shard} is missing'):
+    corpus_lib.Corpus.open(url(corpus_store, kind, 'corpus'))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_flipped_bit_is_found(corpus_store, kind):
+  shard = next(
+    k for k in corpus_store.objects if k.endswith('human/counts/c/0/0')
+  )
+  data_ = bytearray(corpus_store.objects[shard])
+  data_[40] ^= 1
+  corpus_store.put(object_store.BUCKET, shard, bytes(data_))
+  opened = corpus_lib.Corpus.open(url(corpus_store, kind, 'corpus'))
+  assert any('differs from the manifest' in line for line in opened.verify())
+  with pytest.raises(errors.UserError, match='damaged or missing'):
+    opened.stores('train')[0].read_blocks([0])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_what_is_not_there_is_said(corpus_store, kind):
+  place = url(corpus_store, kind, 'corpsu')
+  with pytest.raises(errors.UserError, match=f'{place}: no corpus here'):
+    corpus_lib.Corpus.open(place)
+  place = place.replace('/bucket/', '/buckte/')
+  with pytest.raises(errors.UserError, match='no corpus here|no such bucket'):
+    corpus_lib.Corpus.open(place)
+
+
+def answer(status, *words):
+  """A fault for the objects whose names hold one of some words."""
+  return lambda asked: status if any(w in asked.key for w in words) else None
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('part', ['manifest.json', 'counts/c/0/0'])
+def test_a_store_that_refuses_is_a_mistake(corpus_store, kind, part):
+  corpus_store.fault = answer(403, part)
+  with pytest.raises(errors.UserError, match='refuses') as told:
+    batches(url(corpus_store, kind, 'corpus'))
+  assert '\n' not in str(told.value)
+
+
+@pytest.mark.parametrize('status', [503, 0])  # 0: the connection is cut
+@pytest.mark.parametrize(
+  ('kind', 'part'),
+  [
+    *(('http', p) for p in ('manifest.json', 'length/c/0')),
+    *((k, 'counts/c/0/0') for k in ('s3', 'gs')),
+  ],
+)
+def test_a_store_that_fails_is_to_be_tried_again(
+  corpus_store, kind, part, status
+):
+  corpus_store.fault = answer(status, part)
+  with pytest.raises(errors.RetryableError) as told:
+    batches(url(corpus_store, kind, 'corpus'))
+  assert '\n' not in str(told.value)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_fault_that_passes_changes_nothing(corpus_store, tiny_corpus, kind):
+  failed = set()
+
+  def once(asked):
+    if asked.key in failed or asked.method == 'HEAD':
+      return None
+    failed.add(asked.key)
+    return 503 if 'counts' in asked.key else None
+
+  corpus_store.fault = once
+  got = batches(url(corpus_store, kind, 'corpus'))
+  assert any('counts' in key for key in failed)
+  for here, there in zip(
+    jax.tree.leaves(batches(tiny_corpus)), jax.tree.leaves(got)
+  ):
+    np.testing.assert_array_equal(here, there)
+
+
+def test_a_file_that_is_cut_on_the_way_goes_on(store):
+  content = np.random.default_rng(0).bytes(3_000_000)
+  store.put(object_store.BUCKET, 'file', content)
+  place = url(store, 'http', 'file')
+  assert paths.sha256_file(place) == hashlib.sha256(content).hexdigest()
+  store.cut_after = 1_000_000
+  store.forget()
+  assert paths.sha256_file(place) == hashlib.sha256(content).hexdigest()
+  asked = [request.range for request in store.requests]
+  assert asked[0] == '' and asked[1].startswith('bytes=')
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('file:///x', 'URLs may begin with gs, s3'),
+    ('htp://x/y', 'URLs may begin with gs, s3'),
+    ('s3://', 'names no bucket'),
+    ('https://x/y?signature=1', 'names one file, no folder'),
+  ],
+)
+def test_urls_that_nothing_reads_are_refused(name, message):
+  with pytest.raises(errors.UserError, match=message):
+    corpus_lib.Corpus.open(name)
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch):
+  stores._make_ready.cache_clear()
+  monkeypatch.setattr(stores.importlib.util, 'find_spec', lambda name: None)
+  for kind, package in (('s3', 's3fs'), ('gs', 'gcsfs')):
+    with pytest.raises(errors.UserError, match=f'pip install {package}'):
+      paths.read_bytes(f'{kind}://bucket/file')
+  stores._make_ready.cache_clear()
+
+
+def test_a_web_server_is_read_only(store):
+  place = url(store, 'http', 'folder')
+  with pytest.raises(errors.UserError, match='read only'):
+    paths.write_text(f'{place}/file', 'text')
+  with pytest.raises(errors.UserError, match='lists no folders'):
+    paths.listdir(place)
+  assert not store.requests
+
+
+@pytest.mark.parametrize('kind', ['s3', 'gs'])
+def test_small_files(store, kind):
+  place = url(store, kind, 'folder')
+  assert paths.listdir(place) == [] and not paths.exists(place)
+  for name in ('b/c.txt', 'a.txt', 'b/d/e.txt'):
+    paths.write_text(paths.join(place, name), name)
+  assert store.objects['folder/a.txt'] == b'a.txt'
+  assert paths.listdir(place) == ['a.txt', 'b']
+  assert paths.files_below(place) == ['a.txt', 'b/c.txt', 'b/d/e.txt']
+  assert paths.sizes_below(place)['b/d/e.txt'] == 9
+  assert paths.exists(f'{place}/a.txt') and paths.exists(f'{place}/b')
+  assert paths.read_text(f'{place}/b/c.txt') == 'b/c.txt'
+  paths.write_text(f'{place}/a.txt', 'new')
+  assert paths.read_text(f'{place}/a.txt') == 'new'
+  assert paths.size(f'{place}/a.txt') == 3
+  paths.remove(f'{place}/a.txt')
+  paths.remove(f'{place}/a.txt')
+  assert paths.listdir(place) == ['b']
+  paths.remove_tree(place)
+  paths.remove_tree(place)
+  assert not store.objects
+  with pytest.raises(FileNotFoundError):
+    paths.read_bytes(f'{place}/a.txt')
+
+
+def test_a_bucket_that_is_not_there_is_not_made(store):
+  with pytest.raises(errors.UserError, match='no such bucket'):
+    paths.write_text('s3://buckte/file', 'text')
+  assert list(store.buckets) == [object_store.BUCKET]
+
+
+def test_no_credentials(store, monkeypatch):
+  import s3fs
+
+  for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'):
+    monkeypatch.delenv(name)
+  s3fs.S3FileSystem.clear_instance_cache()
+  with pytest.raises(errors.UserError, match='no valid credentials.*aws conf'):
+    paths.read_bytes('s3://bucket/file')
+  s3fs.S3FileSystem.clear_instance_cache()
