@@ -37,7 +37,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     'attention_dropout': 0.02,
     'missing_prior': 'learned',
     'dtype': 'bfloat16',
-    'remat': True,
+    'remat': 'attention',
   }
   config.priors = ()
   config.prior_warmup_steps = 0

@@ -132,13 +132,21 @@ def fit_buckets(
   corpus: 'corpus_lib.Corpus',
   encoding_config: encoding.EncodingConfig,
   config: DataConfig,
+  step: int = 64,
 ) -> DataConfig:
-  """A configuration with buckets: its own, or those that pad least."""
+  """A configuration with buckets: its own, or those that pad least.
+
+  Args:
+    corpus: whose training cells are looked at.
+    encoding_config: how many genes a cell keeps.
+    config: what has buckets, or none.
+    step: chosen buckets are multiples of it.
+  """
   if config.buckets:
     return config
   lengths_C = np.concatenate([s.length_N for s in corpus.stores('train')])
   buckets = packing.choose_buckets(
-    lengths_C, encoding_config.max_genes, _MAX_BUCKETS
+    lengths_C, encoding_config.max_genes, _MAX_BUCKETS, step
   )
   return dataclasses.replace(config, buckets=buckets)
 

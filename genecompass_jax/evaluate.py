@@ -56,6 +56,13 @@ def slot_losses(
   hidden_BKD = jax.numpy.take_along_axis(
     hidden_BLD, batch.masked_slots_BK[..., None], axis=1
   )
+  # Devices that share a row or its heads share its predictions.
+  hidden_BKD = sharding.constrain(
+    hidden_BKD,
+    sharding.BATCH_AXES,
+    (sharding.CONTEXT, sharding.TENSOR),
+    None,
+  )
   id_BK = _id_losses(network, hidden_BKD, batch)
   values_BK = network.predicted_values(hidden_BKD)
   if values_BK is None:

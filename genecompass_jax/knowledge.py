@@ -46,6 +46,21 @@ class Knowledge:
     return tuple((name, t.shape[1]) for name, t in self.tables.items())
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Folded:
+  """What a model makes of every gene before its value is known.
+
+  Takes the place of `Knowledge` where parameters no longer change.
+
+  Attributes:
+    table_SVD: float32 sum of the projected word vector and priors, by species
+      and token.
+  """
+
+  table_SVD: Array
+
+
 def empty(num_species: int, vocabulary_size: int) -> Knowledge:
   """No priors at all."""
   row_SV = np.zeros((num_species, vocabulary_size), np.int32)
@@ -102,6 +117,15 @@ def align(
     has[rows[known]] = True
     tables[name], has_vector[name] = table, has
   return Knowledge(row_SV=row_SV, tables=tables, has_vector=has_vector)
+
+
+def rounded(knowledge: Knowledge, dtype: str) -> Knowledge:
+  """Tables in the precision that a model's products read them in anyway."""
+  tables = {
+    name: np.asarray(table).astype(jax.numpy.dtype(dtype))
+    for name, table in knowledge.tables.items()
+  }
+  return dataclasses.replace(knowledge, tables=tables)
 
 
 def read_table(path: paths.PathLike) -> tuple[tuple[str, ...], np.ndarray]:

@@ -115,8 +115,16 @@ def is_decayed(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-  """The gradient transformation of a configuration."""
+def make_optimizer(
+  config: OptimizerConfig, rate_scales: Any = None
+) -> optax.GradientTransformation:
+  """The gradient transformation of a configuration.
+
+  Args:
+    config: rule and schedule.
+    rate_scales: factors on the rate of every parameter (decay included), a
+      tree like the parameters; None where all are 1.
+  """
   schedule = make_schedule(config)
   if config.name == 'adamw_hf':
     update = _adamw_hf(config, schedule)
@@ -129,9 +137,19 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
       weight_decay=config.weight_decay,
       mask=is_decayed,
     )
-  if config.clip_norm <= 0:
-    return update
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+  parts = [update]
+  if config.clip_norm > 0:
+    parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+  if rate_scales is not None:
+    parts.append(_scale_each(rate_scales))
+  return optax.chain(*parts) if len(parts) > 1 else update
+
+
+def _scale_each(factors: Any) -> optax.GradientTransformation:
+  """Multiplies the update of every parameter by its own factor."""
+  return optax.stateless(
+    lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)
+  )
 
 
 def _adamw_hf(

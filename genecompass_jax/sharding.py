@@ -6,25 +6,32 @@ whole, because uneven sharding is refused by the runtime.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from genecompass_jax import errors
 
-# Mesh axes a batch is split over.
-BATCH_AXES = ('data', 'fsdp')
+DATA, FSDP, CONTEXT, TENSOR = 'data', 'fsdp', 'context', 'tensor'
+# Outermost first: what talks least is furthest apart. Slices of a pod, which
+# only a slow network joins, differ along the data axis alone.
+AXES = (DATA, FSDP, CONTEXT, TENSOR)
+# Mesh axes that the rows of a batch are split over.
+BATCH_AXES = (DATA, FSDP)
 
 # Logical axis -> mesh axis. Weights are split over 'fsdp' along the model's
-# width: 50,558 tokens divide by nothing useful.
+# width (50,558 tokens divide by nothing useful) and over 'tensor' along heads
+# and feed-forward.
 RULES: dict[str | None, str | None] = {
-  'embed': 'fsdp',
+  'embed': FSDP,
   'hidden': None,
-  'heads': None,
+  'heads': TENSOR,
   'head_dim': None,
-  'mlp': None,
+  'mlp': TENSOR,
   'vocab': None,
   'position': None,
   'prior': None,
@@ -32,6 +39,10 @@ RULES: dict[str | None, str | None] = {
   'layer': None,
   None: None,
 }
+
+# A parameter or moment of so many elements (4 MiB) is large: it must lie as
+# the mesh was asked to share it.
+LARGE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,32 +52,64 @@ class MeshConfig:
   Attributes:
     data: groups of devices that hold different cells and whole weights.
     fsdp: devices that hold different cells and share the weights.
+    context: devices that share the slots of a row, for long cells.
+    tensor: devices that share heads and feed-forward units.
   """
 
   data: int = -1
   fsdp: int = 1
+  context: int = 1
+  tensor: int = 1
+
+  @property
+  def shared(self) -> int:
+    """Devices of one group of the data axis."""
+    return self.fsdp * self.context * self.tensor
 
 
 def make_mesh(config: MeshConfig, devices: Any = None) -> jax.sharding.Mesh:
   """The mesh over all devices, data axis outside.
 
+  Neighbours on the inner axes are neighbours in the machine where its shape
+  allows it. Several slices are laid one after the other along the data axis.
+
   Raises:
-    UserError: the shape does not take every device exactly once.
+    UserError: the shape does not take every device exactly once, or shares
+      weights between slices.
   """
-  devices = jax.devices() if devices is None else devices
+  devices = list(jax.devices() if devices is None else devices)
   num_devices, data = len(devices), config.data
-  if data == -1 and config.fsdp > 0:
-    data = num_devices // config.fsdp
-  if data * config.fsdp != num_devices:
+  inner = (config.fsdp, config.context, config.tensor)
+  if data == -1 and min(inner) > 0:
+    data = num_devices // config.shared
+  if min(data, *inner) < 1 or data * config.shared != num_devices:
+    shape = ' x '.join(f'mesh.{a}={getattr(config, a)}' for a in AXES)
     raise errors.UserError(
-      f'mesh.data={config.data} x mesh.fsdp={config.fsdp} does not take '
-      f'{num_devices} devices; set mesh.data=-1 and an fsdp that divides it'
+      f'{shape} does not take {num_devices} devices; set mesh.data=-1 and the '
+      'others so that their product divides it'
     )
-  return jax.make_mesh(
-    (data, config.fsdp),
-    BATCH_AXES,
-    axis_types=(jax.sharding.AxisType.Auto,) * 2,
-    devices=devices,
+  slices = {getattr(d, 'slice_index', 0) or 0 for d in devices}
+  if data % len(slices):
+    raise errors.UserError(
+      f'mesh.data={data} does not divide into {len(slices)} slices: a group '
+      'that shares weights must lie in one slice; lower mesh.fsdp'
+    )
+  shape = (data, *inner)
+  if len(slices) > 1:
+    placed = mesh_utils.create_hybrid_device_mesh(
+      (data // len(slices), *inner),
+      (len(slices), 1, 1, 1),
+      devices,
+      allow_split_physical_axes=True,
+    )
+  elif devices[0].platform == 'tpu':
+    placed = mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    )
+  else:  # hosts one after the other: a group of devices shares a host
+    placed = np.array(devices).reshape(shape)
+  return jax.sharding.Mesh(
+    placed, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES)
   )
 
 
@@ -76,8 +119,34 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """Rows are split over all devices."""
+  """Rows are split over the data and fsdp axes."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def constrain(x: jax.Array, *axes: Any) -> jax.Array:
+  """Says where an array of a traced function lies; nothing without a mesh.
+
+  Args:
+    x: an array.
+    *axes: a mesh axis, some of them, or None for each of its axes; what does
+      not divide evenly stays whole.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+
+  def fits(axis, size: int) -> bool:
+    names = axis if isinstance(axis, tuple) else (axis,)
+    return size % math.prod(mesh.shape[n] for n in names if n) == 0
+
+  kept = [a if fits(a, size) else None for a, size in zip(axes, x.shape)]
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+
+
+def constrain_slots(x_BLD: jax.Array) -> jax.Array:
+  """States of slots: rows over the batch axes, slots over the context axis."""
+  rest = (None,) * (x_BLD.ndim - 2)
+  return constrain(x_BLD, BATCH_AXES, CONTEXT, *rest)
 
 
 def parameter_sharding(axes: Any, shapes: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -100,6 +169,32 @@ def parameter_sharding(axes: Any, shapes: Any, mesh: jax.sharding.Mesh) -> Any:
   return jax.tree.map(
     place, axes, shapes, is_leaf=lambda x: isinstance(x, tuple)
   )
+
+
+def check_shared(state: Any, mesh: jax.sharding.Mesh) -> None:
+  """Refuses to train when large arrays are whole on every device.
+
+  Args:
+    state: parameters and moments as they lie, or their shapes with shardings.
+    mesh: that shares weights over its fsdp and tensor axes.
+
+  Raises:
+    UserError: a large array is less shared than the fsdp axis asks for; the
+      largest is named.
+  """
+  asked = mesh.shape[FSDP]
+  whole = []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    size = math.prod(leaf.shape)
+    held = math.prod(leaf.sharding.shard_shape(leaf.shape))
+    if size >= LARGE and size < held * asked:
+      whole.append((size, jax.tree_util.keystr(path), leaf.shape))
+  if whole:
+    _, name, shape = max(whole)
+    raise errors.UserError(
+      f'mesh.fsdp={asked}, but {len(whole)} large arrays are not split so, such '
+      f'as {name} of shape {shape}: choose an fsdp that divides model.width'
+    )
 
 
 def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -94,7 +94,13 @@ def resolve_config(
     dataclasses.replace(
       config,
       model=model_config,
-      data=data_lib.fit_buckets(corpus, config.encoding, config.data),
+      data=data_lib.fit_buckets(
+        corpus,
+        config.encoding,
+        config.data,
+        # bfloat16 is for accelerators, whose kernels take whole blocks.
+        128 if config.model.dtype == 'bfloat16' else 64,
+      ),
     ),
     assets,
   )
@@ -125,11 +131,8 @@ def train_and_evaluate(
   corpus = corpus_lib.Corpus.open(config.corpus)
   config, assets = resolve_config(config, corpus)
   mesh = sharding.make_mesh(config.mesh)
-  rows, devices = config.data.rows_per_batch, mesh.devices.size
-  if rows % devices:
-    raise errors.UserError(
-      f'data.rows_per_batch={rows} must be divisible by {devices} devices'
-    )
+  train_step.check_mesh(config, mesh)
+  step_config = train_step.for_devices(config, mesh)
   loader = data_lib.Loader(
     corpus,
     config.encoding,
@@ -144,9 +147,9 @@ def train_and_evaluate(
     # The workdir, which is of this run or becomes its own.
     facts = _open_workdir(folder, config, corpus, assets)
     null_models = _null_models(config, corpus, folder)
-    evaluator = _make_evaluator(config, corpus, null_models)
+    evaluator = _make_evaluator(step_config, corpus, null_models)
     if is_first:
-      _log_start(config, devices)
+      _log_start(config, mesh.devices.size)
 
     # The state, restored where there is a good checkpoint.
     shapes = jax.eval_shape(lambda: train_step.init_state(config, null_models))
@@ -164,9 +167,13 @@ def train_and_evaluate(
       with log.spent('restore'):
         state = _restore(checkpoints, latest, shapes, places, facts)
       first_step, first_batch = int(state.step), int(state.next_batch)
-    knowledge = jax.device_put(assets.knowledge, sharding.replicated(mesh))
+    sharding.check_shared((state.params, state.opt_state), mesh)
+    knowledge = jax.device_put(
+      knowledge_lib.rounded(assets.knowledge, config.model.dtype),
+      sharding.replicated(mesh),
+    )
     step_fn = jax.jit(
-      functools.partial(train_step.train_step, config=config),
+      functools.partial(train_step.train_step, config=step_config),
       donate_argnums=0,
       out_shardings=(places, sharding.replicated(mesh)),
     )

@@ -28,6 +28,9 @@ class TrainConfig:
     encoding: how counts become ranks and values.
     loss: weights of the two terms.
     mesh: how devices share the work.
+    microbatches: parts that a batch is worked on in, one after the other, when
+      its rows do not fit the devices at once. Gradients are summed in float32,
+      and losses and updates are those of the whole batch (dropout draws anew).
     priors: (name, parquet table) of each knowledge prior, in order.
     seed: of initial parameters and dropout; `data.seed` is that of the cells.
     id_bias: what the bias of the id head starts from: 'zeros', as in the
@@ -54,6 +57,7 @@ class TrainConfig:
   encoding: encoding_lib.EncodingConfig = encoding_lib.EncodingConfig()
   loss: losses.LossConfig = losses.LossConfig()
   mesh: sharding.MeshConfig = sharding.MeshConfig()
+  microbatches: int = 1
   priors: tuple[tuple[str, str], ...] = ()
   seed: int = 0
   id_bias: str = 'zeros'
@@ -71,6 +75,7 @@ class TrainConfig:
     errors.check_at_least(
       'config',
       self,
+      microbatches=1,
       prior_warmup_steps=0,
       log_every=1,
       eval_every=0,

@@ -14,16 +14,72 @@ import numpy as np
 import optax
 
 from genecompass_jax import (
+  attention,
+  errors,
   evaluate,
   knowledge as knowledge_lib,
   losses,
   model as model_lib,
   nulls,
   optimizer as optimizer_lib,
+  packing,
   schemas,
   sharding,
   train_config,
 )
+
+
+def check_mesh(
+  config: train_config.TrainConfig, mesh: jax.sharding.Mesh
+) -> None:
+  """Refuses a batch or a model that a mesh cannot share.
+
+  Raises:
+    UserError: rows, slots or heads do not divide; the field is named.
+  """
+  shape, rows = mesh.shape, config.data.rows_per_batch
+  groups = shape[sharding.DATA] * shape[sharding.FSDP]
+  if rows % (groups * config.microbatches):
+    parts = ''
+    if config.microbatches > 1:
+      parts = f' x microbatches={config.microbatches}'
+    raise errors.UserError(
+      f'data.rows_per_batch={rows} must be divisible by {groups} devices'
+      f' (mesh.data x mesh.fsdp){parts}'
+    )
+  tensor, context = shape[sharding.TENSOR], shape[sharding.CONTEXT]
+  for name in ('num_heads', 'feed_forward'):
+    size = getattr(config.model, name)
+    if size % tensor:
+      raise errors.UserError(
+        f'model.{name}={size} must be divisible by mesh.tensor={tensor}'
+      )
+  slots = config.data.shapes(config.encoding.max_genes)
+  slots += config.data.evaluation_shapes(config.encoding.max_genes)
+  odd = [size for size in slots if size % context]
+  if odd:
+    raise errors.UserError(
+      f'rows of {odd[0]} slots must be divisible by mesh.context={context}; set '
+      'data.slots and data.buckets so'
+    )
+
+
+def for_devices(
+  config: train_config.TrainConfig, mesh: jax.sharding.Mesh
+) -> train_config.TrainConfig:
+  """The configuration with the attention that the devices of a mesh compute.
+
+  Raises:
+    UserError: the one that was asked for does not run there.
+  """
+  kind = attention.choose(
+    config.model.attention,
+    platform=mesh.devices.flat[0].platform,
+    dtype=config.model.dtype,
+    one_cell_a_row=config.data.layout == packing.BUCKETS,
+  )
+  model = dataclasses.replace(config.model, attention=kind)
+  return dataclasses.replace(config, model=model)
 
 
 @jax.tree_util.register_dataclass
@@ -54,8 +110,9 @@ def train_step(
   """One update.
 
   Each term is a sum over the global batch, divided by the number of genes in
-  the global batch that it was asked of: it does not depend on how rows lie on
-  devices. A term that was asked of none is 0.
+  the global batch that it was asked of: it depends neither on how rows lie on
+  devices nor on how many of them are worked on at a time. A term that was
+  asked of none is 0.
   """
   key = jax.random.key(config.seed)
   dropout_key = jax.random.fold_in(key, state.next_batch)
@@ -63,33 +120,10 @@ def train_step(
   if config.prior_warmup_steps:
     share = (state.step + 1) / config.prior_warmup_steps
     prior_scale = jnp.minimum(share, 1.0).astype(jnp.float32)
-
-  def loss(params):
-    id_BK, value_BK = evaluate.slot_losses(
-      params,
-      batch,
-      knowledge,
-      config.model,
-      prior_scale=prior_scale,
-      dropout_key=dropout_key,
-    )
-    sums = losses.loss_sums(
-      id_BK, batch.id_weights_BK, value_BK, batch.value_weights_BK
-    )
-    total, id_loss, value_loss = sums.means(config.loss)
-    if not config.model.use_values:
-      total = id_loss
-    return total, {
-      'loss': total,
-      'id_loss': id_loss,
-      'value_loss': value_loss,
-      'masked': jnp.sum(
-        jnp.maximum(batch.id_weights_BK, batch.value_weights_BK)
-      ),
-    }
-
-  grads, values = jax.grad(loss, has_aux=True)(state.params)
-  transform = optimizer_lib.make_optimizer(config.optimizer)
+  grads, values = gradients(
+    state.params, batch, knowledge, config, prior_scale, dropout_key
+  )
+  transform = make_optimizer(config)
   updates, opt_state = transform.update(grads, state.opt_state, state.params)
   values['grad_norm'] = optax.tree.norm(grads)
   values['learning_rate'] = optimizer_lib.make_schedule(config.optimizer)(
@@ -104,6 +138,94 @@ def train_step(
   return state, values
 
 
+def gradients(
+  params: model_lib.Params,
+  batch: schemas.PretrainingBatch,
+  knowledge: knowledge_lib.Knowledge,
+  config: train_config.TrainConfig,
+  prior_scale: jax.Array | None,
+  dropout_key: jax.Array,
+) -> tuple[model_lib.Params, dict[str, jax.Array]]:
+  """Gradients of the loss of a batch, float32, and its terms.
+
+  Args:
+    params: float32 parameters.
+    batch: the global batch.
+    knowledge: prior tables.
+    config: of the run.
+    prior_scale: factor on projected priors; None for the model's.
+    dropout_key: of the batch.
+
+  Returns:
+    Gradients, and `loss`, `id_loss`, `value_loss`, `masked` (genes hidden).
+  """
+  # Known before the first slot is computed: parts of a batch can be divided by
+  # the number of the whole.
+  id_weight = jnp.sum(batch.id_weights_BK)
+  value_weight = jnp.sum(batch.value_weights_BK)
+
+  def loss(params, batch, key):
+    id_BK, value_BK = evaluate.slot_losses(
+      params,
+      batch,
+      knowledge,
+      config.model,
+      prior_scale=prior_scale,
+      dropout_key=key,
+    )
+    sums = losses.loss_sums(
+      id_BK, batch.id_weights_BK, value_BK, batch.value_weights_BK
+    )
+    whole = dataclasses.replace(
+      sums, id_weight=id_weight, value_weight=value_weight
+    )
+    total, id_loss, value_loss = whole.means(config.loss)
+    if not config.model.use_values:
+      total = id_loss
+    return total, {'loss': total, 'id_loss': id_loss, 'value_loss': value_loss}
+
+  grad = jax.grad(loss, has_aux=True)
+  if config.microbatches == 1:
+    grads, values = grad(params, batch, dropout_key)
+  else:
+    parts = jax.tree.map(lambda x: _parts(x, config.microbatches), batch)
+
+    def add(sums, part):
+      batch, index = part
+      found = grad(params, batch, jax.random.fold_in(dropout_key, index))
+      return jax.tree.map(jnp.add, sums, found), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(
+      lambda s: jnp.zeros(s.shape, s.dtype),
+      jax.eval_shape(grad, params, first, dropout_key),
+    )
+    (grads, values), _ = jax.lax.scan(
+      add, zeros, (parts, jnp.arange(config.microbatches))
+    )
+  values['masked'] = jnp.sum(
+    jnp.maximum(batch.id_weights_BK, batch.value_weights_BK)
+  )
+  return grads, values
+
+
+def _parts(x_B: jax.Array, number: int) -> jax.Array:
+  """Every number-th row: the parts of a batch, with the rows of all devices."""
+  x_BN = jnp.reshape(x_B, (-1, number, *x_B.shape[1:]))
+  x_NB = jnp.moveaxis(x_BN, 1, 0)
+  return sharding.constrain(
+    x_NB, None, sharding.BATCH_AXES, *(None,) * (x_B.ndim - 1)
+  )
+
+
+def make_optimizer(
+  config: train_config.TrainConfig,
+) -> optax.GradientTransformation:
+  """The gradient transformation of a run."""
+  scales = model_lib.rate_scales(config.model)
+  return optimizer_lib.make_optimizer(config.optimizer, scales)
+
+
 def init_state(
   config: train_config.TrainConfig, null_models: nulls.NullModels | None = None
 ) -> TrainState:
@@ -114,7 +236,7 @@ def init_state(
     params['id_head']['bias'] = jnp.asarray(
       np.log(cells_V / cells_V.sum()), jnp.float32
     )
-  transform = optimizer_lib.make_optimizer(config.optimizer)
+  transform = make_optimizer(config)
   zero = jnp.zeros((), jnp.int32)
   return TrainState(zero, zero, params, transform.init(params))
 
@@ -127,7 +249,7 @@ def state_sharding(
   params = sharding.parameter_sharding(
     model_lib.logical_axes(config.model), shapes.params, mesh
   )
-  transform = optimizer_lib.make_optimizer(config.optimizer)
+  transform = make_optimizer(config)
   opt_state = optax.tree.map_params(
     transform,
     lambda _, place: place,

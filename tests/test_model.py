@@ -459,7 +459,7 @@ def test_dropout_follows_its_key_and_is_off_without():
 
 def test_recomputation_changes_no_gradient():
   params, knowledge = params_of(TINY), knowledge_of(TINY)
-  remat = dataclasses.replace(TINY, remat=True)
+  remat = dataclasses.replace(TINY, remat='full')
   results = [
     loss_and_grads(config, params, packed_batch(), knowledge)
     for config in (TINY, remat)

@@ -473,7 +473,7 @@ def test_wrong_commands_are_one_line(train_command, tmp_path):
   wrong = [
     ([*good, '--config.typo=1'], 'config.typo is not known; fields are corpus'),
     ([*good, '--config.model.typo=1'], 'config.model.typo is not known'),
-    ([*good, '--config.model.remat=3'], 'model.remat=3 must be of type bool'),
+    ([*good, '--config.model.remat=3'], 'model.remat=3 must be of type str'),
     ([*good, '--config.model.width=x'], '--config.model.width=x: invalid'),
     ([*good, '--config.none.typo=1'], "no group 'none'"),
     ([*good, '--typo=1'], "Unknown command line flag 'typo'"),

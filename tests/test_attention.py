@@ -1,0 +1,158 @@
+"""Attention: all ways of computing it agree, and each is chosen where it runs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genecompass_jax import attention, errors
+
+B, L, H, K = 2, 256, 2, 64
+
+
+def inputs(dtype=np.float32, seed=0):
+  """Queries, keys, values and weights of the outputs."""
+  rng = np.random.default_rng(seed)
+  draw = lambda: jnp.asarray(rng.normal(size=(B, L, H, K)), dtype)  # noqa: E731
+  return draw(), draw(), draw(), draw()
+
+
+def segments(one_cell=False):
+  """Row 0 holds three cells and padding, row 1 one cell and padding."""
+  segments_BL = np.zeros((B, L), np.int32)
+  segments_BL[0, :90], segments_BL[0, 90:150] = 1, 1 if one_cell else 2
+  segments_BL[0, 150:201] = 1 if one_cell else 3
+  segments_BL[1, :130] = 1
+  return segments_BL
+
+
+@functools.partial(jax.jit, static_argnames=('kind', 'interpret'))
+def outputs(query, key, value, weights, segments_BL, kind, interpret=False):
+  """Attended values of the cells, and gradients of a weighted sum of them."""
+  is_cell = (segments_BL > 0)[..., None, None]
+
+  def attended(query, key, value):
+    out = attention.attend(
+      query, key, value, segments_BL, kind=kind, interpret=interpret
+    )
+    return jnp.where(is_cell, out, 0).astype(jnp.float32)
+
+  def total(*arrays):
+    return jnp.sum(attended(*arrays) * weights)
+
+  return attended(query, key, value), jax.grad(total, (0, 1, 2))(
+    query, key, value
+  )
+
+
+def by_hand(query, key, value, segments_BL):
+  """Cell by cell, in float64."""
+  out = np.zeros(query.shape)
+  for row, segment in np.argwhere(np.ones((B, segments_BL.max() + 1))):
+    at = np.flatnonzero(segments_BL[row] == segment)
+    if segment == 0 or not len(at):
+      continue
+    q, k, v = (
+      np.asarray(x, np.float64)[row, at].swapaxes(0, 1)
+      for x in (query, key, value)
+    )
+    scores = q @ k.swapaxes(1, 2) / np.sqrt(K)
+    probs = np.exp(scores - scores.max(-1, keepdims=True))
+    probs /= probs.sum(-1, keepdims=True)
+    out[row, at] = (probs @ v).swapaxes(0, 1)
+  return out
+
+
+def test_plain_attention_is_softmax_inside_each_cell():
+  query, key, value, weights = inputs()
+  out, _ = outputs(query, key, value, weights, segments(), 'xla')
+  expected = by_hand(query, key, value, segments())
+  np.testing.assert_allclose(out, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize('kind', ['chunked', 'splash', 'pallas'])
+def test_every_way_gives_the_same_values_and_gradients(kind):
+  arrays = inputs()
+  expected = outputs(*arrays, segments(), 'xla')
+  found = outputs(*arrays, segments(), kind, interpret=True)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(a, b, atol=3e-5)
+
+
+@pytest.mark.parametrize('kind', ['xla', 'chunked', 'splash', 'pallas'])
+def test_bfloat16_is_as_near_as_its_rounding(kind):
+  exact = outputs(*inputs(), segments(), 'xla')
+  rounded = inputs(jnp.bfloat16)
+  found = outputs(*rounded, segments(), kind, interpret=True)
+  assert found[1][0].dtype == jnp.bfloat16
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact)):
+    a, b = np.asarray(a, np.float32), np.asarray(b)
+    assert np.linalg.norm(a - b) < 0.02 * np.linalg.norm(b)
+
+
+def test_chunks_need_not_divide_a_row():
+  arrays = [x[:, : L - 7] for x in inputs()]
+  cut = segments()[:, : L - 7]
+  expected, found = (outputs(*arrays, cut, k) for k in ('xla', 'chunked'))
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+@pytest.mark.parametrize('kind', ['xla', 'chunked'])
+def test_dropout_keeps_the_mean(kind):
+  query, key, value, _ = inputs()
+
+  @jax.jit
+  def once(key_):
+    return attention.attend(
+      query,
+      key,
+      jnp.ones_like(value),
+      segments(),
+      kind=kind,
+      dropout_rate=0.5,
+      dropout_key=key_,
+    )
+
+  found = np.asarray(once(jax.random.key(0)))[segments() > 0]
+  assert abs(found.mean() - 1) < 0.01
+  assert found.std() > 0.05
+
+
+def test_what_auto_is():
+  choose = functools.partial(attention.choose, 'auto', one_cell_a_row=False)
+  assert choose(platform='tpu', dtype='bfloat16') == 'splash'
+  assert choose(platform='gpu', dtype='bfloat16') == 'pallas'
+  assert choose(platform='cpu', dtype='bfloat16') == 'auto'
+  for platform in ('tpu', 'gpu', 'cpu'):
+    assert choose(platform=platform, dtype='float32') == 'auto'
+  buckets = attention.choose(
+    'auto', platform='cuda', dtype='bfloat16', one_cell_a_row=True
+  )
+  assert buckets == 'cudnn'
+
+
+@pytest.mark.parametrize(
+  ('kind', 'platform', 'dtype', 'words'),
+  [
+    ('splash', 'cpu', 'bfloat16', 'does not run on cpu'),
+    ('pallas', 'tpu', 'bfloat16', 'does not run on tpu'),
+    ('cudnn', 'gpu', 'float32', 'in bfloat16'),
+    ('cudnn', 'gpu', 'bfloat16', 'one cell a row'),
+  ],
+)
+def test_what_cannot_run_is_said(kind, platform, dtype, words):
+  with pytest.raises(errors.UserError, match=words):
+    attention.choose(
+      kind, platform=platform, dtype=dtype, one_cell_a_row=dtype == 'float32'
+    )
+
+
+def test_blocks_divide_rows():
+  assert attention.block_size(2304) == 384
+  assert attention.block_size(2048) == 512
+  assert attention.block_size(2176) == 128
+  with pytest.raises(errors.UserError, match='2049 slots'):
+    attention.block_size(2049)
