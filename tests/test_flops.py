@@ -12,6 +12,7 @@ from genecompass_jax import (
   evaluate,
   flops,
   knowledge,
+  layers,
   losses,
   model,
   schemas,
@@ -92,18 +93,10 @@ def test_work_of_shapes_and_of_cells():
 
 
 def unrolled(config, params, batch, tables):
-  """The loss of a model whose layers are written out, not scanned."""
-
-  def scan(body, carry, xs):
-    outs = []
-    for i in range(config.num_layers):
-      carry, out = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
-      outs.append(out)
-    return carry, None if outs[0] is None else jnp.stack(outs)
-
+  """The loss of a model whose layers are written out and not recomputed."""
+  config = dataclasses.replace(config, unroll=config.num_layers)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax.lax, 'scan', scan)
-    patch.setattr(jax, 'checkpoint', lambda f, **_: f)
+    patch.setattr(layers, 'recomputed', lambda f: f)
     id_BK, value_BK = evaluate.slot_losses(params, batch, tables, config)
   ones = jnp.ones_like(id_BK)
   sums = losses.loss_sums(id_BK, ones, value_BK, ones)
@@ -151,7 +144,7 @@ def test_the_count_of_the_compiler(missing_prior):
   compiled = jax.jit(gradient).lower(params, batch, tables).compile()
   counted = compiled.cost_analysis()['flops']
   work = flops.padded_work(rows, slots, masked)
-  by_hand = sum(flops.training(config, work, composed=False).values())
+  by_hand = sum(flops.training(config, work).values())
   # The compiler counts activations, norms and softmax besides.
   assert 0 <= counted / by_hand - 1 < 0.005
 
