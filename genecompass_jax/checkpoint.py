@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from etils import epath
 from orbax import checkpoint as ocp
 
 from genecompass_jax import errors, paths
@@ -37,7 +38,7 @@ class Checkpoints:
     """Opens (and makes) a folder of checkpoints, keeping the newest `keep`."""
     self.folder = str(folder)
     self._manager = ocp.CheckpointManager(
-      paths.path(folder).resolve(),
+      _absolute(folder),
       options=ocp.CheckpointManagerOptions(
         max_to_keep=None, create=True, enable_async_checkpointing=True
       ),
@@ -118,6 +119,12 @@ class Checkpoints:
     for name in paths.listdir(self.folder):
       if name.endswith(_SEAL) and name.removesuffix(_SEAL) not in kept:
         paths.path(paths.join(self.folder, name)).unlink()
+
+
+def _absolute(folder: paths.PathLike) -> epath.Path:
+  """A path that Orbax takes; a URL is one, and epath would put a folder before."""
+  place = paths.path(folder)
+  return place if paths.is_url(folder) else place.resolve()
 
 
 @contextlib.contextmanager
@@ -206,7 +213,7 @@ def seal_sha256(folder: paths.PathLike) -> str:
 
 def save_params(folder: paths.PathLike, params: Any) -> None:
   """Writes parameters alone (FOLDER/params) and their seal."""
-  target = paths.path(paths.join(folder, PARAMS)).resolve()
+  target = _absolute(paths.join(folder, PARAMS))
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(target, params, force=True)
   seal(target)
@@ -222,7 +229,7 @@ def restore_params(folder: paths.PathLike, params: Any) -> Any:
   Raises:
     UserError: the parameters do not fit, or cannot be read.
   """
-  source = paths.path(paths.join(folder, PARAMS)).resolve()
+  source = _absolute(paths.join(folder, PARAMS))
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       return checkpointer.restore(source, params)

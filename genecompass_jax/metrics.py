@@ -2,14 +2,16 @@
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from genecompass_jax import paths
+from genecompass_jax import paths, uploads
 
 FILE = 'metrics.jsonl'
+_LAST_WAIT = 30.0  # seconds to copy the last lines up for, at the end
 # Fields of a training line that a clock or a machine has measured. All others
 # are the same, bit for bit, when a run is done again or goes on after a kill.
 MEASURED = (
@@ -36,7 +38,7 @@ class MetricsFile:
   """Appends lines to a metrics file.
 
   For a workdir behind a URL the file is written locally and copied up whole
-  at each flush, because object stores cannot append.
+  in the background, because object stores cannot append.
   """
 
   def __init__(
@@ -46,12 +48,15 @@ class MetricsFile:
     self._followers = followers
     self._target = paths.join(workdir, FILE)
     self._local = self._target
-    if '://' in self._target:
+    self._upload: uploads.Upload | None = None
+    if paths.is_url(self._target):
       self._local = os.path.join(tempfile.mkdtemp(), FILE)
       if paths.exists(self._target):
         paths.write_bytes(self._local, paths.read_bytes(self._target))
     os.makedirs(os.path.dirname(os.path.abspath(self._local)), exist_ok=True)
     self._file = open(self._local, 'a', encoding='utf-8')  # noqa: SIM115
+    if self._local != self._target:
+      self._upload = uploads.Upload(self._local, self._target)
 
   def write(self, **values: Any) -> None:
     """Appends one line; numbers keep their full precision.
@@ -64,18 +69,34 @@ class MetricsFile:
       follower.write(values)
 
   def flush(self) -> None:
-    """Makes all lines durable, and copies them up where they live remotely."""
+    """Makes all lines durable; those that live remotely are copied up soon."""
     self._file.flush()
     os.fsync(self._file.fileno())
-    if self._local != self._target:
-      paths.write_bytes(self._target, paths.read_bytes(self._local))
+    if self._upload is not None:
+      self._upload.ask()
     for follower in self._followers:
       follower.flush()
 
-  def close(self) -> None:
-    """Flushes and closes."""
+  def sync(self, patience: float | None = None) -> None:
+    """Flushes, and waits until lines that live remotely are there.
+
+    Raises:
+      RetryableError: the store did not take them for `patience` seconds, by
+        default those of `uploads`.
+    """
     self.flush()
-    self._file.close()
+    if self._upload is not None:
+      self._upload.wait(patience)
+
+  def close(self) -> None:
+    """Flushes and closes; raises as `sync`, which has more patience."""
+    try:
+      self.sync(_LAST_WAIT)
+    finally:
+      self._file.close()
+      if self._upload is not None:
+        self._upload.close()
+        shutil.rmtree(os.path.dirname(self._local), ignore_errors=True)
     for follower in self._followers:
       follower.close()
 

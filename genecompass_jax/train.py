@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import logging
+import tempfile
 from typing import Any
 
 import jax
@@ -240,11 +241,8 @@ def _open_workdir(folder, config, corpus, assets) -> dict[str, Any]:
     )
   if old is not None and checkpoint.all_steps(checkpoints):
     # Hash the assets as they would be written, without touching the old ones.
-    staging = paths.join(folder, f'{workdir.ASSETS}.check')
-    try:
-      new['assets'] = assets_lib.save(staging, assets)
-    finally:
-      paths.path(staging).rmtree(missing_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+      new['assets'] = assets_lib.save(scratch, assets)
     workdir.check_same_run(folder, old, new)
     assets_lib.load(folder_assets)  # whole, and as they were written
     return new
@@ -253,7 +251,7 @@ def _open_workdir(folder, config, corpus, assets) -> dict[str, Any]:
   if jax.process_index() == 0:
     # Nothing was trained here yet: a run that was refused or failed at once
     # leaves its place to the next one, whatever its config.
-    paths.path(paths.join(folder, workdir.NULLS)).unlink(missing_ok=True)
+    paths.remove(paths.join(folder, workdir.NULLS))
     new['assets'] = assets_lib.save(folder_assets, assets)
     workdir.write_config(folder, new)
   return new

@@ -162,6 +162,8 @@ class TrainingLog:
     """
     self.catch_up()
     with self.spent('checkpoint'):
+      if self._file is not None:
+        self._file.sync()
       yield
     self.account(step)
 
@@ -184,6 +186,7 @@ class TrainingLog:
     self.account(step)
     self.event(name, step=step)
     if self._file is not None:
+      self._file.sync()
       self._file.close()
       self._file = None
 

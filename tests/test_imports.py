@@ -19,6 +19,7 @@ LEVELS = (
   (0, 'compiles goodput writers'),
   (0, 'web stores'),
   (0, 'paths locks'),
+  (0, 'uploads'),
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'layers'),
   (0, 'attention'),

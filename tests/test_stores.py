@@ -5,6 +5,9 @@ The store speaks S3, Google's JSON API and plain HTTP (`object_store`).
 
 import dataclasses
 import hashlib
+import json
+import threading
+import time
 
 import jax
 import numpy as np
@@ -15,9 +18,11 @@ from genecompass_jax import (
   data,
   encoding,
   errors,
+  metrics,
   paths,
   shards,
   stores,
+  uploads,
   web,
 )
 from tests import object_store
@@ -254,3 +259,80 @@ def test_no_credentials(store, monkeypatch):
   with pytest.raises(errors.UserError, match='no valid credentials.*aws conf'):
     paths.read_bytes('s3://bucket/file')
   s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def metrics_file(store, monkeypatch):
+  """A metrics file behind a URL, whose copies follow one another closely."""
+  monkeypatch.setattr(uploads, 'EVERY', 0.05)
+  # the store's own tries do not count here: a fault is one failed copy
+  file = metrics.MetricsFile('s3://bucket/run')
+  yield file
+  file._upload.close()
+
+
+def kept(store):
+  """The steps that the copy in the store has lines of."""
+  lines = store.objects.get('run/metrics.jsonl', b'').splitlines()
+  return [json.loads(line)['step'] for line in lines]
+
+
+def test_metrics_are_copied_up(store, metrics_file):
+  for step in range(5):
+    metrics_file.write(step=step)
+    metrics_file.flush()
+  metrics_file.sync()
+  assert kept(store) == [0, 1, 2, 3, 4]
+  metrics_file.write(step=5)
+  metrics_file.close()
+  assert kept(store) == [0, 1, 2, 3, 4, 5]
+  assert [line['step'] for line in metrics.read('s3://bucket/run')] == kept(
+    store
+  )
+  again = metrics.MetricsFile('s3://bucket/run')
+  again.write(step=6)
+  again.close()
+  assert kept(store) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_copy_that_fails_is_made_again(store, metrics_file, caplog):
+  left = [403, 403]  # which the client does not try again by itself
+  store.fault = lambda asked: (
+    left.pop() if left and asked.method == 'PUT' else None
+  )
+  monkeypatched = store.requests
+  metrics_file.write(step=0)
+  metrics_file.flush()
+  deadline = time.monotonic() + 30
+  while not kept(store) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert kept(store) == [0] and not left
+  assert 'tried again' in caplog.text
+  metrics_file.close()
+  assert len([r for r in monkeypatched if r.method == 'PUT']) == 3
+
+
+def test_metrics_that_cannot_be_copied_end_the_run(store, metrics_file):
+  store.fault = lambda asked: 503 if asked.method == 'PUT' else None
+  metrics_file.write(step=0)
+  metrics_file.flush()  # does not wait
+  with pytest.raises(errors.RetryableError, match='could not be written'):
+    metrics_file.sync(patience=0.5)
+
+
+def test_a_silent_store_does_not_hold_a_step(store, metrics_file):
+  free = threading.Event()
+
+  def hold(asked):
+    if asked.method == 'PUT':
+      free.wait(30)
+
+  store.fault = hold
+  for step in range(20):
+    metrics_file.write(step=step)
+    metrics_file.flush()
+  assert kept(store) == []
+  free.set()
+  metrics_file.sync()
+  assert kept(store) == list(range(20))
+  assert len([r for r in store.requests if r.method == 'PUT']) < 20
