@@ -146,6 +146,7 @@ def _parser(chosen: str, step: str) -> argparse.ArgumentParser:
     ('embed', 'cells -> embeddings in an h5ad file', _embed),
     ('convert', 'weights of the original model -> ours', _convert),
     ('report', 'held-out losses of a run beside the null models', _report),
+    ('watch', 'runs while they train, in the terminal', _watch),
     ('corpus', 'check, describe, merge or convert corpora', _corpus),
     ('doctor', 'is everything here in order?', _doctor),
   ):
@@ -338,6 +339,29 @@ def _report(parser: argparse.ArgumentParser) -> Runner:
           f'{args.output}: {errors.first_line(error)}'
         ) from error
       print(f'\n{args.output}: the loss curves')
+
+  return run
+
+
+def _watch(parser: argparse.ArgumentParser) -> Runner:
+  parser.add_argument(
+    'workdirs', nargs='+', metavar='DIR', help='workdirs of runs, or URLs'
+  )
+  parser.add_argument(
+    '--once',
+    action='store_true',
+    help='print the state once, as is done where the output is no terminal',
+  )
+  parser.add_argument(
+    '--every', type=float, default=2.0, metavar='SECONDS', help='between looks'
+  )
+
+  def run(args: argparse.Namespace) -> None:
+    from genecompass_jax import watch
+
+    if not args.every > 0:
+      raise errors.UserError(f'--every {args.every} must be more than 0')
+    watch.watch(args.workdirs, once=args.once, every=args.every)
 
   return run
 

@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from genecompass_jax import progress
+
 EVENT = 'goodput'
 # Back to an earlier step without a new process: step, to.
 ROLLBACK = 'rollback'
@@ -106,12 +108,12 @@ class _Stretch:
 
   def cut(self, step: int) -> float:
     """Forgets what is beyond a step; returns its seconds."""
-    if self.last <= step:
+    kept = max(step, self.first)
+    if self.last <= kept:  # also where nothing is left of it
       return 0.0
-    share = (self.last - max(step, self.first)) / (self.last - self.first)
-    gone = self.seconds * share
+    gone = self.seconds * (self.last - kept) / (self.last - self.first)
     self.seconds -= gone
-    self.last = max(step, self.first)
+    self.last = kept
     return gone
 
 
@@ -195,3 +197,26 @@ def account(lines: Iterable[Mapping[str, Any]]) -> Account | None:
   if all(attempt.seconds is None for attempt in attempts):
     return None
   return Account(total, len(attempts), repeated)
+
+
+def describe(account_: Account) -> str:
+  """An account in one line of words."""
+  parts = [
+    f'{kind.replace("_", " ")} {account_.share(kind):.1%}'
+    for kind in (*KINDS, LOST, DOWN)
+    if kind != 'train' and account_.share(kind) >= 0.0005
+  ]
+  text = (
+    f'{account_.share("train"):.1%} of '
+    f'{progress.duration(account_.wall)} trained'
+  )
+  if parts:
+    text += f' ({", ".join(parts)})'
+  restarts = account_.attempts - 1
+  if restarts:
+    text += (
+      f'; {restarts} restart{"s"[: restarts > 1]}, '
+      f'{account_.repeated_steps:,} step'
+      f'{"s"[: account_.repeated_steps != 1]} repeated'
+    )
+  return text

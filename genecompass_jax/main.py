@@ -76,8 +76,12 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
   if wanted is float and type(value) is int:
     value = float(value)
   if type(value) is not wanted:
+    alone = ''
+    if wanted is tuple and type(value) in (str, int):
+      quoted = f'"{value}"' if type(value) is str else value
+      alone = f'; one value alone is written with a comma: ({quoted},)'
     raise errors.UserError(
-      f'{where}={value!r} must be of type {wanted.__name__}'
+      f'{where}={value!r} must be of type {wanted.__name__}{alone}'
     )
   return value
 

@@ -119,9 +119,13 @@ def cut_after(workdir: paths.PathLike, step: int) -> None:
 
 def read(workdir: paths.PathLike) -> list[dict[str, Any]]:
   """All finished lines of a workdir's metrics, in order."""
-  text = paths.read_bytes(paths.join(workdir, FILE)).decode('utf-8', 'replace')
+  return parse(paths.read_bytes(paths.join(workdir, FILE)))
+
+
+def parse(data: bytes) -> list[dict[str, Any]]:
+  """The lines of a part of a file; what is damaged or unfinished is left out."""
   found = []
-  for line in text.splitlines():
+  for line in data.decode('utf-8', 'replace').splitlines():
     try:
       values = paths.parse_json(line)
     except ValueError:

@@ -31,7 +31,7 @@ def check_steps(steps: tuple[int, ...]) -> None:
 def local_folder(workdir: paths.PathLike, name: str) -> str:
   """WORKDIR/name; a new local folder for what cannot be written to a URL."""
   folder = paths.join(workdir, name)
-  if '://' not in folder:
+  if not paths.is_url(folder):
     return folder
   return os.path.join(tempfile.mkdtemp(prefix='genecompass-'), name)
 

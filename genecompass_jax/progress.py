@@ -103,9 +103,9 @@ class Progress:
       parts.append(f'{_significant(rate)} {self.unit}/s')
     if is_running:
       left = (self.total - self.done) / rate if rate else None
-      parts.append(f'{_duration(left)} left')
+      parts.append(f'{duration(left)} left')
     else:
-      parts.append(f'in {_duration(elapsed)}')
+      parts.append(f'in {duration(elapsed)}')
     if self._note:
       parts.append(self._note)
     return '  '.join(parts)
@@ -156,7 +156,8 @@ def _significant(rate: float) -> str:
   return f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+  """Seconds in words, such as `3 min 05 s`; ? where they are not known."""
   if seconds is None:
     return '?'
   minutes, rest = divmod(round(seconds), 60)

@@ -49,8 +49,7 @@ def find_peak(dtype: str) -> Peak:
     measured = _measure()
     return Peak(
       measured * jax.process_count(),
-      f'measured: float32 matrix product, {measured / 1e9:.0f} GFLOP/s a '
-      'process',
+      f'{measured / 1e9:.0f} GFLOP/s a process, float32, measured at the start',
     )
   one = chips.peak_flops(kind, dtype)
   if one is None:

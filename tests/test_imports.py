@@ -16,7 +16,7 @@ PACKAGE = ROOT / 'genecompass_jax'
 # level of the architecture.
 LEVELS = (
   (0, 'errors schemas progress kernels interruption meter chips'),
-  (0, 'compiles goodput writers'),
+  (0, 'compiles goodput writers text_plot'),
   (0, 'web stores'),
   (0, 'paths locks'),
   (0, 'uploads'),
@@ -44,6 +44,7 @@ LEVELS = (
   (4, 'train'),
   (5, 'tasks analysis scaling'),
   (6, 'doctor demo corpus_bench'),
+  (6, 'watch'),
   (6, 'cli main'),
 )
 RANK = {
@@ -82,7 +83,7 @@ NO_JAX = (
   *('vocabulary', 'gene_ids', 'encoding', 'medians', 'masking', 'packing'),
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
   *('kernels', 'ranking', 'tie_ranking', 'cli', 'main', 'pickled'),
-  *('prior_tables', 'goodput', 'writers'),
+  *('prior_tables', 'goodput', 'writers', 'text_plot', 'watch'),
 )
 
 

@@ -1,8 +1,16 @@
 """What a run says of itself: its held-out losses beside the null models."""
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
-from genecompass_jax import errors, metrics, paths, workdir as workdir_lib
+from genecompass_jax import (
+  errors,
+  goodput,
+  metrics,
+  paths,
+  workdir as workdir_lib,
+)
 
 # Column title -> key of an evaluation line.
 COLUMNS = {
@@ -45,9 +53,11 @@ def table(workdir: paths.PathLike) -> str:
 
   Losses in nats (id) and squared log2 units (value); nulls stand beside what
   they are to be compared with. No intervals: groups are single units.
-  A run that has trained on since its last evaluation is said to.
+  A run that has trained on since its last evaluation is said to. Two lines
+  tell of its utilisation and its goodput, where they were written.
   """
   lines = evaluations(workdir)
+  whole = metrics.read(workdir)
   rows = [(f'all, step {line["step"]}', line) for line in lines]
   rows += sorted(lines[-1].get('by', {}).items())
   titles = [t for t, key in COLUMNS.items() if key in lines[-1]]
@@ -64,7 +74,7 @@ def table(workdir: paths.PathLike) -> str:
       '\nleaky: cells were held out one by one; others of their donor were '
       'trained on'
     )
-  last = max(line.get('step', 0) for line in metrics.read(workdir))
+  last = max(line.get('step', 0) for line in whole)
   if last > lines[-1]['step']:
     run = (workdir_lib.read_config(workdir) or {}).get('run', {})
     total = run.get('optimizer', {}).get('total_steps')
@@ -73,7 +83,34 @@ def table(workdir: paths.PathLike) -> str:
       + (f' of {total:,}' if total else '')
       + f'; last evaluated at step {lines[-1]["step"]:,}'
     )
-  return '\n'.join(text)
+  costs = efficiency(whole)
+  return '\n'.join([*text, '', *costs] if costs else text)
+
+
+def efficiency(lines: Sequence[dict[str, Any]]) -> list[str]:
+  """What a run made of its devices and of its time, a line each.
+
+  Args:
+    lines: of metrics.jsonl. The utilisation is the median over training lines:
+      those in which a program was compiled do not tell of training.
+  """
+  text = []
+  used = [line for line in lines if 'model_flops_utilisation' in line]
+  if used:
+    padded, real = (
+      statistics.median(line[f'{kind}model_flops_utilisation'] for line in used)
+      for kind in ('', 'real_')
+    )
+    starts = [line for line in lines if 'peak_source' in line]
+    of = f', of {starts[-1]["peak_source"]}' if starts else ''
+    text.append(
+      f'utilisation: {padded:.1%} on padded positions, {real:.1%} on real '
+      f'tokens (median of {len(used):,} lines{of})'
+    )
+  account = goodput.account(lines)
+  if account is not None:
+    text.append(f'goodput: {goodput.describe(account)}')
+  return text
 
 
 def _cell(value: float | int | None) -> str:
