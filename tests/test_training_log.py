@@ -23,6 +23,7 @@ from tests.test_utilisation import CONFIG, host_batch
 BUCKETS = (52, 64)
 CHANGES = {
   'data.buckets': BUCKETS,
+  'model.num_layers': 1,
   'optimizer.total_steps': 16,
   'eval_every': 6,
   'checkpoint_every': 4,
