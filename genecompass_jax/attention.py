@@ -139,7 +139,7 @@ def _on_each_device(kernel):
   axis: every query needs all of its row.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if not sharding.is_shared(mesh):
     return kernel
   spec = jax.sharding.PartitionSpec
   rows, context = sharding.BATCH_AXES, sharding.CONTEXT

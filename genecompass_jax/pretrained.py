@@ -217,10 +217,14 @@ def export(model: PretrainedModel, folder: paths.PathLike) -> None:
 
 
 def _model_config(values: dict[str, Any], name: str) -> model_lib.ModelConfig:
-  """A model configuration read back from JSON."""
+  """A model configuration read back from JSON.
+
+  How the run computed attention says nothing about the devices that are here.
+  """
+  here = {'attention': 'auto', 'remat': 'none'}
   try:
     priors = tuple((prior, width) for prior, width in values['priors'])
-    return model_lib.ModelConfig(**{**values, 'priors': priors})
+    return model_lib.ModelConfig(**{**values, **here, 'priors': priors})
   except (TypeError, KeyError, ValueError) as error:
     raise errors.UserError(
       f'{name}/config.json is of another version of the model ({error})'

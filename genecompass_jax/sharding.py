@@ -123,8 +123,13 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def is_shared(mesh: Any) -> bool:
+  """Whether a mesh is one of `make_mesh` and of more than one device."""
+  return set(AXES) <= set(mesh.axis_names) and mesh.size > 1
+
+
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
-  """Says where an array of a traced function lies; nothing without a mesh.
+  """Says where an array of a traced function lies; nothing without our mesh.
 
   Args:
     x: an array.
@@ -132,7 +137,7 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
       not divide evenly stays whole.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if not is_shared(mesh):
     return x
 
   def fits(axis, size: int) -> bool:

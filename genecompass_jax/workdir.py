@@ -28,11 +28,16 @@ FORMAT = 1
 # Fields of a configuration that may differ when a run is resumed: the stream of
 # cells stays as it is, and so do the parameters; another mesh changes only the
 # order of sums, and so the last bits. Of corpus and priors, these are places;
-# their content is compared by hash.
+# their content is compared by hash. How blocks are computed, and in how many
+# parts a batch, changes the last bits, and what dropout draws.
 MAY_CHANGE = (
   'corpus',
   'priors',
   'mesh',
+  'microbatches',
+  'model.attention',
+  'model.remat',
+  'model.unroll',
   'log_every',
   'eval_every',
   'eval_cells',
@@ -129,12 +134,11 @@ def check_same_run(
     raise errors.UserError(
       f'{workdir} holds an exported model, not a run; use another --workdir'
     )
-  before = _flat({k: v for k, v in old['run'].items() if k not in MAY_CHANGE})
-  now = _flat({k: v for k, v in new['run'].items() if k not in MAY_CHANGE})
+  before, now = (_flat(config['run']) for config in (old, new))
   changed = [
     f'{key} was {before.get(key)!r}, now {now.get(key)!r}'
     for key in sorted(before.keys() | now.keys())
-    if before.get(key) != now.get(key)
+    if before.get(key) != now.get(key) and not _may_change(key)
   ]
   if changed:
     more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
@@ -148,6 +152,14 @@ def check_same_run(
         f'{workdir} holds a run on another {what} (vocabulary, medians, cells '
         'or priors differ); give the old one, or another --workdir'
       )
+
+
+def _may_change(key: str) -> bool:
+  """Whether a dotted field, or a group that it is in, is in `MAY_CHANGE`."""
+  parts = key.split('.')
+  return any(
+    '.'.join(parts[:n]) in MAY_CHANGE for n in range(1, len(parts) + 1)
+  )
 
 
 def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:

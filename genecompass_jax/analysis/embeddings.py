@@ -273,7 +273,11 @@ class _Runner:
     self._sharding = NamedSharding(mesh, PartitionSpec('data'))
     whole = NamedSharding(mesh, PartitionSpec())
     self._params = jax.device_put(model.params, whole)
-    self._knowledge = jax.device_put(model.assets.knowledge, whole)
+    self._knowledge = model.assets.knowledge
+    if model.config.priors:
+      # Once for every token, not once for every gene of every cell.
+      self._knowledge = _fold(model.config, model.params, self._knowledge)
+    self._knowledge = jax.device_put(self._knowledge, whole)
     self._config, self._pooling = model.config, pooling
     longest = model.assets.encoding.max_genes + 1
     self._buckets = (*(b for b in BUCKETS if b < longest), longest)
@@ -318,6 +322,9 @@ class _Runner:
       self._params, batch, self._knowledge, self._config, self._pooling
     )
     return np.array(index), np.asarray(pooled_BD)[: len(cells)]
+
+
+_fold = jax.jit(model_lib.fold, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
