@@ -96,20 +96,17 @@ class TrainingLog:
 
   def _open_file(self, config, first_step: int, is_new: bool) -> None:
     facts, run_id = _facts_before(self._folder)
+    followers = writers.open_writers(
+      config.writers,
+      folder=os.path.dirname(profiling.local_folder(self._folder, 'x')),
+      run_id=run_id,
+      title=os.path.basename(os.fspath(self._folder).rstrip('/')),
+      config=dataclasses.asdict(config),
+      step=first_step,
+    )
     # A run without a checkpoint starts again, with its evaluation at step 0.
     metrics.cut_after(self._folder, -1 if is_new else first_step)
-    local = profiling.local_folder(self._folder, 'x')
-    self._file = metrics.MetricsFile(
-      self._folder,
-      writers.open_writers(
-        config.writers,
-        folder=os.path.dirname(local),
-        run_id=run_id,
-        title=os.path.basename(os.fspath(self._folder).rstrip('/')),
-        config=dataclasses.asdict(config),
-        step=first_step,
-      ),
-    )
+    self._file = metrics.MetricsFile(self._folder, followers)
     self._account_written = time.monotonic()
     device = jax.devices()[0]
     peak = {'peak_flops': self._peak.flops} if self._peak.flops else {}
