@@ -17,7 +17,14 @@ IGNORED = -100  # label of a position that is not predicted
 
 
 def loss(
-  weights, tables, batch, *, num_layers, num_heads, masked_only=False
+  weights,
+  tables,
+  batch,
+  *,
+  num_layers,
+  num_heads,
+  masked_only=False,
+  composed=False,
 ) -> jax.Array:
   """0.2 cross-entropy + 0.8 squared error, each a mean over masked positions.
 
@@ -31,8 +38,11 @@ def loss(
     num_layers: blocks.
     num_heads: attention heads.
     masked_only: gather the masked positions before the heads.
+    composed: multiply the projection of every prior with its columns of the
+      next matrix first, and the slots with the product.
   """
-  hidden = _encode(weights, tables, batch, num_layers, num_heads)[:, 1:]
+  x = _embed(weights, tables, batch, composed)
+  hidden = _encode(weights, x, batch, num_layers, num_heads)[:, 1:]
   labels, label_values = batch['labels'], batch['labels_values']
   is_masked = labels != IGNORED
   if masked_only:
@@ -60,9 +70,8 @@ def loss(
   return 0.2 * id_loss + 0.8 * jnp.sum(errors) / count
 
 
-def _encode(weights, tables, batch, num_layers, num_heads):
+def _encode(weights, x, batch, num_layers, num_heads):
   """Hidden states, the species vector first: [B, L + 1, h]."""
-  x = _embed(weights, tables, batch)
   species = batch['species'][:, 0]
   cls = weights['bert.cls_embedding.weight'][species][:, None]
   x = jnp.concatenate([cls, x], axis=1)
@@ -89,7 +98,38 @@ def _encode(weights, tables, batch, num_layers, num_heads):
   return x
 
 
-def _embed(weights, tables, batch):
+def _embed(weights, tables, batch, composed):
+  name = 'bert.embeddings'
+  ids = batch['input_ids']
+  if composed:
+    x = _composed(weights, tables, batch)
+  else:
+    x = _concatenated(weights, tables, batch)
+  x = _norm(weights, f'{name}.concat_embeddings.cat_ln', x, 1e-5)
+  x = x * jax.nn.sigmoid(1.702 * x)
+  x = _linear(weights, f'{name}.concat_embeddings.cat_proj', x)
+  x += weights[f'{name}.token_type_embeddings.weight'][0]
+  x += weights[f'{name}.position_embeddings.weight'][: ids.shape[1]]
+  return _norm(weights, f'{name}.LayerNorm', x)
+
+
+def _composed(weights, tables, batch):
+  name = 'bert.embeddings'
+  ids = batch['input_ids']
+  word = weights[f'{name}.word_embeddings.weight'][ids]
+  kernel = weights[f'{name}.concat_embeddings.cat_fc.weight'].T
+  width = word.shape[-1]
+  x = word @ kernel[:width] + batch['values'][..., None] * kernel[width]
+  x += weights[f'{name}.concat_embeddings.cat_fc.bias']
+  for i, prior in enumerate(PRIORS):
+    block = kernel[width + 1 + i * width :][:width]
+    project = weights[f'{name}.{prior}_embeddings.linear1.weight'].T
+    bias = weights[f'{name}.{prior}_embeddings.linear1.bias']
+    x += tables[prior][ids] @ (project @ block) + bias @ block
+  return x
+
+
+def _concatenated(weights, tables, batch):
   name = 'bert.embeddings'
   ids = batch['input_ids']
   parts = [
@@ -101,13 +141,7 @@ def _embed(weights, tables, batch):
     for prior in PRIORS
   ]
   x = jnp.concatenate(parts, axis=-1)
-  x = _linear(weights, f'{name}.concat_embeddings.cat_fc', x)
-  x = _norm(weights, f'{name}.concat_embeddings.cat_ln', x, 1e-5)
-  x = x * jax.nn.sigmoid(1.702 * x)
-  x = _linear(weights, f'{name}.concat_embeddings.cat_proj', x)
-  x += weights[f'{name}.token_type_embeddings.weight'][0]
-  x += weights[f'{name}.position_embeddings.weight'][: ids.shape[1]]
-  return _norm(weights, f'{name}.LayerNorm', x)
+  return _linear(weights, f'{name}.concat_embeddings.cat_fc', x)
 
 
 def _linear(weights, name, x):
