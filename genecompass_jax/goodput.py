@@ -27,6 +27,7 @@ KINDS = (
   'data_wait',  # the devices had nothing to do: a batch was not there
   'evaluate',
   'checkpoint',  # what is not hidden behind training
+  'profile',  # opening and writing traces, not the steps in them
 )
 # What only shows when lines of several processes are laid side by side.
 LOST = 'lost'  # trained and done again, or never accounted for: a kill

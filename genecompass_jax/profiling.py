@@ -58,19 +58,23 @@ class Window:
     """The last step of an open window."""
     return self._steps[1] if self._open else None
 
-  def before(self, step: int) -> bool:
-    """To be called before a step; True where the window opens with it."""
+  def opens_at(self, step: int) -> bool:
+    """Whether `before` this step opens the window."""
+    return not self._open and self._holds(step)
+
+  def before(self, step: int) -> None:
+    """To be called before every step."""
     self._leave_step()
-    if not self._steps or not self._steps[0] <= step <= self._steps[1]:
-      return False
-    opens = not self._open
-    if opens:
+    if self.opens_at(step):
       os.makedirs(self.folder, exist_ok=True)
       jax.profiler.start_trace(self.folder)
       self._open = True
-    self._step = jax.profiler.StepTraceAnnotation('train', step_num=step)
-    self._step.__enter__()
-    return opens
+    if self._holds(step):
+      self._step = jax.profiler.StepTraceAnnotation('train', step_num=step)
+      self._step.__enter__()
+
+  def _holds(self, step: int) -> bool:
+    return bool(self._steps) and self._steps[0] <= step <= self._steps[1]
 
   def close(self) -> None:
     """Ends an open window; the steps in it must be done on the devices."""

@@ -192,11 +192,7 @@ class TrainingLog:
   ) -> Iterator[schemas.HostBatch]:
     """The batches, the wait for each remembered."""
     while True:
-      if self._step == self._profile.last:
-        self.catch_up()
-        self._close_profile()
-      if self._profile.before(self._step + 1):
-        self.event('profile', step=self._step + 1, folder=self._profile.folder)
+      self._move_profile()
       self._asked = time.perf_counter()
       batch = next(batches)
       self._wait = time.perf_counter() - self._asked
@@ -340,9 +336,23 @@ class TrainingLog:
       self._file.write(step=step, **line)
       self._file.flush()
 
+  def _move_profile(self) -> None:
+    """Opens and closes the window between two steps."""
+    if self._step == self._profile.last:
+      self.catch_up()
+      self._close_profile()
+    step = self._step + 1
+    if not self._profile.opens_at(step):
+      self._profile.before(step)
+      return
+    with self.spent('profile'):
+      self._profile.before(step)
+    self.event('profile', step=step, folder=self._profile.folder)
+
   def _close_profile(self) -> None:
-    if self._profile is not None:
-      self._profile.close()
+    if self._profile is not None and self._profile.last is not None:
+      with self.spent('profile'):
+        self._profile.close()
 
 
 _SUMS = '_sums_over_processes'

@@ -20,6 +20,7 @@ from genecompass_jax import chips, flops, meter, model as model_lib, schemas
 # expected to take less than the limit. 2,048 reaches the plateau on two cores.
 _SIDES = (1024, 2048, 4096)
 _LIMIT_S = 0.1
+_REPEATS = 3  # the best counts: other work on the machine slows some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,18 +61,22 @@ def find_peak(dtype: str) -> Peak:
 
 
 def _measure() -> float:
-  """FLOP/s of a large float32 matrix product on this host; 0.1 to 0.3 s."""
+  """FLOP/s of a large float32 matrix product on this host; 0.1 to 0.4 s."""
   multiply = jax.jit(lambda a, b: a @ b)
   best = 0.0
   for side in _SIDES:
     matrix = jax.device_put(np.ones((side, side), np.float32))
     multiply(matrix, matrix).block_until_ready()  # compiles
     begin = time.perf_counter()
-    multiply(matrix, matrix).block_until_ready()
-    seconds = max(time.perf_counter() - begin, 1e-9)
-    best = max(best, 2.0 * side**3 / seconds)
+    for _ in range(_REPEATS):
+      before = time.perf_counter()
+      multiply(matrix, matrix).block_until_ready()
+      seconds = max(time.perf_counter() - before, 1e-9)
+      best = max(best, 2.0 * side**3 / seconds)
+      if time.perf_counter() - begin > _LIMIT_S:
+        return best
     if 8 * seconds > _LIMIT_S:
-      break
+      return best
   return best
 
 
