@@ -90,7 +90,7 @@ class TrainingLog:
     if jax.process_count() > 1:
       self._reducer = utilisation.Reducer()
     self._peak = utilisation.find_peak(config.model.dtype)
-    self._reset()
+    self._reset(time.perf_counter())
     if jax.process_index() == 0:
       self._open_file(config, first_step, is_new)
 
@@ -125,8 +125,8 @@ class TrainingLog:
     )
     logging.info('utilisation is of: %s', self._peak.source)
 
-  def _reset(self) -> None:
-    self._started = time.perf_counter()
+  def _reset(self, now: float) -> None:
+    self._started = now
     self._amount, self._steps = utilisation.Amount(), 0
     self._waited = 0.0
 
@@ -250,11 +250,12 @@ class TrainingLog:
       FloatingPointError: loss or gradient are not finite.
     """
     if self._pending is not None:
-      # The line before was written while this step ran. Its time began when
-      # the step before ended: where that was waited for, when it was written.
+      # The line before was written while this step ran. The time of this one
+      # began when the step before ended: that is known if it was waited for,
+      # else it was before its batch came.
       if not self._blocked:
         self._started = min(self._started, self._asked)
-      self._waited = max(self._waited, self._wait)
+        self._waited = max(self._waited, self._wait)
       self._write(check=True)
 
   def _is_due(self, step: int) -> bool:
@@ -267,10 +268,12 @@ class TrainingLog:
     step, values = self._pending
     self._pending = None
     is_due = self._is_due(step)
+    now = time.perf_counter()
     line = {}
     if is_due or check:
       self._blocked = not _is_done(values)
       values = jax.device_get(values)
+      now = time.perf_counter()
       sums = values.pop(_SUMS, None)
       line = {k: float(v) for k, v in values.items()}
     for name in ('loss', 'grad_norm'):
@@ -283,7 +286,7 @@ class TrainingLog:
     if not is_due:
       self._bar.update(1)
       return
-    line |= self._rates(sums)
+    line |= self._rates(now, sums)
     if self._file is not None:
       self._file.write(step=step, **line)
       self._file.flush()
@@ -291,11 +294,11 @@ class TrainingLog:
       if since >= SECONDS_BETWEEN_ACCOUNTS:
         self.account(step)
     self._bar.update(1, note=f'loss {line["loss"]:.4f}')
-    self._reset()
+    self._reset(now)
 
-  def _rates(self, sums: Any) -> dict[str, float]:
+  def _rates(self, now: float, sums: Any) -> dict[str, float]:
     """What the clock says of the steps since the line before."""
-    elapsed = max(time.perf_counter() - self._started, 1e-9)
+    elapsed = max(now - self._started, 1e-9)
     amount = self._amount
     if sums is not None:
       # Rows that several processes hold were counted by each of them.
@@ -315,7 +318,7 @@ class TrainingLog:
         )
         share = flops / elapsed / self._peak.flops
         line[f'{name}model_flops_utilisation'] = share
-    line['data_wait_share'] = min(self._waited / elapsed, 1.0)
+    line['data_wait_share'] = self._waited / elapsed
     line['memory_peak_bytes'] = utilisation.memory_peak()[0]
     if self._compiles.number is not None:
       line['compiles'] = self._compiles.number
