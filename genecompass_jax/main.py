@@ -6,18 +6,16 @@ the fields are. Exit codes: 0 done, 1 permanent failure, 2 wrong usage, 42
 stopped and to be started again.
 """
 
-import dataclasses
 import logging
 import os
 import sys
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 from absl import app, flags, logging as absl_logging
 from ml_collections import config_flags
 
-from genecompass_jax import errors, paths
+from genecompass_jax import config_values, errors, paths
 
 # Any field of TrainConfig can be set, whether or not the file names it.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -35,68 +33,6 @@ flags.mark_flags_as_required(['config', 'workdir'])
 # Corpora that a run makes for itself, of config.simulated_cells cells.
 SIMULATED = 'simulated'
 INDEPENDENT = 'independent'
-_TABLES = tuple[tuple[str, str], ...]  # (name, parquet table) of priors
-
-
-def to_dataclass(cls: type, values: Any, where: str = 'config') -> Any:
-  """Builds a (nested) frozen dataclass from a mapping.
-
-  Raises:
-    UserError: a key is not a field of the dataclass, one is missing, or a
-      value is of another type.
-  """
-  hints = typing.get_type_hints(cls)
-  fields = {field.name: field for field in dataclasses.fields(cls)}
-  arguments = {}
-  for key, value in values.items():
-    if key not in fields:
-      raise errors.UserError(
-        f'{where}.{key} is not known; fields are {", ".join(fields)}'
-      )
-    if dataclasses.is_dataclass(hints[key]):
-      value = to_dataclass(hints[key], value, f'{where}.{key}')
-    elif isinstance(value, list | tuple):
-      value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    if hints[key] == _TABLES:
-      _check_priors(value, f'{where}.{key}')
-    arguments[key] = _checked(hints[key], value, f'{where}.{key}')
-  for name, field in fields.items():
-    required = (
-      field.default is dataclasses.MISSING
-      and field.default_factory is dataclasses.MISSING
-    )
-    if required and name not in arguments:
-      raise errors.UserError(f'{where}.{name} is missing')
-  return cls(**arguments)
-
-
-def _checked(hint: Any, value: Any, where: str) -> Any:
-  """The value, if it is of a type; whole numbers do where broken ones do."""
-  wanted = typing.get_origin(hint) or hint
-  if wanted is float and type(value) is int:
-    value = float(value)
-  if type(value) is not wanted:
-    alone = ''
-    if wanted is tuple and type(value) in (str, int):
-      quoted = f'"{value}"' if type(value) is str else value
-      alone = f'; one value alone is written with a comma: ({quoted},)'
-    raise errors.UserError(
-      f'{where}={value!r} must be of type {wanted.__name__}{alone}'
-    )
-  return value
-
-
-def _check_priors(value: Any, where: str) -> None:
-  """Refuses priors that are no pairs; one pair alone often lacks its comma."""
-  is_pairs = isinstance(value, tuple | list) and all(
-    isinstance(pair, tuple | list) and list(map(type, pair)) == [str, str]
-    for pair in value
-  )
-  if not is_pairs:
-    raise errors.UserError(
-      f'{where}={value!r}: give pairs of a name and a table, each with a comma '
-      f'behind it: --{where}=\'(("grn", "grn.parquet"),)\''
-    )
 
 
 def run(config: Mapping[str, Any], workdir: str) -> None:
@@ -136,8 +72,41 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
       'h5ad files, or try the :smoke variant, which simulates cells'
     )
   train.train_and_evaluate(
-    to_dataclass(train_config.TrainConfig, values), workdir
+    config_values.to_dataclass(train_config.TrainConfig, values), workdir
   )
+
+
+def read_config(arguments: list[str]) -> dict[str, Any]:
+  """The values of a configuration file, as the flags of a run give them.
+
+  Args:
+    arguments: '--config=FILE.py[:variant]', '--config.KEY=VALUE', ...
+
+  Raises:
+    SystemExit: as in a run: one line, code 2.
+  """
+  argv = ['genecompass', *arguments]
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Configuration: experiments/FILE.py[:variant].',
+    flag_values=values,
+    lock_config=False,
+    accept_new_attributes=True,
+    sys_argv=argv,
+  )
+  _parse(argv, values)
+  return _values(config)
+
+
+def _values(config: flags.FlagHolder) -> dict[str, Any]:
+  try:
+    return dict(config.value.items())
+  except OSError as error:  # the parser defers it to the first use
+    _exit(errors.EXIT_USAGE, ' '.join(str(error).split()))
+  except AttributeError:
+    _exit(errors.EXIT_USAGE, '--config: get_config must return a ConfigDict')
 
 
 def main(argv: list[str]) -> None:
@@ -150,12 +119,7 @@ def main(argv: list[str]) -> None:
   logging.getLogger('jax').setLevel(logging.WARNING)
   if not _WORKDIR.value:
     _exit(errors.EXIT_USAGE, '--workdir is empty; name a folder')
-  try:
-    config = dict(_CONFIG.value.items())
-  except OSError as error:  # the parser defers it to the first use
-    _exit(errors.EXIT_USAGE, ' '.join(str(error).split()))
-  except AttributeError:
-    _exit(errors.EXIT_USAGE, '--config: get_config must return a ConfigDict')
+  config = _values(_CONFIG)
   try:
     run(config, os.path.expanduser(_WORKDIR.value))
   except errors.UserError as error:
@@ -177,7 +141,9 @@ def main(argv: list[str]) -> None:
     _exit(errors.EXIT_USAGE if is_user else errors.EXIT_RETRY, str(error))
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(
+  argv: list[str], values: flags.FlagValues = flags.FLAGS
+) -> list[str]:
   """Parses flags; what is wrong is one line and exit code 2."""
   for name, after in zip(argv, [*argv[1:], '']):
     flag, _, value = name.lstrip('-').partition('=')
@@ -189,7 +155,7 @@ def _parse(argv: list[str]) -> list[str]:
         'experiments of the repository',
       )
   try:
-    return flags.FLAGS(argv)
+    return values(argv)
   except SystemExit:  # --help, after which absl exits with 1
     sys.exit(errors.EXIT_OK)
   except flags.Error as error:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / 'genecompass_jax'
 # level of the architecture.
 LEVELS = (
   (0, 'errors schemas progress kernels interruption meter chips'),
-  (0, 'compiles goodput writers text_plot'),
+  (0, 'compiles goodput writers text_plot config_values'),
   (0, 'web stores'),
   (0, 'paths locks'),
   (0, 'uploads'),
@@ -45,7 +45,8 @@ LEVELS = (
   (5, 'tasks analysis scaling'),
   (6, 'doctor demo corpus_bench'),
   (6, 'watch'),
-  (6, 'cli main'),
+  (6, 'main'),
+  (6, 'cli'),
 )
 RANK = {
   name: rank for rank, (_, names) in enumerate(LEVELS) for name in names.split()
@@ -84,6 +85,7 @@ NO_JAX = (
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
   *('kernels', 'ranking', 'tie_ranking', 'cli', 'main', 'pickled'),
   *('prior_tables', 'goodput', 'writers', 'text_plot', 'watch'),
+  *('config_values', 'chips'),
 )
 
 

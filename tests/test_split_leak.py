@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from genecompass_jax import (
+  config_values,
   corpus as corpus_lib,
   data,
   evaluate,
@@ -48,7 +49,7 @@ def train_and_score(corpus_path: str, folder, objective: str):
   values['eval_every'] = STEPS
   main.run(values, folder)
   del values['simulated_cells']
-  config = main.to_dataclass(train_config.TrainConfig, values)
+  config = config_values.to_dataclass(train_config.TrainConfig, values)
   model = pretrained.load(folder)
   null_models = nulls.NullModels.load(folder / workdir.NULLS)
   slot_losses = jax.jit(

@@ -16,6 +16,7 @@ import pytest
 
 from genecompass_jax import (
   checkpoint,
+  config_values,
   errors,
   metrics,
   model,
@@ -453,7 +454,7 @@ COMMANDS = textwrap.dedent("""
 
 def test_a_model_with_priors_is_given_by_their_widths():
   """config.priors are tables, config.model.priors what a saved run has."""
-  from genecompass_jax import main, train_config
+  from genecompass_jax import train_config
 
   values = {
     'corpus': 'corpus',
@@ -462,7 +463,7 @@ def test_a_model_with_priors_is_given_by_their_widths():
     'model': {'vocabulary_size': 9, 'priors': [['grn', 64], ['family', 64]]},
     'priors': [['grn', 'grn.parquet'], ['family', 'family.parquet']],
   }
-  config = main.to_dataclass(train_config.TrainConfig, values)
+  config = config_values.to_dataclass(train_config.TrainConfig, values)
   assert config.model.priors == (('grn', 64), ('family', 64))
   assert config.priors[1] == ('family', 'family.parquet')
 

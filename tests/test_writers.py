@@ -5,7 +5,13 @@ import types
 
 import pytest
 
-from genecompass_jax import errors, metrics, train_config, writers
+from genecompass_jax import (
+  config_values,
+  errors,
+  metrics,
+  train_config,
+  writers,
+)
 from tests.test_training_log import config
 
 LINES = (
@@ -121,8 +127,8 @@ def test_what_is_missing_is_said_before_anything_is_done(
 
 
 def test_one_name_alone_is_shown_how_to_be_written():
-  from genecompass_jax import main
-
   with pytest.raises(errors.UserError, match=r'\("tensorboard",\)'):
-    main.to_dataclass(train_config.TrainConfig, {'writers': 'tensorboard'})
+    config_values.to_dataclass(
+      train_config.TrainConfig, {'writers': 'tensorboard'}
+    )
   assert config(writers=('wandb',)).writers == ('wandb',)

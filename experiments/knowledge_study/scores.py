@@ -15,11 +15,11 @@ import numpy as np
 
 from experiments.knowledge_study import materials, settings as settings_lib
 from genecompass_jax import (
+  config_values,
   corpus as corpus_lib,
   data as data_lib,
   evaluate,
   gene_table,
-  main,
   model as model_lib,
   nulls,
   paths,
@@ -51,7 +51,7 @@ def score(folder: str, corpus_path: str, root: str, atlas=None) -> dict:
     prior tables do, untrained.
   """
   found = pretrained.load(folder)
-  config = main.to_dataclass(
+  config = config_values.to_dataclass(
     train_config.TrainConfig, workdir.read_config(folder)['run']
   )
   opened = corpus_lib.Corpus.open(corpus_path)
