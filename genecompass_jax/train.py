@@ -7,7 +7,6 @@ killed goes on from its last sealed checkpoint and ends in the same bits.
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import tempfile
@@ -173,11 +172,7 @@ def train_and_evaluate(
       knowledge_lib.rounded(assets.knowledge, config.model.dtype),
       sharding.replicated(mesh),
     )
-    step_fn = jax.jit(
-      functools.partial(train_step.train_step, config=step_config),
-      donate_argnums=0,
-      out_shardings=(places, sharding.replicated(mesh)),
-    )
+    step_fn = train_step.jitted(step_config, places, mesh)
 
     # The loop.
     log.open(config, first_step, is_new=latest is None)

@@ -6,6 +6,7 @@ there.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -258,3 +259,92 @@ def state_sharding(
     transform_non_params=lambda _: whole,
   )
   return TrainState(whole, whole, params, opt_state)
+
+
+def jitted(
+  config: train_config.TrainConfig, places: TrainState, mesh: jax.sharding.Mesh
+) -> Any:
+  """`train_step` as a run calls it: (state, batch, knowledge), state donated.
+
+  Args:
+    config: of the run, for its devices (`for_devices`).
+    places: of the state (`state_sharding`).
+    mesh: of the run.
+  """
+  return jax.jit(
+    functools.partial(train_step, config=config),
+    donate_argnums=0,
+    out_shardings=(places, sharding.replicated(mesh)),
+  )
+
+
+def batch_shapes(
+  config: train_config.TrainConfig, slots: int
+) -> schemas.PretrainingBatch:
+  """Shapes of a global batch of rows of `slots`, as the loader makes it."""
+  rows, masked = config.data.rows_per_batch, config.data.num_masked(slots)
+
+  def field(width, dtype):
+    return jax.ShapeDtypeStruct((rows, width), dtype)
+
+  whole, asked = field(slots, jnp.int32), field(masked, jnp.int32)
+  number = field(masked, jnp.float32)
+  return schemas.PretrainingBatch(
+    cells=schemas.CellBatch(
+      gene_ids_BL=whole,
+      values_BL=field(slots, jnp.float32),
+      positions_BL=whole,
+      segments_BL=whole,
+      species_BL=whole,
+      is_cls_BL=field(slots, jnp.bool_),
+    ),
+    masked_slots_BK=asked,
+    id_labels_BK=asked,
+    id_weights_BK=number,
+    value_labels_BK=number,
+    value_weights_BK=number,
+  )
+
+
+def lower(
+  config: train_config.TrainConfig,
+  mesh: jax.sharding.Mesh,
+  slots: int,
+  knowledge: knowledge_lib.Knowledge,
+) -> jax.stages.Lowered:
+  """The step of a run, ready to be compiled for devices that may be absent.
+
+  Args:
+    config: of the run, vocabulary size and priors filled in.
+    mesh: of its devices.
+    slots: of the rows.
+    knowledge: shapes of the prior tables.
+
+  Raises:
+    UserError: the mesh cannot share such a batch or model.
+  """
+  check_mesh(config, mesh)
+  config = for_devices(config, mesh)
+  # What the bias starts from changes no shape, and needs a corpus.
+  blank = dataclasses.replace(config, id_bias='zeros')
+
+  def placed(shapes, places):
+    return jax.tree.map(
+      lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p),
+      shapes,
+      places,
+    )
+
+  # Outside of the mesh, whose devices may not be able to compute anything.
+  shapes = jax.eval_shape(lambda: init_state(blank))
+  places = state_sharding(config, shapes, mesh)
+  state = placed(shapes, places)
+  sharding.check_shared((state.params, state.opt_state), mesh)
+  batch = batch_shapes(config, slots)
+  rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  with jax.set_mesh(mesh):
+    return jitted(config, places, mesh).lower(
+      state,
+      placed(batch, jax.tree.map(lambda _: rows, batch)),
+      placed(knowledge, jax.tree.map(lambda _: whole, knowledge)),
+    )
