@@ -29,7 +29,8 @@ test: $(STAMP) lint
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
 test-full: $(FULL) lint
-	$(BIN)/python -m pytest -n $(JOBS) --durations=15
+	GENECOMPASS_LIBTPU=$(CURDIR)/$(VENV)/plan/libtpu/libtpu.so \
+	  $(BIN)/python -m pytest -n $(JOBS) --durations=15
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -54,10 +55,13 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	  --config-settings editable_mode=compat -e '.[test]'
 	@touch $(STAMP)
 
-# The optional readers, Beam and gensim, in the same environment.
+# The optional readers, Beam and gensim, in the same environment. libtpu stands
+# apart: where JAX can import it, every process looks for a TPU.
 $(FULL): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt \
 	  --config-settings editable_mode=compat -e '.[test,full]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps \
+	  --upgrade --target $(VENV)/plan libtpu
 	touch $(FULL)
 
 clean:

@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   is_command = argv is None
   argv = sys.argv[1:] if is_command else argv
   words = [*(a for a in argv if not a.startswith('-')), '', '']
+  if words[0] == 'plan':
+    # Fields of the configuration: any name may follow --config.
+    argv = [f'--set={a}' if a.startswith('--config.') else a for a in argv]
   parser = _parser(words[0], words[1])
   args = parser.parse_args(argv)
   logging.basicConfig(level=logging.WARNING, format='%(message)s')
@@ -145,6 +148,7 @@ def _parser(chosen: str, step: str) -> argparse.ArgumentParser:
     ('prior', 'public knowledge of genes -> prior tables', _prior),
     ('embed', 'cells -> embeddings in an h5ad file', _embed),
     ('convert', 'weights of the original model -> ours', _convert),
+    ('plan', 'does a run fit a pod, and what will it cost?', _plan),
     ('report', 'held-out losses of a run beside the null models', _report),
     ('watch', 'runs while they train, in the terminal', _watch),
     ('corpus', 'check, describe, merge or convert corpora', _corpus),
@@ -459,6 +463,19 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _add_corpus(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('corpus', metavar='CORPUS', help='folder of a corpus')
+
+
+def _plan(parser: argparse.ArgumentParser) -> Runner:
+  from genecompass_jax.scaling import plan_command
+
+  plan_command.add_arguments(parser)
+
+  def run(args: argparse.Namespace) -> int:
+    from genecompass_jax import main
+
+    return plan_command.run(args, main.read_config)
+
+  return run
 
 
 def _stats(args: argparse.Namespace) -> None:

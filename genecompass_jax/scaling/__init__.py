@@ -1,0 +1,1 @@
+"""Scaling: plans of runs before they are paid for."""

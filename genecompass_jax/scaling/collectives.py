@@ -1,0 +1,161 @@
+"""What devices send each other in a step, read from compiled HLO text.
+
+A loop's body stands in the text once and runs many times: the bodies of
+`while` are multiplied by their trips, which the loop's condition compares with.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+
+KINDS = (
+  'all-reduce',
+  'all-gather',
+  'reduce-scatter',
+  'all-to-all',
+  'collective-permute',
+)
+_BYTES = {
+  'pred': 1,
+  's4': 1,
+  'u4': 1,
+  's8': 1,
+  'u8': 1,
+  's16': 2,
+  'u16': 2,
+  'f16': 2,
+  'bf16': 2,
+  's32': 4,
+  'u32': 4,
+  'f32': 4,
+  's64': 8,
+  'u64': 8,
+  'f64': 8,
+}
+_COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.* -> .*\{\s*$')
+_OPERATION = re.compile(
+  rf'^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({"|".join(KINDS)})(-start)?\('
+)
+_ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
+_LOOP = re.compile(r' while\(.*?condition=%?([\w.\-]+), body=%?([\w.\-]+)')
+_TRIPS = re.compile(r'known_trip_count[^\d]*(\d+)')
+_CALLED = re.compile(
+  r'(?:calls|to_apply|called_computations|branch_computations|'
+  r'true_computation|false_computation)='
+  r'(?:\{([^}]*)\}|%?([\w.\-]+))'
+)
+_CONSTANT = re.compile(r' [su](?:32|64)\[\][^=]* constant\((\d+)\)')
+_GROUPS = re.compile(r'replica_groups=\{\{([\d,]*)\}')
+_GROUPS_IOTA = re.compile(r'replica_groups=\[(\d+),(\d+)\]')
+_GROUPS_MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """Collectives of one kind in a step, on one device.
+
+  Attributes:
+    kind: such as 'all-reduce'.
+    count: operations that run.
+    bytes: of their results (of their inputs for reduce-scatter): what is
+      reduced or gathered, not what crosses the links.
+  """
+
+  kind: str
+  count: int
+  bytes: int
+
+
+def parse(text: str) -> list[Traffic]:
+  """Collectives by kind, most bytes first.
+
+  Args:
+    text: `compiled.as_text()` of one step.
+  """
+  bodies = _computations(text)
+  counts: collections.Counter = collections.Counter()
+  sizes: collections.Counter = collections.Counter()
+  for name, times in _times_run(text, bodies).items():
+    for line in bodies[name]:
+      match = _OPERATION.match(line)
+      if match is None:
+        continue
+      result, kind, start = match.groups()
+      counts[kind] += times
+      sizes[kind] += times * _payload(result, kind, bool(start), line)
+  found = [Traffic(kind, counts[kind], sizes[kind]) for kind in counts]
+  return sorted(found, key=lambda t: -t.bytes)
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+  """Name -> lines of every computation."""
+  found, current = {}, None
+  for line in text.splitlines():
+    match = _COMPUTATION.match(line)
+    if match is not None:
+      current = found.setdefault(match.group(1), [])
+    elif line.rstrip() == '}':
+      current = None
+    elif current is not None:  # a kernel inside may take lines of its own
+      current.append(line)
+  return found
+
+
+def _times_run(text: str, bodies: dict[str, list[str]]) -> dict[str, int]:
+  """How often each computation runs in a step."""
+  entry = re.search(r'^ENTRY %?([\w.\-]+)', text, re.MULTILINE)
+  times: collections.Counter = collections.Counter()
+
+  def visit(name: str, number: int) -> None:
+    if name not in bodies:
+      return
+    times[name] += number
+    for line in bodies[name]:
+      loop = _LOOP.search(line)
+      if loop is not None:
+        visit(loop.group(2), number * _trips(line, loop.group(1), bodies))
+      for several, one in _CALLED.findall(line):
+        for called in re.findall(r'[\w.\-]+', several or one):
+          visit(called, number)
+
+  if entry is not None:
+    visit(entry.group(1), 1)
+  return times
+
+
+def _trips(line: str, condition: str, bodies: dict[str, list[str]]) -> int:
+  """Trips of a loop: as the compiler knows them, or what ends it; else 1."""
+  known = _TRIPS.search(line)
+  if known is not None:
+    return int(known.group(1))
+  found = [int(n) for n in _CONSTANT.findall('\n'.join(bodies[condition]))]
+  return max(found, default=1)
+
+
+def _payload(result: str, kind: str, starts: bool, line: str) -> int:
+  """Bytes of an operation's result; of its input for reduce-scatter."""
+  sizes = [
+    _BYTES.get(dtype, 0) * math.prod(int(d) for d in dims.split(',') if d)
+    for dtype, dims in _ARRAY.findall(re.sub(r'\{[^}]*\}', '', result))
+  ]
+  if starts and len(sizes) > 1 and kind != 'all-reduce':
+    # (inputs, results, ...): what is gathered or passed on is the largest.
+    return max(sizes)
+  total = sum(sizes)
+  return total * _group_size(line) if kind == 'reduce-scatter' else total
+
+
+def _group_size(line: str) -> int:
+  """Devices that take part in one operation; 1 where that is not said."""
+  listed, iota = _GROUPS.search(line), _GROUPS_IOTA.search(line)
+  if listed is not None:
+    return max(1, len(listed.group(1).split(',')))
+  if iota is not None:
+    return int(iota.group(2))
+  mesh = _GROUPS_MESH.search(line)
+  if mesh is None:
+    return 1
+  sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
+  axes = re.findall(r"'(\w+)'", mesh.group(2))
+  return math.prod(int(sizes.get(axis, 1)) for axis in axes)

@@ -1,0 +1,359 @@
+"""Plans: machines, what compilers say, rows, the command."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import textwrap
+
+import pytest
+
+from genecompass_jax import (
+  cli,
+  data,
+  errors,
+  model,
+  optimizer,
+  sharding,
+  train_config,
+)
+from genecompass_jax.scaling import (
+  collectives,
+  compile_worker,
+  plan,
+  plan_table,
+  topologies,
+)
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+BASE = f'--config={ROOT / "experiments/base.py"}'
+
+
+def tiny_config(**changes) -> train_config.TrainConfig:
+  return train_config.TrainConfig(
+    corpus='none',
+    model=model.named_config(
+      'tiny', vocabulary_size=300, max_genes=127, priors=(('a', 16),)
+    ),
+    optimizer=optimizer.OptimizerConfig(total_steps=10),
+    data=data.DataConfig(rows_per_batch=4, streams=2, slots=128),
+    encoding=dataclasses.replace(
+      train_config.TrainConfig.encoding, max_genes=127
+    ),
+    **changes,
+  )
+
+
+@pytest.mark.parametrize(
+  'text, devices, slices',
+  [
+    ('v5e:16x16', 256, 1),
+    ('v4:4x4x8', 128, 1),
+    ('2xv5p:4x4x4', 128, 2),
+    ('H100:8', 8, 1),
+    ('2xh100-pcie:4', 8, 2),
+  ],
+)
+def test_topologies_are_read(text, devices, slices):
+  found = topologies.parse(text)
+  assert (found.num_devices, found.slices) == (devices, slices)
+  assert found.is_tpu == text.lstrip('2x').startswith('v')
+
+
+@pytest.mark.parametrize(
+  'text, says',
+  [
+    ('v5e', 'CHIP:SHAPE'),
+    ('v5e:16', '2 axes'),
+    ('v4:4x4', '3 axes'),
+    ('v9:4x4', "'v9' is not known"),
+    ('h100:2x4', '1 axis'),
+    ('0xv5e:4x4', '2 axes'),
+  ],
+)
+def test_wrong_topologies_are_refused(text, says):
+  with pytest.raises(errors.UserError, match=says):
+    topologies.parse(text)
+
+
+HLO = textwrap.dedent("""\
+  HloModule jit_train_step, is_scheduled=true
+
+  %add (a: f32[], b: f32[]) -> f32[] {
+    ROOT %c = f32[] add(%a, %b)
+  }
+
+  %inner_cond (p: (s32[], f32[8])) -> pred[] {
+    %n = s32[] constant(3)
+    ROOT %lt = pred[] compare(%i, %n), direction=LT
+  }
+
+  %inner (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+    %kernel = f32[8] custom-call(%x), backend_config={"body":"
+  "xprof":"{of its own lines
+  }}, metadata={op_name="kernel"}
+    %r = (f32[8]{0:T(128)}, bf16[2,4]{1,0}) all-reduce(%x), to_apply=%add
+  }
+
+  %outer_cond (p: (s32[], f32[8])) -> pred[] {
+    ROOT %lt = pred[] compare(%i, %n), direction=LT
+  }
+
+  %outer (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+    %w = (s32[], f32[8]) while(%t), condition=%inner_cond, body=%inner
+  }
+
+  %wrapped (p: f32[2]) -> f32[16] {
+    ROOT %g = f32[16]{0} all-gather(%p), replica_groups=[2,8]<=[16]
+  }
+
+  ENTRY %main (p: f32[8]) -> f32[8] {
+    %w = (s32[], f32[8]) while(%t), condition=%outer_cond, body=%outer, backend_config={"known_trip_count":{"n":"5"}}
+    %s = (f32[2], f32[16], u32[]) async-start(%p), calls=%wrapped
+    %d = f32[16] async-done(%s), calls=%wrapped.2
+    %q = f32[4]{0} reduce-scatter(%p), replica_groups={{0,1,2,3},{4,5,6,7}}
+    %m = f32[4]{0} reduce-scatter(%p), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}
+    %h = (f32[4], f32[64]) all-gather-start(%p), dimensions={0}
+    %z = f32[64] all-gather-done(%h)
+  }
+  """)  # fmt: skip # noqa: E501
+
+
+def test_collectives_are_counted_with_the_trips_of_their_loops():
+  found = {t.kind: (t.count, t.bytes) for t in collectives.parse(HLO)}
+  assert found == {
+    'all-reduce': (15, 15 * (8 * 4 + 8 * 2)),
+    'all-gather': (2, 16 * 4 + 64 * 4),
+    'reduce-scatter': (2, 4 * 4 * 4 + 4 * 4 * 2),
+  }
+
+
+def test_what_a_compiler_lacks_is_read():
+  message = (
+    'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in '
+    'memory space hbm. Used 21.50G of 15.75G hbm. Exceeded hbm capacity by '
+    '5.75G.\n\n  Largest program allocations in hbm:\n\n  1. Size: 2.25G\n     '
+    'Operator: op_name="jit(train_step)/while/body/dot" source_file="a.py"\n'
+    '     Shape: bf16[12,8,2048,3072]{3,2,1,0:T(8,128)(2,1)}\n     Unpadded '
+    'size: 2.25G\n  2. Size: 512.0M\n     Shape: f32[8,4]{1,0}\n'
+  )
+  found = compile_worker.out_of_memory(message)
+  assert found['used'] == int(21.5 * 2**30)
+  assert found['limit'] == int(15.75 * 2**30)
+  assert [a['size'] for a in found['largest']] == ['2.25G', '512.0M']
+  assert found['largest'][0]['op'] == 'jit(train_step)/while/body/dot'
+  assert compile_worker.out_of_memory('INVALID_ARGUMENT: no') is None
+
+
+@pytest.mark.parametrize('most', [1, 5, 16, 40, 700])
+@pytest.mark.parametrize('start', [1, 12, 64])
+def test_the_search_finds_the_largest_size(most, start):
+  kept, a_row = 2.0e9, 1.0e8
+  limit = kept + a_row * most
+
+  def used_by(rows):  # not quite linear
+    return kept + a_row * rows + 1e5 * (rows % 7)
+
+  used = {start: used_by(start)}
+  fits = {start: used[start] <= limit}
+  for _ in range(20):
+    size = plan._next_size(used, fits, kept, limit, 1)
+    if size is None:
+      break
+    assert size not in fits
+    used[size] = used_by(size)
+    fits[size] = used[size] <= limit
+  best = max((s for s in fits if fits[s]), default=0)
+  wanted = [s for s in (*plan.SIZES, start) if used_by(s) <= limit]
+  assert best == max(wanted, default=0)
+  assert len(fits) <= 6  # of 18: a few compilations
+
+
+def answered(monkeypatch, result):
+  monkeypatch.setattr(plan, 'compile_apart', lambda *_: dict(result))
+
+
+def test_too_little_memory_is_a_row_with_advice(monkeypatch):
+  answered(
+    monkeypatch,
+    {
+      'status': 'out of memory',
+      'used': 20 * 2**30,
+      'limit': 16 * 2**30,
+      'largest': [{'shape': 'f32[8,4]{1,0}', 'size': '2G', 'op': ''}],
+    },
+  )
+  question = plan.Question(search=2)
+  row = plan.make_row('x', tiny_config(), topologies.parse('v5e:2x2'), question)
+  assert row.status == plan.NO_MEMORY
+  assert row.memory['total'] == 20 * 2**30
+  assert row.largest == 0
+  assert 'remat=attention' in row.advice and 'microbatches=2' in row.advice
+  text = plan_table.table([row], question)
+  assert '20.0 of 16' in text and 'f32[8,4] 2G' in text
+  assert row.step_s is None and row.days is None
+
+
+def test_a_row_that_fits_has_time_and_cost_by_assumption(monkeypatch):
+  memory = {'arguments': 2**30, 'temporaries': 2**30, 'total': 2**31}
+  answered(
+    monkeypatch,
+    {
+      'status': 'compiled',
+      'memory': memory,
+      'compile_s': 3.0,
+      'traffic': [{'kind': 'all-reduce', 'count': 3, 'bytes': 5 * 2**20}],
+      'flops': {'compiler': 101.0, 'by_hand': 100.0},
+    },
+  )
+  question = plan.Question(
+    cells=1000, mean_genes=62, price=2.0, utilisation=0.5, search=0
+  )
+  machine = topologies.parse('v5e:2x2')
+  row = plan.make_row('x', tiny_config(), machine, question)
+  assert row.status == plan.FITS
+  assert row.rows == 4 and row.device_slots == 128
+  assert row.step_s == pytest.approx(row.step_flops / (4 * 197e12 * 0.5))
+  cells_a_row = 0.98 * 128 / 63
+  assert row.cells_per_s == pytest.approx(4 * cells_a_row / row.step_s)
+  assert row.days == pytest.approx(1000 / row.cells_per_s / 86_400)
+  assert row.cost == pytest.approx(row.days * 24 * 4 * 2.0)
+  assert row.counted == pytest.approx(1.01)
+  text = plan_table.table([row], question)
+  assert 'ASSUMED' in text and '50%' in text and 'reduce 5.00 MiB' in text
+  without = plan_table.table([row], dataclasses.replace(question, price=None))
+  assert 'give --price' in without
+
+
+def test_rows_that_do_not_divide_are_said():
+  question = plan.Question(search=0)
+  machine = topologies.parse('h100:6')
+  row = plan.make_row('x', tiny_config(), machine, question)
+  assert row.rows == 6 and '4 rows do not divide by 6' in row.notes[0]
+  shared = tiny_config(mesh=sharding.MeshConfig(fsdp=4))
+  row = plan.make_row('x', shared, machine, question)
+  assert row.status == plan.REFUSED
+  assert 'does not divide 6 devices' in row.message
+
+
+@pytest.mark.parametrize(
+  'script, status, says',
+  [
+    ('import os; os.abort()', plan.FAILED, 'crashed'),
+    ('raise ValueError("so it is")', plan.FAILED, 'so it is'),
+    ('import time; time.sleep(60)', plan.TOO_SLOW, 'did not compile in 2 s'),
+  ],
+)
+def test_a_worker_that_ends_badly_is_a_row(monkeypatch, script, status, says):
+  monkeypatch.setattr(plan, 'WORKER', ('-c', script))
+  found = plan.compile_apart({}, topologies.parse('v5e:2x2'), 2)
+  assert found['status'] == status and says in found['message']
+
+
+def test_the_step_of_this_host_is_compiled(monkeypatch):
+  # Two groups that share weights: 15 s.
+  flag = '--xla_force_host_platform_device_count=4'
+  monkeypatch.setenv('XLA_FLAGS', flag)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  config = tiny_config(mesh=sharding.MeshConfig(fsdp=2))
+  question = plan.Question(search=0, time_limit=300)
+  row = plan.make_row('x', config, topologies.parse('here'), question)
+  assert row.status == plan.FITS, row.message
+  assert row.devices == 4 and row.mesh == {'data': 2, 'fsdp': 2}
+  held = row.memory['arguments']
+  whole = 3 * 4 * row.parameters
+  assert whole / 2 < held < whole  # most of the state is shared by two
+  assert row.memory['total'] > held
+  sent = {t['kind']: t['bytes'] for t in row.traffic}
+  # Every gradient is summed over devices once, and weights are gathered.
+  assert sent['all-reduce'] + sent.get('reduce-scatter', 0) > row.parameters
+  assert sent['all-gather'] > row.parameters
+  assert row.counted == pytest.approx(1.0, abs=0.4)  # 64 wide: much else
+  assert row.step_s is None  # no peak is known, and none is made up
+
+
+def test_the_command_estimates_gpus(tmp_path, capsys):
+  code = cli.main(
+    [
+      *('plan', BASE, '--config.data.rows_per_batch=64', '--topology'),
+      *('h100:8,a100-40:8', '--cells', '1e6', '--price', '3'),
+      *('--json', str(tmp_path / 'p.json'), '-o', str(tmp_path / 'p.png')),
+    ]
+  )
+  out = capsys.readouterr().out
+  assert code == 0
+  assert out.count('estimated, not compiled') == 2
+  assert 'cost at 3 a chip' in out and '50,558 tokens' in out
+  found = json.loads((tmp_path / 'p.json').read_text())
+  assert [row['rows'] for row in found['rows']] == [64, 64]
+  assert found['question']['cells'] == 1_000_000
+  a, b = (row['step_s'] for row in found['rows'])
+  assert b / a == pytest.approx(989.4 / 312)
+  assert (tmp_path / 'p.png').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+  'words, says',
+  [
+    (['--topology', 'v5e:16x16'], '--config'),
+    ([BASE], '--topology'),
+    ([BASE, '--topology', 'tpu'], 'CHIP:SHAPE'),
+    ([BASE, '--topology', 'h100:8', '--utilisation', '40'], 'a share'),
+    ([BASE, '--topology', 'h100:8', '--cells', '0'], 'at least 1'),
+    (['--config=nowhere.py', '--topology', 'h100:8'], 'no such file'),
+    ([BASE, '--config.model.wide=3', '--topology', 'h100:8'], 'model.wide'),
+    ([BASE, '--topology', 'h100:8', '-o', 'p.nothing'], '.png'),
+  ],
+)
+def test_wrong_use_is_one_line(words, says, capsys):
+  try:
+    code = cli.main(['plan', *words])
+  except SystemExit as stop:
+    code = stop.code
+  err = capsys.readouterr().err.strip()
+  assert code == 2
+  assert says in err.splitlines()[-1]
+  assert 'Traceback' not in err
+
+
+def test_a_missing_compiler_is_one_line(monkeypatch, capsys):
+  for name in (topologies.LIBTPU, 'TPU_LIBRARY_PATH'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  assert cli.main(['plan', BASE, '--topology', 'h100:8,v5e:4x4']) == 2
+  assert 'genecompass_jax[plan]' in capsys.readouterr().err
+  monkeypatch.setenv(topologies.LIBTPU, 'nowhere.so')
+  assert cli.main(['plan', BASE, '--topology', 'v5e:4x4']) == 2
+  assert 'nowhere.so, which does not exist' in capsys.readouterr().err
+
+
+def test_kernels_that_take_whole_rows_are_said_before_they_run():
+  config = tiny_config(mesh=sharding.MeshConfig(context=2))
+  bfloat16 = dataclasses.replace(config.model, dtype='bfloat16')
+  config = dataclasses.replace(config, model=bfloat16)
+  row = plan.make_row('x', config, topologies.parse('h100:8'), plan.Question())
+  assert row.status == plan.REFUSED and 'mesh.context=1' in row.message
+
+
+def has_libtpu() -> bool:
+  if os.environ.get(topologies.LIBTPU):
+    return True
+  return importlib.util.find_spec('libtpu') is not None
+
+
+@pytest.mark.slow  # a minute on two quiet cores
+@pytest.mark.skipif(not has_libtpu(), reason='needs the extra plan')
+def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
+  config = tiny_config()
+  wide = dataclasses.replace(
+    config.model, width=128, num_heads=2, dtype='bfloat16'
+  )
+  config = dataclasses.replace(config, model=wide)
+  question = plan.Question(search=0, time_limit=900)
+  row = plan.make_row('x', config, topologies.parse('v5e:2x2'), question)
+  assert row.status == plan.FITS, row.message
+  assert row.attention == 'splash'
+  assert 0 < row.memory['total'] < row.limit
+  assert sum(t['bytes'] for t in row.traffic) > 2 * row.parameters
+  assert row.step_s > 0
