@@ -5,7 +5,6 @@ needs no JAX.
 """
 
 import itertools
-import os
 import shutil
 import statistics
 import sys
@@ -15,17 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genecompass_jax import (
-  errors,
   goodput,
   metrics,
   paths,
   progress,
+  tail as tail_lib,
   text_plot,
-  workdir as workdir_lib,
 )
 
 SECONDS_BETWEEN_FRAMES = 2.0
-SECONDS_BETWEEN_DOWNLOADS = 15.0
 # A run is silent when nothing came for so many times the usual gap between
 # lines, and at least so long; before the first line it may compile.
 GAPS_OF_SILENCE = 10
@@ -36,62 +33,6 @@ EVENTS = 4
 _BEGIN = ('start', 'resume')
 
 Line = Mapping[str, Any]
-
-
-class Tail:
-  """The lines of one run; each call of `read` looks only at what is new."""
-
-  def __init__(self, folder: paths.PathLike):
-    """The run in a workdir, local or a URL.
-
-    Raises:
-      UserError: no such folder, or a URL that nothing here reads.
-    """
-    self.folder = os.fspath(folder)
-    self._path = paths.join(folder, metrics.FILE)
-    self._is_remote = paths.is_url(folder)
-    if not self._is_remote and not os.path.isdir(self.folder):
-      raise errors.UserError(
-        f'{self.folder}: no such folder; give the --workdir of a run'
-      )
-    self.lines: list[dict[str, Any]] = []
-    self._file: tuple[int, int] | None = None  # device and inode
-    self._offset = 0
-    self._downloaded = -SECONDS_BETWEEN_DOWNLOADS
-
-  def read(self) -> list[dict[str, Any]]:
-    """All finished lines; none where nothing was written yet."""
-    if self._is_remote:
-      now = time.monotonic()
-      if now - self._downloaded >= SECONDS_BETWEEN_DOWNLOADS:
-        self._downloaded = now
-        if paths.exists(self._path):
-          self.lines = metrics.read(self.folder)
-      return self.lines
-    try:
-      file = open(self._path, 'rb')  # noqa: SIM115
-    except FileNotFoundError:
-      return self.lines
-    with file:
-      facts = os.fstat(file.fileno())
-      identity = facts.st_dev, facts.st_ino
-      if identity != self._file or facts.st_size < self._offset:
-        # A resumed run cuts lines, in a new file.
-        self._file, self._offset, self.lines = identity, 0, []
-      file.seek(self._offset)
-      data = file.read()
-    data = data[: data.rfind(b'\n') + 1]
-    self._offset += len(data)
-    self.lines += metrics.parse(data)
-    return self.lines
-
-  def total_steps(self) -> int | None:
-    """Steps of the whole run; None where config.json does not say."""
-    try:
-      run = (workdir_lib.read_config(self.folder) or {}).get('run', {})
-    except errors.UserError:
-      return None
-    return run.get('optimizer', {}).get('total_steps')
 
 
 def watch(
@@ -106,13 +47,18 @@ def watch(
 
   Raises:
     UserError: a folder is not there.
+    RetryableError: a store does not answer, and this is to be shown once.
   """
-  tails = [Tail(folder) for folder in folders]
+  tails = [tail_lib.Tail(folder) for folder in folders]
   if once or not sys.stdout.isatty():
+    for tail in tails:
+      tail.read(once=True)
     print('\n'.join(_frame(tails, shutil.get_terminal_size().columns)))
     return
   try:
     while True:
+      for tail in tails:
+        tail.read()
       size = shutil.get_terminal_size()
       lines = _frame(tails, size.columns)
       if len(lines) >= size.lines:
@@ -127,22 +73,23 @@ def watch(
     sys.stdout.write('\n')  # the last state stays
 
 
-def _frame(tails: Sequence[Tail], width: int) -> list[str]:
+def _frame(tails: Sequence[tail_lib.Tail], width: int) -> list[str]:
   """All runs below each other."""
   height = {1: 10, 2: 6}.get(len(tails), 0)
   lines = []
   for tail in tails:
-    found = tail.read()
     if lines:
       lines.append('')
     lines += describe(
       tail.folder,
-      found,
-      tail.total_steps(),
+      tail.lines,
+      tail.total,
       now=time.time(),
       width=width,
       height=height,
     )
+    if tail.problem:
+      lines.append(f'  not up to date: {tail.problem}')
   return lines
 
 

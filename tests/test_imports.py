@@ -44,6 +44,7 @@ LEVELS = (
   (4, 'train'),
   (5, 'tasks analysis scaling'),
   (6, 'doctor demo corpus_bench'),
+  (6, 'tail'),
   (6, 'watch'),
   (6, 'main'),
   (6, 'cli'),
@@ -84,7 +85,7 @@ NO_JAX = (
   *('vocabulary', 'gene_ids', 'encoding', 'medians', 'masking', 'packing'),
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
   *('kernels', 'ranking', 'tie_ranking', 'cli', 'main', 'pickled'),
-  *('prior_tables', 'goodput', 'writers', 'text_plot', 'watch'),
+  *('prior_tables', 'goodput', 'writers', 'text_plot', 'watch', 'tail'),
   *('config_values', 'chips'),
 )
 

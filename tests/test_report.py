@@ -36,6 +36,27 @@ def test_a_run_that_was_stopped_says_how_far_it_came(tmp_path):
   assert 'step 1,500 of 2,000;' in report.table(tmp_path)
 
 
+def test_what_a_run_cost_is_two_lines(tmp_path):
+  log = metrics.MetricsFile(tmp_path)
+  log.write(event='start', step=0, began=1e9, peak_source='8 x TPU v4')
+  log.write(step=0, eval_cells=3, eval_loss=2.0, eval_id_loss=4.5)
+  for step, used in enumerate((0.01, 0.5, 0.4), 1):
+    log.write(
+      step=step,
+      loss=1.0,
+      model_flops_utilisation=used,
+      real_model_flops_utilisation=used / 2,
+    )
+  seconds = {'start': 10.0, 'train': 30.0}
+  log.write(event='goodput', step=3, seconds=seconds)
+  log.close()
+  assert report.table(tmp_path).splitlines()[-2:] == [
+    'utilisation: 40.0% on padded positions, 20.0% on real tokens (median of 3 '
+    'lines, of 8 x TPU v4)',
+    'goodput: 75.0% of 40 s trained (start 25.0%)',
+  ]
+
+
 def test_leaky_groups_are_marked(tmp_path):
   log = metrics.MetricsFile(tmp_path)
   group = {'eval_cells': 3, 'eval_loss': 2.0, 'leaky': True}

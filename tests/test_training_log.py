@@ -1,5 +1,6 @@
 """Lines, events, profile and writers of a run; nothing is compiled twice."""
 
+import os
 import struct
 
 import jax
@@ -14,6 +15,7 @@ from genecompass_jax import (
   goodput,
   metrics,
   optimizer,
+  profiling,
   train_config,
   training_log,
 )
@@ -205,8 +207,7 @@ def config(total=8, **changes):
     model=CONFIG,
     optimizer=optimizer.OptimizerConfig(total_steps=total),
     data=data.DataConfig(rows_per_batch=8),
-    log_every=1,
-    **changes,
+    **{'log_every': 1, **changes},
   )
 
 
@@ -242,24 +243,36 @@ def test_a_step_that_compiles_again_is_said(tmp_path, caplog):
   assert 'step 6: ' in caplog.text and 'compiled again' in caplog.text
 
 
-def test_work_of_several_steps_is_that_of_one_line(tmp_path):
-  batch = host_batch([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0]], [2, 1])
+def test_work_of_several_steps_is_in_one_line(tmp_path):
+  packed = host_batch([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0]], [2, 1])
+  short = host_batch([[1, 1, 0]], [1])
   with training_log.TrainingLog(tmp_path) as log:
-    log.open(config(total=2), 0, is_new=True)
-    log._config = config(total=2)
-    train(log, [batch, batch])
-    log.end('done', 2)
+    log.open(config(total=4, log_every=3), 0, is_new=True)
+    train(log, [packed, short, packed, short])
+    log.end('done', 4)
   lines = [line for line in metrics.read(tmp_path) if 'loss' in line]
-  for line in lines:
-    real, padded = (
-      sum(flops.training(CONFIG, work).values())
-      for work in (flops.real_work((2, 1, 3), 3), flops.padded_work(2, 6, 4))
+  assert [line['step'] for line in lines] == [3, 4]
+  first = lines[0]
+  assert first['real_token_share'] == (9 + 2 + 9) / (12 + 3 + 12)
+  slots = first['padded_tokens_per_s'] / first['cells_per_s']
+  assert slots == pytest.approx(27 / 7)
+  real, padded = (
+    sum(
+      sum(flops.training(CONFIG, work).values()) for work in (one, other, one)
     )
-    assert line['real_token_share'] == 9 / 12
-    assert line['padded_tokens_per_s'] / line['cells_per_s'] == pytest.approx(4)
-    assert line['real_model_flops_utilisation'] == pytest.approx(
-      line['model_flops_utilisation'] * real / padded
+    for one, other in (
+      (flops.real_work((2, 1, 3), 3), flops.real_work((1,), 1)),
+      (flops.padded_work(2, 6, 4), flops.padded_work(1, 3, 4)),
     )
+  )
+  assert first['real_model_flops_utilisation'] == pytest.approx(
+    first['model_flops_utilisation'] * real / padded
+  )
+  # The seconds of the line, twice.
+  peak = events(metrics.read(tmp_path), 'start')[0]['peak_flops']
+  assert padded / peak / first['model_flops_utilisation'] == pytest.approx(
+    7 / first['cells_per_s'], rel=1e-3
+  )
 
 
 def test_an_unknown_device_has_no_utilisation(tmp_path, monkeypatch):
@@ -309,3 +322,10 @@ def test_accounts_are_written_between_checkpoints(tmp_path, monkeypatch):
 def test_a_window_that_is_none_is_refused(steps):
   with pytest.raises(errors.UserError, match='first and the last step'):
     config(profile_steps=steps)
+
+
+def test_what_cannot_be_written_to_a_url_is_local(tmp_path):
+  assert profiling.local_folder(tmp_path, 'profile') == f'{tmp_path}/profile'
+  local = profiling.local_folder('s3://bucket/run', 'profile')
+  assert local.endswith('/profile') and os.path.isdir(os.path.dirname(local))
+  os.rmdir(os.path.dirname(local))

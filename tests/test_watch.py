@@ -11,9 +11,19 @@ import sys
 
 import pytest
 
-from genecompass_jax import errors, metrics, paths, text_plot, watch
+from genecompass_jax import (
+  errors,
+  metrics,
+  paths,
+  tail as tail_lib,
+  text_plot,
+  watch,
+  workdir,
+)
+from tests import test_stores
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+served, store = test_stores.served, test_stores.store  # fixtures
 COMMAND = (sys.executable, '-m', 'genecompass_jax.cli', 'watch')
 
 
@@ -115,46 +125,75 @@ def test_time_left_is_of_this_process():
   assert ' left' not in described(lines, now=560.0, total=None)
 
 
+def steps(tail, **kwargs):
+  tail.read(**kwargs)
+  return [line['step'] for line in tail.lines]
+
+
 def test_only_what_is_new_is_read_and_cut_lines_go(tmp_path):
   with pytest.raises(errors.UserError, match='no such folder'):
-    watch.Tail(tmp_path / 'none')
-  tail = watch.Tail(tmp_path)
-  assert tail.read() == []
+    tail_lib.Tail(tmp_path / 'none')
+  tail = tail_lib.Tail(tmp_path)
+  assert steps(tail) == []
   log = metrics.MetricsFile(tmp_path)
   for step in (1, 2, 3):
     log.write(step=step)
   log.flush()
-  assert [line['step'] for line in tail.read()] == [1, 2, 3]
+  assert steps(tail) == [1, 2, 3]
   path = tmp_path / metrics.FILE
   with path.open('a') as file:
     file.write('{"step": 4}\n{"step": 5')
     file.flush()
-    assert [line['step'] for line in tail.read()] == [1, 2, 3, 4]
+    assert steps(tail) == [1, 2, 3, 4]
     file.write('0}\n')
-  assert [line['step'] for line in tail.read()] == [1, 2, 3, 4, 50]
+  assert steps(tail) == [1, 2, 3, 4, 50]
   metrics.cut_after(tmp_path, 2)
-  assert [line['step'] for line in tail.read()] == [1, 2]
-  assert tail.total_steps() is None
+  assert steps(tail) == [1, 2]
+  assert tail.total is None
+  workdir.write_config(
+    tmp_path,
+    {
+      'run': {'optimizer': {'total_steps': 60}},
+      'corpus_sha256': '0',
+      'assets': {},
+    },
+  )
+  steps(tail)
+  assert tail.total == 60
 
 
-def test_a_workdir_by_url_is_not_fetched_at_every_look(monkeypatch):
-  fetched = []
-
-  def read_bytes(name):
-    fetched.append(name)
-    return json.dumps({'step': len(fetched)}).encode() + b'\n'
-
-  monkeypatch.setattr(paths, 'exists', lambda name: True)
-  monkeypatch.setattr(paths, 'read_bytes', read_bytes)
+@pytest.mark.parametrize('kind', ['s3', 'http'])
+def test_a_run_in_a_store(store, kind, monkeypatch):
   now = [0.0]
-  monkeypatch.setattr(watch.time, 'monotonic', lambda: now[0])
-  tail = watch.Tail('s3://bucket/run')
-  assert tail.read() == [{'step': 1}]
-  now[0] += watch.SECONDS_BETWEEN_DOWNLOADS / 2
-  assert tail.read() == [{'step': 1}]
-  now[0] += watch.SECONDS_BETWEEN_DOWNLOADS
-  assert tail.read() == [{'step': 2}]
-  assert set(fetched) == {'s3://bucket/run/metrics.jsonl'}
+  monkeypatch.setattr(tail_lib.time, 'monotonic', lambda: now[0])
+  tail = tail_lib.Tail(test_stores.url(store, kind, 'run'))
+  assert steps(tail) == []
+  now[0] += tail_lib.SECONDS_BETWEEN_DOWNLOADS
+  store.objects['run/metrics.jsonl'] = b'{"step": 1}\n'
+  assert steps(tail) == [1]
+  store.objects['run/metrics.jsonl'] += b'{"step": 2}\n'
+  now[0] += tail_lib.SECONDS_BETWEEN_DOWNLOADS / 2
+  assert steps(tail) == [1]  # not fetched at every look
+  now[0] += tail_lib.SECONDS_BETWEEN_DOWNLOADS
+  assert steps(tail) == [1, 2]
+
+
+def test_a_store_that_does_not_answer_may_come_back(monkeypatch):
+  def fail(name):
+    raise errors.RetryableError('no answer')
+
+  monkeypatch.setattr(paths, 'exists', fail)
+  tail = tail_lib.Tail('s3://bucket/run')
+  with pytest.raises(errors.RetryableError):
+    tail.read(once=True)
+  tail = tail_lib.Tail('s3://bucket/run')
+  tail.read()
+  assert tail.problem == 'no answer'
+  assert '  not up to date: no answer' in watch._frame([tail], 79)
+  monkeypatch.setattr(paths, 'exists', lambda name: False)
+  tail._downloaded -= tail_lib.SECONDS_BETWEEN_DOWNLOADS
+  tail.read()
+  assert not tail.problem
 
 
 def write_run(folder):
