@@ -16,8 +16,6 @@ from typing import Any
 from genecompass_jax import progress
 
 EVENT = 'goodput'
-# Back to an earlier step without a new process: step, to.
-ROLLBACK = 'rollback'
 # What a process does, one at a time.
 KINDS = (
   'start',  # opening corpus and workdir, null models, initial parameters
@@ -174,6 +172,10 @@ def account(lines: Iterable[Mapping[str, Any]]) -> Account | None:
         before = attempts[-1]
         before.see(line.get('last_time', 0.0), line.get('last_step', 0))
         repeated += go_back(step)
+        if before.began == line.get('began'):
+          # The same process has gone back to a checkpoint; its clock runs on.
+          before.step = before.counted_step = step
+          continue
         total[LOST] += before.unaccounted
         total[DOWN] += max(line.get('began', now) - before.alive, 0.0)
       attempts.append(_Attempt(line))
@@ -181,10 +183,6 @@ def account(lines: Iterable[Mapping[str, Any]]) -> Account | None:
     if not attempts:
       continue
     attempt = attempts[-1]
-    if event == ROLLBACK:
-      repeated += go_back(line['to'])
-      attempt.step = attempt.counted_step = line['to']
-      continue
     if event == EVENT:
       news = attempt.count(line)
       for kind, value in news.items():
@@ -214,9 +212,9 @@ def describe(account_: Account) -> str:
   if parts:
     text += f' ({", ".join(parts)})'
   restarts = account_.attempts - 1
-  if restarts:
+  if restarts or account_.repeated_steps:
     text += (
-      f'; {restarts} restart{"s"[: restarts > 1]}, '
+      f'; {restarts} restart{"s"[: restarts != 1]}, '
       f'{account_.repeated_steps:,} step'
       f'{"s"[: account_.repeated_steps != 1]} repeated'
     )

@@ -38,8 +38,9 @@ class TrainingLog:
   """Metrics of the loop, fetched one step late so that devices never wait.
 
   Its clock runs from its creation. Use as a context, from before the first
-  program is compiled, and `open` it once it is known where the run begins; all
-  processes call the same methods, process 0 alone writes.
+  program is compiled, and `open` it once it is known where the run begins, and
+  again where it goes back to a checkpoint; all processes call the same methods,
+  process 0 alone writes.
   """
 
   def __init__(self, folder: paths.PathLike):
@@ -50,6 +51,7 @@ class TrainingLog:
       lambda seconds: self._clock.move(seconds, 'compile')
     )
     self._file: metrics.MetricsFile | None = None
+    self._peak: utilisation.Peak | None = None
     self._profile: profiling.Window | None = None
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._bar: progress.Progress | None = None
@@ -89,7 +91,8 @@ class TrainingLog:
     self._reducer = None
     if jax.process_count() > 1:
       self._reducer = utilisation.Reducer()
-    self._peak = utilisation.find_peak(config.model.dtype)
+    if self._peak is None:
+      self._peak = utilisation.find_peak(config.model.dtype)
     self._reset(time.perf_counter())
     if jax.process_index() == 0:
       self._open_file(config, first_step, is_new)
@@ -359,6 +362,7 @@ class TrainingLog:
 
 
 _SUMS = '_sums_over_processes'
+_BEGIN = ('start', 'resume')
 
 
 def _is_done(values: dict[str, jax.Array]) -> bool:
@@ -384,7 +388,12 @@ def _facts_before(folder: paths.PathLike) -> tuple[dict[str, Any], str]:
   times = [line['time'] for line in lines if 'time' in line]
   if not times:
     return {}, run_id
-  last_step = max(line.get('step', 0) for line in lines)
+  begin = max(
+    (i for i, line in enumerate(lines) if line.get('event') in _BEGIN),
+    default=0,
+  )
+  # Of the last process: an earlier one may have been further.
+  last_step = max(line.get('step', 0) for line in lines[begin:])
   return {'last_time': max(times), 'last_step': last_step}, run_id
 
 

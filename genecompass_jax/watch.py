@@ -116,7 +116,8 @@ def describe(
     return [f'{name}: nothing written yet']
   training = [line for line in lines if 'loss' in line]
   held_out = [line for line in lines if 'eval_loss' in line]
-  step = max(line.get('step', 0) for line in lines)
+  # Not the highest: after a restart, events of later steps are left.
+  step = next((x['step'] for x in reversed(lines) if 'step' in x), 0)
   head = f'{name}: step {step:,}'
   if total:
     head += f' of {total:,} ({step / total:.0%})'
@@ -148,12 +149,8 @@ def describe(
 
 def _state(lines: Sequence[Line], now: float) -> str:
   """Whether it runs, has ended, or has fallen silent."""
-  events = [
-    line['event']
-    for line in lines
-    if line.get('event') not in (None, goodput.EVENT)
-  ]
-  last = events[-1] if events else ''
+  told = [line for line in lines if line.get('event') != goodput.EVENT]
+  last = told[-1].get('event', '') if told else ''
   times = [line['time'] for line in lines if 'time' in line]
   if not times:
     return 'written by an earlier version: lines have no time'
@@ -162,7 +159,8 @@ def _state(lines: Sequence[Line], now: float) -> str:
   ends = {
     'done': 'done',
     'stopped': 'stopped; the same command goes on',
-    'not_finite': 'ended: the loss was not finite',
+    'not_finite': 'the loss of the last batch was not finite',
+    'hung': 'it hung and has ended itself; the same command goes on',
   }
   if last in ends:
     return f'{ends[last]}; {ago}'

@@ -105,19 +105,21 @@ def test_a_run_that_never_saved_has_lost_everything():
   assert account.repeated_steps == 9
 
 
-def test_a_rollback_is_training_lost():
+def test_a_process_that_goes_back_to_a_checkpoint_has_lost_training():
   lines = [
     start(0.0, event='start'),
     counted(10.0, 10, train=10.0),
     counted(18.0, 14, train=18.0),
-    {'event': goodput.ROLLBACK, 'time': 18.0, 'step': 14, 'to': 10},
+    # The same clock: no new process.
+    start(19.0, step=10, last_time=18.0, last_step=14) | {'began': 0.0},
     counted(30.0, 20, train=29.0, restore=1.0),
   ]
   account = goodput.account(lines)
   assert account.seconds['lost'] == 8.0
   assert account.seconds['train'] == 21.0
   assert account.wall == 30.0
-  assert account.repeated_steps == 4
+  assert (account.attempts, account.repeated_steps) == (1, 4)
+  assert goodput.describe(account).endswith('; 0 restarts, 4 steps repeated')
 
 
 def test_runs_of_earlier_versions_have_no_account():

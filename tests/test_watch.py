@@ -108,8 +108,17 @@ def test_a_run_that_trains():
       'running; last line 9 s ago',
     ),
     ([*RUN, start(500.0, 'done', step=200)], 9999.0, 'done; last line 2 h'),
+    (
+      [*RUN, start(111.0, 'not_finite'), training(110, 112.0)],
+      113.0,
+      'running; last line 1 s ago',
+    ),
     ([*RUN, start(111.0, 'stopped')], 9999.0, 'stopped; the same command'),
-    ([*RUN, start(111.0, 'not_finite')], 9999.0, 'the loss was not finite'),
+    (
+      [*RUN, start(111.0, 'not_finite')],
+      9999.0,
+      'the last batch was not finite',
+    ),
     ([{'step': 3, 'loss': 1.0, 'id_loss': 1.0}], 9.0, 'an earlier version'),
   ],
 )
@@ -120,6 +129,9 @@ def test_whether_it_lives(lines, now, expected):
 def test_time_left_is_of_this_process():
   lines = [*RUN, start(500.0, 'resume', step=100)]
   assert ' left' not in described(lines, now=501.0)
+  assert 'step 60 of 200' in described(
+    [*RUN, start(500.0, 'resume', step=60)], now=501.0
+  )
   lines += [training(110, 520.0), training(120, 560.0)]
   assert '5 min 20 s left' in described(lines, now=560.0)
   assert ' left' not in described(lines, now=560.0, total=None)

@@ -74,7 +74,8 @@ def table(workdir: paths.PathLike) -> str:
       '\nleaky: cells were held out one by one; others of their donor were '
       'trained on'
     )
-  last = max(line.get('step', 0) for line in whole)
+  # Not the highest: after a restart, events of later steps are left.
+  last = next(line['step'] for line in reversed(whole) if 'step' in line)
   if last > lines[-1]['step']:
     run = (workdir_lib.read_config(workdir) or {}).get('run', {})
     total = run.get('optimizer', {}).get('total_steps')
