@@ -427,7 +427,8 @@ class CorpusWriter:
     if staging.is_local(self.path):
       self._place = staging.folder(self.path)
     elif overwrite and paths.exists(self.path):
-      paths.path(self.path).rmtree()
+      paths.remove(paths.join(self.path, 'manifest.json'))
+      paths.remove_tree(self.path)
     vocab.save(paths.join(self._place, corpus.VOCABULARY))
 
   def __enter__(self) -> 'CorpusWriter':

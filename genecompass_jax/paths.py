@@ -197,6 +197,28 @@ def write_bytes(name: PathLike, data: bytes) -> None:
     raise
 
 
+def upload(local: str, name: PathLike) -> None:
+  """Copies a local file to a store; memory holds a part of it."""
+  check_writable(name)
+  with stores.faults(os.fspath(name)):
+    stores.client(os.fspath(name)).put_file(local, os.fspath(name))
+
+
+def download(name: PathLike, local: str) -> None:
+  """Copies a file of a store or a web server to a local folder that is there.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  check(name)
+  if web.is_web(name):
+    with open(local, 'wb') as file:
+      web.consume(os.fspath(name), file.write, _PIECE)
+    return
+  with stores.faults(os.fspath(name)):
+    stores.client(os.fspath(name)).get_file(os.fspath(name), local)
+
+
 def write_text(name: PathLike, text: str) -> None:
   """Writes a UTF-8 file whole, making its folder."""
   write_bytes(name, text.encode('utf-8'))
@@ -228,6 +250,13 @@ def read_json(name: PathLike) -> Any:
     UnicodeDecodeError: no text.
   """
   return parse_json(read_text(name))
+
+
+def make_folder(name: PathLike) -> None:
+  """Makes a local folder and those above; stores have none to make."""
+  place = path(name)
+  if not is_url(name):  # a client might make the bucket, too
+    place.mkdir(parents=True, exist_ok=True)
 
 
 def remove(name: PathLike) -> None:

@@ -125,14 +125,13 @@ def load(folder: paths.PathLike) -> PretrainedModel:
   """
   name = os.fspath(folder).rstrip('/')
   step = None
-  parent = paths.path(name).parent
-  if parent.name == workdir.CHECKPOINTS:
-    number = paths.path(name).name
+  above, _, number = name.rpartition('/')
+  if above.rpartition('/')[2] == workdir.CHECKPOINTS:
     if not number.isdecimal():
       raise errors.UserError(
         f'{name}: no step; give the workdir, or checkpoints/NUMBER of it'
       )
-    step, name = int(number), os.fspath(parent.parent)
+    step, name = int(number), above.rpartition('/')[0] or '.'
   config = workdir.read_config(name)
   if config is None:
     raise errors.UserError(

@@ -61,6 +61,8 @@ def _make_ready(kind: str) -> bool:
   if importlib.util.find_spec(_PACKAGES[kind]) is None:
     return False
   values = fsspec.config.conf.setdefault('gcs' if kind == 'gs' else kind, {})
+  # TensorStore writes too: a listing that is remembered would not show it.
+  values.setdefault('use_listings_cache', False)
   if kind == 'gs':
     import aiohttp
 
@@ -69,6 +71,8 @@ def _make_ready(kind: str) -> bool:
       'requests_timeout', aiohttp.ClientTimeout(sock_connect=10, sock_read=30)
     )
   else:
+    for noisy in ('botocore', 'aiobotocore'):  # they tell where keys come from
+      logging.getLogger(noisy).setLevel(logging.WARNING)
     tries = {'mode': 'standard', 'max_attempts': 3}
     values.setdefault('config_kwargs', {'retries': tries})
   return True

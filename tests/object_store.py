@@ -89,20 +89,6 @@ class ObjectStore:
     """The objects of the bucket that tests use."""
     return self.buckets[BUCKET]
 
-  def environment(self) -> dict[str, str]:
-    """Variables that lead S3 and Google clients here, with false keys."""
-    return {
-      'AWS_ENDPOINT_URL': self.url,
-      'AWS_ACCESS_KEY_ID': 'key',
-      'AWS_SECRET_ACCESS_KEY': 'secret',
-      'AWS_DEFAULT_REGION': 'us-east-1',
-      'AWS_EC2_METADATA_DISABLED': 'true',
-      'STORAGE_EMULATOR_HOST': self.url,
-      'TENSORSTORE_GCS_HTTP_URL': self.url,
-      'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
-      'GOOGLE_CLOUD_PROJECT': 'project',
-    }
-
   def put(self, bucket: str, key: str, data: bytes) -> None:
     """Stores an object whole."""
     with self.lock:
@@ -155,6 +141,21 @@ class ObjectStore:
     self.closing.set()
     self._server.shutdown()
     self._server.server_close()
+
+
+def environment(url: str) -> dict[str, str]:
+  """Variables that lead S3 and Google clients to a store, with false keys."""
+  return {
+    'AWS_ENDPOINT_URL': url,
+    'AWS_ACCESS_KEY_ID': 'key',
+    'AWS_SECRET_ACCESS_KEY': 'secret',
+    'AWS_DEFAULT_REGION': 'us-east-1',
+    'AWS_EC2_METADATA_DISABLED': 'true',
+    'STORAGE_EMULATOR_HOST': url,
+    'TENSORSTORE_GCS_HTTP_URL': url,
+    'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
+    'GOOGLE_CLOUD_PROJECT': 'project',
+  }
 
 
 class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):

@@ -25,7 +25,9 @@ from genecompass_jax import (
   uploads,
   web,
 )
+from genecompass_jax.prepare import pipeline, quality, sources
 from tests import object_store
+from tests.conftest import tiny_cells
 
 ENCODING = encoding.EncodingConfig(max_genes=63)
 BATCHES = data.DataConfig(
@@ -43,7 +45,7 @@ def served():
     object_store.ObjectStore() as store,
     pytest.MonkeyPatch.context() as set_,
   ):
-    for name, value in store.environment().items():
+    for name, value in object_store.environment(store.url).items():
       set_.setenv(name, value)
     yield store
   for kind in ('s3', 'gs'):  # clients keep the address
@@ -336,3 +338,47 @@ def test_a_silent_store_does_not_hold_a_step(store, metrics_file):
   metrics_file.sync()
   assert kept(store) == list(range(20))
   assert len([r for r in store.requests if r.method == 'PUT']) < 20
+
+
+def test_a_corpus_is_built_into_a_store(store, tmp_path):
+  cells = str(tmp_path / 'cells.h5ad')
+  tiny_cells(160).write_h5ad(cells)
+  source = sources.SourceConfig(path=cells, unit='donor', assay='umi')
+  config = pipeline.PrepareConfig(
+    vocabulary='measured', filters=quality.QualityConfig.off()
+  )
+  pipeline.prepare([source], tmp_path / 'corpus', config)
+  far = dataclasses.replace(config, scratch=str(tmp_path / 'scratch'))
+  place = url(store, 's3', 'corpus')
+  with pytest.raises(errors.UserError, match='--scratch FOLDER'):
+    pipeline.prepare([source], place, config)
+  store.fault = lambda asked: (
+    503
+    if (asked.method, asked.key) == ('PUT', 'corpus/manifest.json')
+    else None
+  )
+  with pytest.raises(errors.RetryableError):
+    pipeline.prepare([source], place, far)
+  # The manifest is the last of all: nothing there looks like a corpus yet.
+  assert any('counts/c/0/0' in name for name in store.objects)
+  with pytest.raises(errors.UserError, match='no corpus here'):
+    corpus_lib.Corpus.open(place)
+  store.fault = lambda asked: None
+  pipeline.prepare([source], place, far)
+  for file in (tmp_path / 'corpus').rglob('*'):
+    name = file.relative_to(tmp_path / 'corpus').as_posix()
+    if file.is_file() and name != 'build.json':  # when and where
+      assert store.objects[f'corpus/{name}'] == file.read_bytes(), name
+  with pytest.raises(errors.UserError, match='is not empty'):
+    pipeline.prepare([source], place, far)
+
+
+@pytest.mark.parametrize('kind', ['s3', 'gs'])
+def test_what_others_write_is_listed(store, kind):
+  place = url(store, kind, 'folder')
+  for names in (['a'], ['a', 'b'], ['b']):
+    store.objects.clear()
+    for name in names:
+      store.put(object_store.BUCKET, f'folder/{name}', b'x')
+    assert paths.listdir(place) == names
+    assert sorted(paths.sizes_below(place)) == names

@@ -147,14 +147,24 @@ def prepare(
     RetryableError: a worker died; call again to continue.
   """
   output = staging.real(os.fspath(output))
-  corpus_writer.check_output(output, config.overwrite)
   if not configs:
     raise errors.UserError('no sources were given')
   folder = builds.folder_of(output, config.scratch)
+  if not _is_half_written(output, folder):
+    corpus_writer.check_output(output, config.overwrite)
   identity = _identity(configs, config)
   with builds.opened(folder, identity):
     _build(configs, output, config, folder)
   return corpus.Corpus.open(output)
+
+
+def _is_half_written(output: str, folder: str) -> bool:
+  """Whether an earlier call of this build left its arrays behind a URL."""
+  return (
+    not staging.is_local(output)
+    and os.path.exists(os.path.join(folder, _CREATED))
+    and not paths.exists(paths.join(output, 'manifest.json'))
+  )
 
 
 def _identity(configs: Sequence, config: PrepareConfig) -> dict | None:
@@ -389,7 +399,9 @@ def _writing(
       os.remove(mark)
     plan.stage(stores.NAME).forget()
     if is_there:
-      paths.path(place).rmtree()  # an old corpus behind a URL, or a dead try
+      # an old corpus behind a URL, or a dead try: what is half removed is none
+      paths.remove(paths.join(place, 'manifest.json'))
+      paths.remove_tree(place)
     stores.create(written)
     paths.write_text(mark, '')
   return written, parts, cells

@@ -49,7 +49,7 @@ def folder_of(output: str, scratch: str) -> str:
   if not scratch:
     if not staging.is_local(output):
       raise errors.UserError(
-        f'{output}: name a local folder for the work with --scratch'
+        f'{output}: name a local folder for the work with --scratch FOLDER'
       )
     return f'{output}{ENDING}'
   digest = hashlib.sha256(output.encode()).hexdigest()[:8]
