@@ -47,8 +47,7 @@ def check(names: Sequence[str]) -> None:
     if importlib.util.find_spec(package) is None:
       raise errors.UserError(
         f'writers: {name} needs {package}, which is not installed: pip install '
-        f'"genecompass_jax[{name}]", or pip install ".[{name}]" in the folder '
-        'of the repository'
+        f'{package}, or pip install ".[{name}]" in the folder of the repository'
       )
 
 
