@@ -222,16 +222,26 @@ class IdHead(nnx.Module):
 
   def __call__(self, h_BKD: Array, word_VD: Array) -> Array:
     """Logits over tokens, [B, K, V] float32."""
-    h_BKD = self.transform(h_BKD) * self.config.hidden_scale
-    # Rounded logits would tie tokens: they leave the product as float32.
-    logits_BKV = layers.product(
-      'BKD,VD->BKV',
-      h_BKD,
-      word_VD,
-      precision=self.config.precision,
-      rounds=False,
+    return token_logits(
+      self.transform(h_BKD), word_VD, self.bias[...], self.config
     )
-    return logits_BKV + self.bias[...]
+
+
+def token_logits(
+  h_BKD: Array, word_VD: Array, bias_V: Array, config: ModelConfig
+) -> Array:
+  """The last product of the id head: transformed states to logits [B, K, V].
+
+  Rounded logits would tie tokens: they leave the product as float32.
+  """
+  logits_BKV = layers.product(
+    'BKD,VD->BKV',
+    h_BKD * config.hidden_scale,
+    word_VD,
+    precision=config.precision,
+    rounds=False,
+  )
+  return logits_BKV + bias_V
 
 
 class ValueHead(nnx.Module):

@@ -13,6 +13,7 @@ from genecompass_jax import (
   data,
   encoding,
   errors,
+  evaluate,
   knowledge as knowledge_lib,
   masking,
   model,
@@ -166,6 +167,9 @@ def main():
     microbatches=2,
   )
   results['parts'] = compare(step(config, (2, 1, 2, 2)), alone)
+  # Logits of a device: 8 rows x 16 predictions x 64 tokens of 4 bytes.
+  evaluate._LOGITS_BYTES = 8 * 4 * V * 4
+  results['pieces'] = compare(step(NO_DROPOUT, (1, 2, 2, 2)), alone)
   refused = {}
   odd = dataclasses.replace(BASE.model, width=36, num_heads=6)
   for name, config, shape in (

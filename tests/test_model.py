@@ -484,6 +484,29 @@ def test_bfloat16_is_close_and_gives_float32():
   assert {x.dtype for x in jax.tree.leaves(results)} == {np.dtype('float32')}
 
 
+def test_logits_in_pieces_change_nothing(monkeypatch):
+  """24 predictions of 30 tokens in three rows: one at a time, or in pieces."""
+  params, knowledge = params_of(TINY), knowledge_of(TINY)
+  batch = packed_batch()
+  expected = loss_and_grads(TINY, params, batch, knowledge)
+  made = []
+  logits = model.token_logits
+  for pieces in (24, 6):
+    limit = 3 * 24 // pieces * V * 4
+    monkeypatch.setattr(evaluate, '_LOGITS_BYTES', limit)
+    monkeypatch.setattr(
+      model,
+      'token_logits',
+      lambda *args: made.append(logits(*args).shape) or logits(*args),
+    )
+    # A config of its own: traced anew.
+    config = dataclasses.replace(TINY, prior_scale=1.0 + pieces * 1e-12)
+    found = loss_and_grads(config, params, batch, knowledge)
+    assert set(made) == {(3, 24 // pieces, V)}
+    made.clear()
+    assert_close(found, expected, atol=1e-6)
+
+
 def test_every_layer_starts_with_the_embedding_and_ends_with_the_output():
   params, knowledge = params_of(TINY), knowledge_of(TINY)
   cells = apart_batch().cells

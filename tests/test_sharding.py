@@ -31,7 +31,7 @@ def results():
   return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize('mesh', ['4x2x1x1', '1x2x2x2', 'parts'])
+@pytest.mark.parametrize('mesh', ['4x2x1x1', '1x2x2x2', 'parts', 'pieces'])
 def test_a_step_is_the_same_on_every_mesh(results, mesh):
   """Dropout included: its draws do not depend on where an array lies."""
   found = results[mesh]
