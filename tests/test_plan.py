@@ -143,6 +143,13 @@ def test_what_a_compiler_lacks_is_read():
   assert found['limit'] == int(15.75 * 2**30)
   assert [a['size'] for a in found['largest']] == ['2.25G', '512.0M']
   assert found['largest'][0]['op'] == 'jit(train_step)/while/body/dot'
+  short = (
+    'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required '
+    'for HLO temporaries (16.32G) exceeds available HBM (15.75G).'
+  )
+  found = compile_worker.out_of_memory(short)
+  assert found['used'] == int(16.32 * 2**30)
+  assert found['limit'] == int(15.75 * 2**30)
   assert compile_worker.out_of_memory('INVALID_ARGUMENT: no') is None
 
 

@@ -13,11 +13,19 @@ import argparse
 import datetime
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
 import sys
 import tempfile
+
+from genecompass_jax.scaling import (
+  plan as plan_lib,
+  plan_figure,
+  plan_table,
+  topologies,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BEGIN, END = '<!-- plans: begin -->', '<!-- plans: end -->'
@@ -45,6 +53,10 @@ ROWS = {
   '20k v5p': (f'{SCALE}:20k', 'v5p:4x4x8', 1, (), 12.1),
 }  # fmt: skip
 
+INTRO = """Beside the prototypes of this project's beginning (a plain training step
+of the same sizes with splash attention, 384 predictions a row where ours has
+512, no dropout, an earlier libtpu):"""
+
 
 def plan(name: str, time_limit: float, search: int) -> dict:
   """Runs `genecompass plan` for one row; its JSON."""
@@ -62,21 +74,22 @@ def plan(name: str, time_limit: float, search: int) -> dict:
 def versions() -> str:
   """What the rows were compiled with."""
   found = [f'Python {platform.python_version()}']
+  apart = os.environ.get(topologies.LIBTPU)
+  places = [str(pathlib.Path(apart).parents[1])] if apart else []
   for package in ('jax', 'jaxlib', 'libtpu'):
-    try:
-      found.append(f'{package} {importlib.metadata.version(package)}')
-    except importlib.metadata.PackageNotFoundError:
-      found.append(f'{package} of TPU_LIBRARY_PATH')
+    known = importlib.metadata.distributions(
+      name=package, path=[*places, *sys.path]
+    )
+    found += [f'{package} {d.version}' for d in list(known)[:1]]
   return ', '.join(found)
 
 
-def page(kept: dict) -> str:
-  """The tables, in the order of ROWS."""
-  from genecompass_jax.scaling import plan as plan_lib, plan_table
+def page(kept: dict, picture: pathlib.Path) -> str:
+  """The tables, in the order of ROWS; draws the picture."""
 
   rows, lines = [], []
   question = None
-  for name, (_, _, _, flags, before) in ROWS.items():
+  for name, (*_, before) in ROWS.items():
     if name not in kept:
       continue
     found = kept[name]
@@ -89,19 +102,21 @@ def page(kept: dict) -> str:
     ours = '' if total is None else f'{total / plan_lib.GIB:.1f}'
     if before is not None:
       lines.append(
-        f'| {row.config} | {row.topology} | {" ".join(flags) or "as it is"} | '
+        f'| {row.config} | {row.topology} | {row.remat} | '
         f'{row.device_slots:,} | {before} | {ours} | {row.status} |'
       )
   text = plan_table.table(rows, question)
   beside = [
-    '| config | machine | changed | slots a device | GiB, prototype | GiB, ours '
+    '| config | machine | recomputed | slots a device | GiB, prototype | GiB, ours '
     '| |',
     '|---' * 7 + '|',
     *lines,
   ]
   dates = sorted({kept[name]['made'] for name in kept})
   made = f'Made {dates[-1]}; {kept[next(iter(kept))]["versions"]}.'
-  return '\n'.join((made, '', text, '', *beside))
+  plan_figure.draw(rows, question, str(picture))
+  shown = f'![Memory and assumed times of the plans]({picture.name})'
+  return '\n'.join((made, '', text, '', shown, '', INTRO, '', *beside))
 
 
 def main() -> None:
@@ -130,7 +145,9 @@ def main() -> None:
   text = args.docs.read_text()
   before, _, rest = text.partition(BEGIN)
   _, _, after = rest.partition(END)
-  args.docs.write_text(f'{before}{BEGIN}\n{page(kept)}\n{END}{after}')
+  args.docs.write_text(
+    f'{before}{BEGIN}\n{page(kept, args.docs.with_suffix(".png"))}\n{END}{after}'
+  )
 
 
 if __name__ == '__main__':

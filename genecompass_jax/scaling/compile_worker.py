@@ -32,7 +32,11 @@ from genecompass_jax.scaling import collectives, topologies
 COMPILED, NO_MEMORY, FAILED, REFUSED = (
   *('compiled', 'out of memory', 'failed', 'refused'),
 )
-_USED = re.compile(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm')
+# Both forms are met in libtpu 0.0.42 and earlier.
+_USED = re.compile(
+  r'(?:Used |\()([\d.]+)([KMGT]?)(?: of |\) exceeds available HBM \()'
+  r'([\d.]+)([KMGT]?)(?: hbm|\))'
+)
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 _LARGE = re.compile(
   r'\d+\. Size: ([\d.]+[KMGT]?)\s+(?:Operator: ([^\n]*)\s+)?Shape: (\S+)'
@@ -66,7 +70,10 @@ def abstract_knowledge(
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
   """Bytes of device memory by use, and their `total`.
 
-  Results that take the place of arguments (donated state) count once.
+  Results that take the place of arguments (donated state) count once. The
+  compiler's peak is what it holds against the limit of a chip (tried with
+  libtpu 0.0.42: the figure of its refusal); its sum of temporaries is up to a
+  sixth more for a training step, which compiles all the same.
   """
   sizes = compiled.memory_analysis()
   parts = {
@@ -75,6 +82,10 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     'results': sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
     'program': sizes.generated_code_size_in_bytes,
   }
+  peak = getattr(sizes, 'peak_memory_in_bytes', 0)
+  if peak:
+    held = parts['arguments'] + parts['results']
+    parts['temporaries'] = max(0, peak - held)
   return {**parts, 'total': sum(parts.values())}
 
 
@@ -106,7 +117,8 @@ def count_by_compiler(
   """FLOPs of a row in a model of one layer: the compiler's count and ours.
 
   Loops hide their trips from the compiler's count, and kernels their work:
-  both are left out. Scores of attention are computed twice there, and counted
+  both are left out, and a row is cut to 2,304 slots, so that the head need not
+  go through it in pieces. Scores of attention are computed twice there, and counted
   twice here. The compiler counts element-wise work besides.
 
   Returns:

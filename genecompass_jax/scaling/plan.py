@@ -90,6 +90,7 @@ class Row:
     cost: of that, in the currency of the price.
     compile_s: seconds, on this machine as it was loaded.
     attention: the kernel that the devices compute attention with.
+    remat: what is computed again in the backward pass.
     message: what the compiler or the checks said.
     notes: what a reader must know about the row.
     advice: what to do about a row that does not fit.
@@ -117,6 +118,7 @@ class Row:
   cost: float | None = None
   compile_s: float | None = None
   attention: str = ''
+  remat: str = ''
   message: str = ''
   notes: tuple[str, ...] = ()
   advice: str = ''
@@ -188,6 +190,7 @@ def _fixed(config, topology, devices, groups, question):
     status='',
     devices=devices,
     slots=slots,
+    remat=config.model.remat,
     parameters=model.count_parameters(config.model)['total'],
     limit=None if topology.is_here else topology.chip.limit,
   )
@@ -482,7 +485,8 @@ def estimate_memory(
   rows = config.model.vocabulary_size
   tables = sum(rows * P * width for _, P in size.priors)
   activations = slots * (size.num_layers * kept * width + inside + 12 * D)
-  logits = masked * size.vocabulary_size * 8  # and their gradient, float32
+  # And their gradient, float32; 256 MiB of them at a time.
+  logits = min(masked * size.vocabulary_size * 4, 2**28) * 2
   parts = {
     'state': int(state),
     'tables': int(tables),

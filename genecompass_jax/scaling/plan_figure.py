@@ -40,7 +40,8 @@ def draw(rows: Sequence[plan.Row], question: plan.Question, path: str) -> None:
   canvas = figure.Figure(figsize=(10, height), layout='constrained')
   left, right = canvas.subplots(1, 2, sharey=True, width_ratios=(3, 2))
   names = [
-    f'{row.config}  {row.topology}  {row.rows / max(1, row.devices):.3g} rows'
+    f'{row.config}, {row.topology}\n{row.rows / max(1, row.devices):.3g} rows a '
+    f'device, recomputed: {row.remat}'
     for row in rows
   ]
   _memory(left, rows)

@@ -74,6 +74,7 @@ COLUMNS = {
   'config': lambda row: row.config,
   'machine': lambda row: row.topology,
   'mesh': _mesh,
+  'recomputed': lambda row: row.remat,
   'rows a device': lambda row: _rows(row),
   'slots a device': lambda row: f'{row.device_slots:,}'
   if row.device_slots else '',
@@ -128,8 +129,8 @@ def legend(question: plan.Question) -> list[str]:
     f'* ASSUMED, not measured: {question.utilisation:.0%} of the peak of the '
     f'chips goes into the model; {question.mean_genes:,.0f} genes a cell; days '
     f'for {question.cells:,} cells once; {price}.',
-    'GiB a device: what the compiler says (arguments, temporaries, results '
-    'that take no place of an argument, program), of what a program may take. '
+    'GiB a device: what the compiler says (the most that is held at a time, '
+    'and the program), of what a program may take. '
     'Sent a step: results of collectives on one device. FLOPs by hand, nothing '
     'counted twice; compiler / hand: a model of one layer, where the compiler '
     'counts element-wise work too.',
