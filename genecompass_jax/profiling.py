@@ -67,7 +67,11 @@ class Window:
     self._leave_step()
     if self.opens_at(step):
       os.makedirs(self.folder, exist_ok=True)
-      jax.profiler.start_trace(self.folder)
+      # Without Python's own calls: its hooks have crashed a process whose
+      # threads came and went, and their records are most of a trace.
+      options = jax.profiler.ProfileOptions()
+      options.python_tracer_level = 0
+      jax.profiler.start_trace(self.folder, profiler_options=options)
       self._open = True
     if self._holds(step):
       self._step = jax.profiler.StepTraceAnnotation('train', step_num=step)

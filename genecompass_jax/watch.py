@@ -114,7 +114,7 @@ def describe(
   """
   if not lines:
     return [f'{name}: nothing written yet']
-  training = [line for line in lines if 'loss' in line]
+  training = [line for line in lines if _is_training(line)]
   held_out = [line for line in lines if 'eval_loss' in line]
   # Not the highest: after a restart, events of later steps are left.
   step = next((x['step'] for x in reversed(lines) if 'step' in x), 0)
@@ -147,6 +147,10 @@ def describe(
   return [*plots, *itertools.chain.from_iterable(wrapped)]
 
 
+def _is_training(line: Line) -> bool:
+  return 'loss' in line and 'event' not in line
+
+
 def _state(lines: Sequence[Line], now: float) -> str:
   """Whether it runs, has ended, or has fallen silent."""
   told = [line for line in lines if line.get('event') != goodput.EVENT]
@@ -168,7 +172,7 @@ def _state(lines: Sequence[Line], now: float) -> str:
     (i for i, line in enumerate(lines) if line.get('event') in _BEGIN),
     default=0,
   )
-  if not any('loss' in line for line in lines[begin:]):
+  if not any(_is_training(line) for line in lines[begin:]):
     if age > SILENCE_AT_START_S:
       return f'SILENT since it started, {progress.duration(age)} ago'
     return f'starting: compiling, or evaluating; {ago}'

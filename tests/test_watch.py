@@ -115,7 +115,7 @@ def test_a_run_that_trains():
     ),
     ([*RUN, start(111.0, 'stopped')], 9999.0, 'stopped; the same command'),
     (
-      [*RUN, start(111.0, 'not_finite')],
+      [*RUN, start(111.0, 'not_finite', loss='nan')],
       9999.0,
       'the last batch was not finite',
     ),
