@@ -15,32 +15,43 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 from etils import epath
 from orbax import checkpoint as ocp
 
-from genecompass_jax import errors, paths
+from genecompass_jax import errors, paths, processes
 
 PARAMS = 'params'
 TRAINING = 'training'
 METADATA = 'metadata'
 _SEAL = '.sha256.json'
+_UNFINISHED = '.orbax-checkpoint-tmp'  # in the names that Orbax writes under
 
 
 class Checkpoints:
   """The checkpoints of one run, newest good one first.
 
   Saving returns as soon as the arrays are copied; files and seal are written
-  in the background.
+  in the background. In several processes all call the same methods: each
+  writes the parts of arrays that it holds, process 0 does the rest, and what
+  it finds to be the newest good step is so for all.
   """
 
   def __init__(self, folder: paths.PathLike, *, keep: int = 3):
     """Opens (and makes) a folder of checkpoints, keeping the newest `keep`."""
     self.folder = str(folder)
-    self._manager = ocp.CheckpointManager(
-      _absolute(folder),
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=None, create=True, enable_async_checkpointing=True
+    if processes.is_first():
+      _absolute(folder).mkdir(parents=True, exist_ok=True)
+      for name in paths.listdir(folder):
+        if _UNFINISHED in name:  # of a process that was killed
+          paths.remove_tree(paths.join(folder, name))
+    processes.barrier('checkpoints')
+    self._checkpointer = ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler(),
+      multiprocessing_options=ocp.options.MultiprocessingOptions(
+        # Named one by one, they wait for each other without the devices.
+        active_processes=set(range(processes.count()))
+        if processes.count() > 1
+        else None,
       ),
     )
     self._keep = keep
@@ -52,12 +63,14 @@ class Checkpoints:
   ) -> None:
     """Starts to save a step; waits for the save before it."""
     self.wait()
-    for later in self._manager.all_steps():
-      if later >= step:  # its seal did not hold; Orbax saves none before it
-        self._manager.delete(later)
     with _storage_faults(self.folder):
-      self._manager.save(
-        step,
+      if processes.is_first():
+        for later in all_steps(self.folder):
+          if later >= step:  # its seal did not hold, or it was rolled back
+            _delete(self.folder, later)
+      processes.barrier('save')
+      self._checkpointer.save(
+        _absolute(self.folder) / str(step),
         args=ocp.args.Composite(
           **{
             PARAMS: ocp.args.StandardSave(params),
@@ -68,6 +81,11 @@ class Checkpoints:
       )
     self._pending = self._sealer.submit(self._seal, step)
 
+  def check(self) -> None:
+    """Raises at once what went wrong in the background, and does not wait."""
+    if self._pending is not None and self._pending.done():
+      self.wait()
+
   def wait(self) -> None:
     """Returns when everything saved so far is complete and sealed."""
     if self._pending is not None:
@@ -76,14 +94,16 @@ class Checkpoints:
         pending.result()
 
   def close(self) -> None:
-    """Completes what is under way."""
+    """Completes what is under way, in all processes."""
     self.wait()
+    processes.barrier('close')  # process 0 has sealed the last step
     self._sealer.shutdown()
-    self._manager.close()
+    self._checkpointer.close()
 
   def latest(self) -> int | None:
     """The newest step whose seal holds, None where there is none."""
-    return latest_step(self.folder)
+    self.wait()
+    return processes.from_first(lambda: latest_step(self.folder))
 
   def restore(self, step: int, params: Any, training: Any) -> tuple[Any, Any]:
     """Reads a step back; `read_metadata` says first what it is of.
@@ -96,8 +116,8 @@ class Checkpoints:
     Returns:
       (params, training).
     """
-    restored = self._manager.restore(
-      step,
+    restored = self._checkpointer.restore(
+      _absolute(self.folder) / str(step),
       args=ocp.args.Composite(
         **{
           PARAMS: ocp.args.StandardRestore(params),
@@ -108,14 +128,15 @@ class Checkpoints:
     return restored[PARAMS], restored[TRAINING]
 
   def _seal(self, step: int) -> None:
-    self._manager.wait_until_finished()
-    if jax.process_index() != 0:
+    # A step takes its name when the parts of all processes are complete.
+    self._checkpointer.wait_until_finished()
+    if not processes.is_first():
       return
     seal(paths.join(self.folder, str(step)))
     # Older steps go only when this one is whole: a kill leaves a good one.
-    for old in sorted(self._manager.all_steps())[: -self._keep]:
-      self._manager.delete(old)
-    kept = {str(s) for s in self._manager.all_steps()}
+    for old in all_steps(self.folder)[: -self._keep]:
+      _delete(self.folder, old)
+    kept = {str(s) for s in all_steps(self.folder)}
     for name in paths.listdir(self.folder):
       if name.endswith(_SEAL) and name.removesuffix(_SEAL) not in kept:
         paths.path(paths.join(self.folder, name)).unlink()
@@ -125,6 +146,12 @@ def _absolute(folder: paths.PathLike) -> epath.Path:
   """A path that Orbax takes; a URL is one, and epath would put a folder before."""
   place = paths.path(folder)
   return place if paths.is_url(folder) else place.resolve()
+
+
+def _delete(folder: str, step: int) -> None:
+  """Removes a step, its seal first: what is half removed is not whole."""
+  paths.remove(f'{paths.join(folder, str(step))}{_SEAL}')
+  paths.remove_tree(paths.join(folder, str(step)))
 
 
 @contextlib.contextmanager

@@ -6,9 +6,9 @@ the same batches in order, made ahead by Grain. What is held in memory (plans
 of epochs, windows of raw counts) is a memo and never changes a batch.
 
 `packing` plans which cell goes where, `reading` reads, encodes, masks and lays
-out the cells of a batch. Several hosts split the virtual streams: the global
-batch is the concatenation of the hosts' rows and does not depend on their
-number.
+out the cells of a batch. A host makes the rows that its devices hold, and
+reads the streams that those are of: the global batch does not depend on the
+number of hosts, nor on how devices share the rows.
 """
 
 import collections
@@ -16,7 +16,7 @@ import dataclasses
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 
 import grain
@@ -36,6 +36,7 @@ from genecompass_jax import (
 
 _GROUP_CELLS = 8192  # cells of an evaluation held at a time
 _MAX_BUCKETS = 6
+_MOST_SKIPPED = 1 << 40  # batches; so that their numbers stay within 64 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,8 @@ class DataConfig:
     buckets: slots of the length buckets, ascending, six at most, the last at
       least max_genes + 1; evaluation uses them in either layout. Empty: those
       that pad the training cells of the corpus least (`fit_buckets`).
-    streams: virtual streams that hosts divide among them. A corpus with less
+    streams: virtual streams of cells that a batch takes its rows from; a host
+      reads those of its rows. A corpus with less
       than 64 cells a stream gets fewer.
     window_blocks: blocks of 1,024 cells of a stream that are shuffled and
       packed together (the same number of cells where blocks are smaller).
@@ -151,6 +153,21 @@ def fit_buckets(
   return dataclasses.replace(config, buckets=buckets)
 
 
+def _stream_rows(
+  rows: Sequence[int], each: int
+) -> dict[int, list[tuple[int, int]]]:
+  """Rows of a batch -> stream: runs (first, stop) of its `each` rows."""
+  rows_B = np.asarray(rows)
+  if len(rows_B) == 0 or (np.diff(rows_B) <= 0).any():
+    raise ValueError(f'{rows=} of a batch must ascend, one at least')
+  found = {}
+  for stream in np.unique(rows_B // each).tolist():
+    mine = rows_B[rows_B // each == stream] - stream * each
+    parts = np.split(mine, np.flatnonzero(np.diff(mine) > 1) + 1)
+    found[stream] = [(int(part[0]), int(part[-1]) + 1) for part in parts]
+  return found
+
+
 class Loader:
   """Batches of a corpus, by number.
 
@@ -166,9 +183,8 @@ class Loader:
     encoding_config: encoding.EncodingConfig,
     config: DataConfig,
     split: str = 'train',
-    host: int = 0,
-    num_hosts: int = 1,
     *,
+    rows: Sequence[int] | None = None,
     vocabulary: vocabulary_lib.Vocabulary | None = None,
     medians: medians_lib.Medians | None = None,
   ):
@@ -179,14 +195,13 @@ class Loader:
       encoding_config: how counts become ranks and values.
       config: how batches are made.
       split: `train` in training.
-      host: number of this host.
-      num_hosts: hosts among which the rows of a batch are divided.
+      rows: ascending rows of the global batch to make, None for all.
       vocabulary: in place of the corpus' own, with medians for it.
       medians: in place of the corpus' own.
 
     Raises:
-      UserError: the corpus has no such split, or too few cells for one batch
-        or for the hosts; slots below the longest cell; unknown weights.
+      UserError: the corpus has no such split, or too few cells for one batch;
+        slots below the longest cell; unknown weights.
     """
     slots = config.shapes(encoding_config.max_genes)
     if slots[-1] < encoding_config.max_genes + 1:
@@ -211,12 +226,6 @@ class Loader:
     self.streams = packing.fitting_streams(
       self._split.num_cells, config.streams, config.rows_per_batch
     )
-    if self.streams % num_hosts or not 0 <= host < num_hosts:
-      raise errors.UserError(
-        f'{num_hosts} hosts (this one {host}) must divide the {self.streams}'
-        f' streams of {self._split.num_cells} cells: set data.streams to a'
-        ' multiple of the hosts, or build a larger corpus'
-      )
     self._layout = packing.Layout(
       config.layout,
       config.rows_per_batch,
@@ -225,14 +234,16 @@ class Loader:
       config.window_blocks * corpus_lib.MAX_BLOCK,
       config.seed,
     )
-    each = self.streams // num_hosts
-    self._local = range(host * each, (host + 1) * each)
+    self._local = _stream_rows(
+      range(config.rows_per_batch) if rows is None else rows,
+      self._layout.rows_per_stream,
+    )
     self._plan_lock, self._lock = threading.Lock(), threading.Lock()
     self._first_batch = [0]  # of each epoch planned so far, and of the next
     self._plans = collections.OrderedDict()
     self._held = {stream: collections.OrderedDict() for stream in self._local}
     self._readers = futures.ThreadPoolExecutor(
-      min(each, 8), thread_name_prefix='genecompass-read'
+      min(len(self._local), 8), thread_name_prefix='genecompass-read'
     )
     logging.info('%s', self.describe())
 
@@ -316,7 +327,7 @@ class Loader:
       return held[key]
 
   def batch(self, index: int) -> schemas.HostBatch:
-    """This host's rows of a batch.
+    """The asked rows of a batch.
 
     Raises:
       UserError: the corpus is damaged.
@@ -326,7 +337,11 @@ class Loader:
   def _batch(self, index: int, look_ahead: bool = True) -> schemas.HostBatch:
     epoch, number = self.locate(index)
     plan = self._plan(epoch)
-    where = [(stream, plan.locate(stream, number)) for stream in self._local]
+    where = [
+      (stream, plan.locate(stream, number, *run))
+      for stream, runs in self._local.items()
+      for run in runs
+    ]
     for stream, parts in where:  # all reads are asked for before one is waited
       for window, _, _ in parts:
         self._window(epoch, stream, window)
@@ -363,27 +378,45 @@ class Loader:
     )
 
   def raw_windows(self, epoch: int = 0) -> Iterator[reading.Window]:
-    """Raw counts of this host's cells, a window of a stream at a time."""
+    """Raw counts of the cells of the rows, a window of a stream at a time."""
     for window in range(len(self._plan(epoch).windows_VW[0])):
       for stream in self._local:
         yield self._load(epoch, stream, window)
 
   def iterate(
-    self, start: int = 0, *, threads: int = 2, prefetch: int = 8
+    self,
+    start: int = 0,
+    *,
+    skip: Sequence[range] = (),
+    threads: int = 2,
+    prefetch: int = 8,
   ) -> Iterator[schemas.HostBatch]:
     """Batches from `start` on, without end, made ahead in threads.
 
     Args:
       start: number of the first batch; nothing else is needed to resume.
+      skip: batches that are left out, and not read.
       threads: that make batches; they hold the GIL little.
       prefetch: batches made ahead.
 
     Returns:
       An iterator; `close()` ends its threads.
     """
+    runs = []
+    for run in sorted(skip, key=lambda run: run.start):
+      first = max(run.start, start, runs[-1].stop if runs else start)
+      if first < run.stop:
+        runs.append(range(first, run.stop))
+
+    def number(place: int) -> int:
+      for run in runs:
+        if place >= run.start:
+          place += len(run)
+      return place
+
     return iter(
-      grain.MapDataset.range(start, sys.maxsize)
-      .map(self._batch)
+      grain.MapDataset.range(start, sys.maxsize - _MOST_SKIPPED)
+      .map(lambda place: self._batch(number(place)))
       .to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
       )
@@ -395,9 +428,8 @@ def evaluation_batches(
   encoding_config: encoding.EncodingConfig,
   config: DataConfig,
   split: str = 'validation',
-  host: int = 0,
-  num_hosts: int = 1,
   *,
+  rows: Sequence[int] | None = None,
   max_cells: int | None = None,
   vocabulary: vocabulary_lib.Vocabulary | None = None,
   medians: medians_lib.Medians | None = None,
@@ -405,46 +437,40 @@ def evaluation_batches(
   """Every cell of a split once, the same masks each time.
 
   One cell a row in length buckets, nearly in the order of the corpus; ties in
-  the order of inference. All batches have `rows_per_batch` rows over the
-  hosts; the last is filled up with rows of weight 0.
+  the order of inference. All batches have `rows_per_batch` rows; the last is
+  filled up with rows of weight 0.
 
   Args:
     corpus: an open corpus.
     encoding_config: how counts become ranks and values.
     config: rows, buckets, masks, seed; weights and streams play no part.
     split: split to evaluate on.
-    host: number of this host.
-    num_hosts: hosts among which the rows of a batch are divided.
+    rows: ascending rows of the global batch to make, None for all.
     max_cells: an evenly spaced part of the split (all of it is read through).
     vocabulary: in place of the corpus' own.
     medians: in place of the corpus' own.
 
   Yields:
-    This host's rows of each batch.
+    The asked rows of each batch.
 
   Raises:
     UserError: as `Loader`.
   """
   buckets = config.evaluation_shapes(encoding_config.max_genes)
-  if config.rows_per_batch % num_hosts or not 0 <= host < num_hosts:
-    raise errors.UserError(
-      f'{num_hosts} hosts (this one {host}) must divide'
-      f' {config.rows_per_batch} rows of a batch'
-    )
   cells = reading.Split(corpus, encoding_config, split, vocabulary, medians)
   number_C = np.arange(cells.num_cells)
   if max_cells is not None and max_cells < cells.num_cells:
     number_C = np.arange(max_cells) * cells.num_cells // max_cells
-  rows = config.rows_per_batch
   batches = packing.one_cell_batches(
-    cells.lengths_C[number_C], rows, buckets, _GROUP_CELLS
+    cells.lengths_C[number_C], config.rows_per_batch, buckets, _GROUP_CELLS
   )
-  each = rows // num_hosts
+  rows_B = np.arange(config.rows_per_batch) if rows is None else rows
+  rows_B = np.asarray(rows_B)
   mine = [
-    (slots, number_C[places[host * each : (host + 1) * each]])
+    (slots, number_C[places[rows_B[rows_B < len(places)]]])
     for slots, places in batches
   ]
-  together = max(_GROUP_CELLS // each, 1)
+  together = max(_GROUP_CELLS // len(rows_B), 1)
   for first in range(0, len(mine), together):
     some = mine[first : first + together]
     number_c = np.sort(np.concatenate([numbers for _, numbers in some]))
@@ -456,7 +482,7 @@ def evaluation_batches(
       )
       yield cells.batch(
         i,
-        reading.Shape(each, slots, config.num_masked(slots), 1),
+        reading.Shape(len(rows_B), slots, config.num_masked(slots), 1),
         [pick],
         seed=config.seed,
         mask=config.mask,

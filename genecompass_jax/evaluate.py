@@ -6,9 +6,10 @@ and divided once, over all held-out cells, by species, by dataset and by unit.
 """
 
 import collections
+import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -23,10 +24,14 @@ from genecompass_jax import (
   losses,
   model as model_lib,
   nulls,
+  processes,
   progress,
   reading,
+  schemas,
   sharding,
 )
+
+Sums = dict[str, dict[str, float]]  # group -> what was summed
 
 # A corpus of many units would fill metrics.jsonl; past these the line holds
 # the totals, the species and the datasets only.
@@ -170,9 +175,10 @@ def _of_ids_alone(score, hidden_BKD, labels_BK, is_id_BK) -> jax.Array:
   )
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _slot_losses(params, batch, knowledge, config):
-  return slot_losses(params, batch, knowledge, config)
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _slot_losses(params, batch, knowledge, config, place):
+  found = slot_losses(params, batch, knowledge, config)
+  return jax.lax.with_sharding_constraint(found, place)
 
 
 class Evaluator:
@@ -203,27 +209,33 @@ class Evaluator:
       null_models.check(encoding_config, data_config.mask)
     self._corpus, self._config, self._split = corpus, config, split
     self._loss_config, self._nulls = loss_config, null_models
+    self._num_rows = data_config.rows_per_batch
     self._batches = functools.partial(
       data.evaluation_batches,
       corpus,
       encoding_config,
       data_config,
       split,
-      host=jax.process_index(),
-      num_hosts=jax.process_count(),
       max_cells=max_cells,
     )
     self._groups = _cell_groups(corpus, split)
     self._leaky = _leaky_groups(corpus)
-    self._null_sums: dict[str, dict[str, float]] | None = None
+    self._null_sums: Sums | None = None
 
   def __call__(
     self,
     params: model_lib.Params,
     knowledge: knowledge_lib.Knowledge,
     mesh: jax.sharding.Mesh,
+    on_batch: Callable[[], None] = lambda: None,
   ) -> dict[str, Any]:
-    """Scores parameters.
+    """Scores parameters; in several processes all call it, and all are told.
+
+    Args:
+      params: of the model.
+      knowledge: tables on the devices.
+      mesh: of the devices.
+      on_batch: called after every batch.
 
     Returns:
       `eval_loss`, `eval_id_loss`, `eval_value_loss`, `null_*`, `eval_cells`,
@@ -231,20 +243,27 @@ class Evaluator:
       'dataset=...': ..., 'unit=...': ...}. `leaky` is true where cells were
       held out one by one, so that others of their donor were trained on.
     """
-    sums: dict[str, dict[str, float]] = collections.defaultdict(
-      lambda: collections.defaultdict(float)
-    )
+    sums: Sums = collections.defaultdict(lambda: collections.defaultdict(float))
     score_nulls = self._nulls is not None and self._null_sums is None
-    for host_batch in self._batches():
-      batch = sharding.put_batch(host_batch.batch, mesh)
-      id_BK, value_BK = _slot_losses(params, batch, knowledge, self._config)
-      slots = {'id': _local_rows(id_BK)}
-      if value_BK is not None:
-        slots['value'] = _local_rows(value_BK)
-      if score_nulls:
-        slots |= self._nulls.losses(host_batch)
-      self._add(sums, host_batch, slots)
-    merged = {group: dict(values) for group, values in sums.items()}
+    held_B = sharding.process_rows(mesh, self._num_rows)
+    owned_B = sharding.owned_rows(mesh, self._num_rows)
+    place = sharding.batch_sharding(mesh)
+    for host_batch in self._batches(rows=held_B):
+      batch = sharding.put_batch(host_batch.batch, mesh, self._num_rows)
+      id_BK, value_BK = _slot_losses(
+        params, batch, knowledge, self._config, place
+      )
+      if len(owned_B):
+        mine = _some_rows(host_batch, np.searchsorted(held_B, owned_B))
+        slots = {'id': _local_rows(id_BK, owned_B)}
+        if value_BK is not None:
+          slots['value'] = _local_rows(value_BK, owned_B)
+        if score_nulls:
+          slots |= self._nulls.losses(mine)
+        self._add(sums, mine, slots)
+      jax.block_until_ready(id_BK)
+      on_batch()
+    merged = _added(processes.gather(sums))
     if score_nulls:
       self._null_sums = {
         group: {k: v for k, v in values.items() if k.startswith('null_')}
@@ -407,9 +426,36 @@ def _leaky_groups(corpus: corpus_lib.Corpus) -> set[str]:
   return groups | {'all'} if leaky else groups
 
 
-def _local_rows(array: jax.Array) -> np.ndarray:
-  """This process's rows of an array that is split by rows."""
+def _some_rows(
+  host_batch: schemas.HostBatch, rows: np.ndarray
+) -> schemas.HostBatch:
+  """A batch of some of its rows."""
+  if len(rows) == len(host_batch.cell_index_BS):
+    return host_batch
+  return dataclasses.replace(
+    host_batch,
+    batch=jax.tree.map(lambda x: np.asarray(x)[rows], host_batch.batch),
+    cell_index_BS=host_batch.cell_index_BS[rows],
+  )
+
+
+def _local_rows(array: jax.Array, rows: np.ndarray) -> np.ndarray:
+  """Global rows, that this process holds, of an array split by rows."""
   if jax.process_count() == 1:
-    return np.asarray(array)
-  shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
-  return np.concatenate([np.asarray(shards[i]) for i in sorted(shards)])
+    return np.asarray(array)[rows]
+  found = {}
+  for shard in array.addressable_shards:
+    first = shard.index[0].start or 0
+    found |= {first + i: row for i, row in enumerate(np.asarray(shard.data))}
+  return np.stack([found[row] for row in rows.tolist()])
+
+
+def _added(parts: list[Sums]) -> Sums:
+  """Sums of all processes, added in their order."""
+  total: Sums = {}
+  for part in parts:
+    for group, values in part.items():
+      mine = total.setdefault(group, {})
+      for name, value in values.items():
+        mine[name] = mine.get(name, 0.0) + value
+  return total

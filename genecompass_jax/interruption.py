@@ -1,18 +1,40 @@
 """Stopping a loop between two steps, when a machine is taken away."""
 
+import os
 import signal
 from typing import Any
 
+from genecompass_jax import processes
+
 
 class StopSignals:
-  """Turns SIGTERM and SIGINT into a wish to stop after the step."""
+  """Turns SIGTERM and SIGINT into a wish to stop after the step.
+
+  In several processes, SIGTERM to one of them is a wish of all: the runtime
+  catches it, tells the others, and finds the next step that none has passed.
+  """
 
   def __init__(self):
     self.asked_to_stop = False
     self._before: dict[int, Any] = {}
 
+  def reached_stop(self, step: int) -> bool:
+    """Whether to stop now; to be asked after every step of this process.
+
+    Args:
+      step: how often it was asked; in several processes it is equal for all.
+    """
+    if processes.count() == 1:
+      return self.asked_to_stop
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
   def __enter__(self) -> 'StopSignals':
-    for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if processes.count() > 1:
+      numbers = [signal.SIGINT]  # the other one is the runtime's
+    for number in numbers:
       try:
         self._before[number] = signal.signal(number, self._stop)
       except ValueError:  # not the main thread (a notebook's, say)
@@ -28,3 +50,5 @@ class StopSignals:
     if self.asked_to_stop and number == signal.SIGINT:
       raise KeyboardInterrupt  # asked twice: now
     self.asked_to_stop = True
+    if processes.count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)

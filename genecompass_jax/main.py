@@ -9,13 +9,14 @@ stopped and to be started again.
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
 from absl import app, flags, logging as absl_logging
 from ml_collections import config_flags
 
-from genecompass_jax import config_values, errors, paths
+from genecompass_jax import config_values, errors, paths, processes, progress
 
 # Any field of TrainConfig can be set, whether or not the file names it.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -29,6 +30,22 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder or URL of the run; a run that is there goes on.'
 )
 flags.mark_flags_as_required(['config', 'workdir'])
+# A run of several processes; found out on TPU pods, under srun and mpirun.
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, where several train together.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes train together.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this is, from 0.'
+)
+_HEARTBEAT = flags.DEFINE_integer(
+  'heartbeat_s',
+  processes.HEARTBEAT_S,
+  'Seconds of silence after which a process counts as lost.',
+  lower_bound=2,
+)
 
 # Corpora that a run makes for itself, of config.simulated_cells cells.
 SIMULATED = 'simulated'
@@ -65,7 +82,9 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
     make = simulated.corpus
     if name == INDEPENDENT:
       make = simulated.independent_corpus
-    values['corpus'] = make(workdir, num_cells=atlas)
+    values['corpus'] = processes.from_first(
+      lambda: make(workdir, num_cells=atlas)
+    )
   elif not name:
     raise errors.UserError(
       'no corpus: give --config.corpus=DIR; genecompass prep makes one from '
@@ -117,11 +136,24 @@ def main(argv: list[str]) -> None:
   logging.getLogger().setLevel(logging.INFO)
   logging.getLogger('absl').setLevel(logging.WARNING)  # Orbax tells each write
   logging.getLogger('jax').setLevel(logging.WARNING)
+  try:
+    job = processes.detect(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
+    processes.join(job, _HEARTBEAT.value)
+    if not processes.is_first():  # one tells, all warn
+      progress.is_shown = False
+      logging.getLogger().setLevel(logging.WARNING)
+  except errors.UserError as error:
+    _exit(errors.EXIT_USAGE, str(error))
+  except errors.RetryableError as error:
+    _exit(errors.EXIT_RETRY, str(error))
   if not _WORKDIR.value:
     _exit(errors.EXIT_USAGE, '--workdir is empty; name a folder')
   config = _values(_CONFIG)
   try:
     run(config, os.path.expanduser(_WORKDIR.value))
+    processes.leave()
   except errors.UserError as error:
     _exit(errors.EXIT_USAGE, str(error))
   except errors.RetryableError as error:
@@ -129,6 +161,8 @@ def main(argv: list[str]) -> None:
   except FloatingPointError as error:
     _exit(errors.EXIT_FAILED, str(error))
   except KeyboardInterrupt:
+    if processes.count() > 1:
+      _exit(errors.EXIT_INTERRUPTED, 'stopped before training')
     print('stopped before training; nothing is lost', file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -139,6 +173,19 @@ def main(argv: list[str]) -> None:
   except OSError as error:  # a full disk or a store out of reach may pass
     is_user = errors.is_mistake(error)
     _exit(errors.EXIT_USAGE if is_user else errors.EXIT_RETRY, str(error))
+  except Exception as error:
+    if processes.count() == 1:
+      raise
+    _fail_unexpectedly(error)
+
+
+def _fail_unexpectedly(error: Exception) -> None:
+  """Ends all processes after what nobody thought of, or a lost connection."""
+  line = errors.first_line(error)[:200]
+  if processes.is_lost_peer(error):
+    _exit(errors.EXIT_RETRY, f'another process was lost ({line})')
+  traceback.print_exc()
+  _exit(errors.EXIT_FAILED, f'{type(error).__name__}: {line}')
 
 
 def _parse(
@@ -176,8 +223,7 @@ def _parse(
 
 
 def _exit(code: int, message: str) -> None:
-  print(message, file=sys.stderr)
-  sys.exit(code)
+  processes.fail(code, message)
 
 
 if __name__ == '__main__':

@@ -391,11 +391,21 @@ class EpochPlan:
     needs_N = self._cells.lengths_C[number_N[order]].astype(np.int64) + 1
     return place_N[order], repeat_N[order], needs_N
 
-  def locate(self, stream: int, batch: int) -> list[tuple[int, int, int]]:
-    """Where a batch's rows of a stream lie: (window, first row, stop row)."""
+  def locate(
+    self, stream: int, batch: int, first: int = 0, stop: int | None = None
+  ) -> list[tuple[int, int, int]]:
+    """Where a batch's rows of a stream lie: (window, first row, stop row).
+
+    Args:
+      stream: number of the stream.
+      batch: number in the epoch.
+      first: the first row of those that the batch has of the stream.
+      stop: where to stop; None: after all of them.
+    """
     first_W1 = self._first_VW1[stream]
-    start = batch * self._layout.rows_per_stream
-    stop = start + self._layout.rows_per_stream
+    each = self._layout.rows_per_stream
+    start = batch * each + first
+    stop = batch * each + (each if stop is None else stop)
     w = int(np.searchsorted(first_W1, start, 'right')) - 1
     parts = []
     while start < stop:

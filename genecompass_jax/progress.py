@@ -11,6 +11,9 @@ from typing import TextIO, TypeVar
 
 T = TypeVar('T')
 
+# Of several processes that do the same, one shows how far it is.
+is_shown = True
+
 BAR_WIDTH = 24
 SECONDS_BETWEEN_FRAMES = 0.2  # on a terminal
 SECONDS_BETWEEN_LINES = 15.0  # in a log
@@ -126,6 +129,8 @@ class Progress:
 
   def _show(self, end: bool = False) -> None:
     self._last = time.monotonic()
+    if not is_shown:
+      return
     if self._is_terminal:  # overwrite the line, clearing what was longer
       self._stream.write(f'\r\x1b[2K{self.line()}' + ('\n' if end else ''))
     else:

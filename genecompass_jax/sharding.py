@@ -202,16 +202,74 @@ def check_shared(state: Any, mesh: jax.sharding.Mesh) -> None:
     )
 
 
-def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+def put_everywhere(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+  """Places whole arrays, the same in every process, on every device."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, replicated(mesh))
+
+  def place(x):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(
+      x.shape, replicated(mesh), lambda index: x[index]
+    )
+
+  return jax.tree.map(place, tree)
+
+
+def _row_slices(mesh: jax.sharding.Mesh, num_rows: int) -> dict[Any, slice]:
+  """The rows of a batch that every device of the mesh holds."""
+  places = batch_sharding(mesh).devices_indices_map((num_rows,))
+  return {device: index[0] for device, index in places.items()}
+
+
+def process_rows(mesh: jax.sharding.Mesh, num_rows: int) -> np.ndarray:
+  """Rows of a global batch that this process's devices hold, ascending.
+
+  Where a mesh axis does not split the batch, processes hold the same rows.
+  """
+  mine = jax.process_index()
+  held_B = np.zeros(num_rows, bool)
+  for device, rows in _row_slices(mesh, num_rows).items():
+    held_B[rows] |= device.process_index == mine
+  return np.flatnonzero(held_B)
+
+
+def owned_rows(mesh: jax.sharding.Mesh, num_rows: int) -> np.ndarray:
+  """Of `process_rows`, those that no process of a lower number holds.
+
+  Every row is owned once: sums over owned rows may be added over processes.
+  """
+  owner_B = np.full(num_rows, jax.process_count())
+  for device, rows in _row_slices(mesh, num_rows).items():
+    owner_B[rows] = np.minimum(owner_B[rows], device.process_index)
+  return np.flatnonzero(owner_B == jax.process_index())
+
+
+def put_batch(
+  batch: Any, mesh: jax.sharding.Mesh, num_rows: int | None = None
+) -> Any:
   """Places a batch's rows over the mesh.
 
-  Every process gives its own rows; the global batch is their concatenation
-  in the order of processes.
+  Args:
+    batch: tree of arrays; in several processes those of `process_rows`, in
+      ascending order.
+    mesh: where they go.
+    num_rows: of the global batch; needed in several processes only.
   """
   sharding = batch_sharding(mesh)
   if jax.process_count() == 1:
     return jax.device_put(batch, sharding)
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
-    batch,
-  )
+  rows_B = process_rows(mesh, num_rows)
+
+  def place(x):
+    x = np.asarray(x)
+
+    def part(index):
+      first, stop, _ = index[0].indices(num_rows)
+      held = np.searchsorted(rows_B, [first, stop])
+      return x[slice(*held), *index[1:]]
+
+    shape = (num_rows, *x.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, part)
+
+  return jax.tree.map(place, batch)

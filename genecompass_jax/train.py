@@ -27,6 +27,7 @@ from genecompass_jax import (
   model as model_lib,
   nulls,
   paths,
+  processes,
   progress,
   sharding,
   train_config,
@@ -130,6 +131,7 @@ def train_and_evaluate(
   # The corpus and what follows from it.
   corpus = corpus_lib.Corpus.open(config.corpus)
   config, assets = resolve_config(config, corpus)
+  _check_processes(config, corpus)
   mesh = sharding.make_mesh(config.mesh)
   train_step.check_mesh(config, mesh)
   step_config = train_step.for_devices(config, mesh)
@@ -137,15 +139,16 @@ def train_and_evaluate(
     corpus,
     config.encoding,
     config.data,
-    host=jax.process_index(),
-    num_hosts=jax.process_count(),
+    rows=sharding.process_rows(mesh, config.data.rows_per_batch),
   )
-  is_first = jax.process_index() == 0
+  is_first = processes.is_first()
   lock = workdir.locked(folder) if is_first else contextlib.nullcontext()
 
   with lock, jax.set_mesh(mesh), log:
     # The workdir, which is of this run or becomes its own.
-    facts = _open_workdir(folder, config, corpus, assets)
+    facts = processes.from_first(
+      lambda: _open_workdir(folder, config, corpus, assets)
+    )
     null_models = _null_models(config, corpus, folder)
     evaluator = _make_evaluator(step_config, corpus, null_models)
     if is_first:
@@ -168,9 +171,8 @@ def train_and_evaluate(
         state = _restore(checkpoints, latest, shapes, places, facts)
       first_step, first_batch = int(state.step), int(state.next_batch)
     sharding.check_shared((state.params, state.opt_state), mesh)
-    knowledge = jax.device_put(
-      knowledge_lib.rounded(assets.knowledge, config.model.dtype),
-      sharding.replicated(mesh),
+    knowledge = sharding.put_everywhere(
+      knowledge_lib.rounded(assets.knowledge, config.model.dtype), mesh
     )
     step_fn = train_step.jitted(step_config, places, mesh)
 
@@ -185,7 +187,9 @@ def train_and_evaluate(
       batches = log.batches(loader.iterate(first_batch))
       for step in range(first_step + 1, total + 1):
         host_batch = next(batches)
-        batch = sharding.put_batch(host_batch.batch, mesh)
+        batch = sharding.put_batch(
+          host_batch.batch, mesh, config.data.rows_per_batch
+        )
         state, values = step_fn(state, batch, knowledge)
         log.step(step, host_batch, values)
         if evaluator is not None and (
@@ -195,7 +199,8 @@ def train_and_evaluate(
           with log.spent('evaluate'):
             line = evaluator(state.params, knowledge, mesh)
           log.evaluation(step, line)
-        stops = signals.asked_to_stop  # read once: what stops is saved
+        # Read once: what stops is saved. All processes stop at this step.
+        stops = signals.reached_stop(step - first_step)
         if (
           step == total
           or stops
@@ -204,6 +209,7 @@ def train_and_evaluate(
           # What a checkpoint claims is in the metrics, and is finite.
           with log.checkpoint(step):
             _save(checkpoints, state, step, facts)
+        checkpoints.check()
         if stops and step < total:
           checkpoints.close()
           log.end('stopped', step)
@@ -243,13 +249,21 @@ def _open_workdir(folder, config, corpus, assets) -> dict[str, Any]:
     return new
   if old is not None and 'run' not in old:
     workdir.check_same_run(folder, old, new)  # raises: it is no run
-  if jax.process_index() == 0:
-    # Nothing was trained here yet: a run that was refused or failed at once
-    # leaves its place to the next one, whatever its config.
-    paths.remove(paths.join(folder, workdir.NULLS))
-    new['assets'] = assets_lib.save(folder_assets, assets)
-    workdir.write_config(folder, new)
+  # Nothing was trained here yet: a run that was refused or failed at once
+  # leaves its place to the next one, whatever its config.
+  paths.remove(paths.join(folder, workdir.NULLS))
+  new['assets'] = assets_lib.save(folder_assets, assets)
+  workdir.write_config(folder, new)
   return new
+
+
+def _check_processes(config, corpus) -> None:
+  """Refuses processes that train on different things."""
+  values = dataclasses.asdict(config)
+  for place in ('corpus', 'priors'):  # may be mounted elsewhere
+    del values[place]
+  processes.check_equal('the configuration', values)
+  processes.check_equal('the corpus', _manifest_sha256(corpus))
 
 
 def _manifest_sha256(corpus: corpus_lib.Corpus) -> str:
@@ -268,13 +282,14 @@ def _null_models(config, corpus, folder) -> nulls.NullModels | None:
   if not _evaluates(config, corpus) and config.id_bias != 'frequency':
     return None
   path = paths.join(folder, workdir.NULLS)
-  if paths.exists(path):
-    null_models = nulls.NullModels.load(path)
-    null_models.check(config.encoding, config.data.mask, path)
-    return null_models
-  null_models = evaluate.fit_nulls(corpus, config.encoding, config.data)
-  if jax.process_index() == 0:
-    null_models.save(path)
+
+  def fit() -> None:
+    if not paths.exists(path):
+      evaluate.fit_nulls(corpus, config.encoding, config.data).save(path)
+
+  processes.from_first(fit)
+  null_models = nulls.NullModels.load(path)
+  null_models.check(config.encoding, config.data.mask, path)
   return null_models
 
 

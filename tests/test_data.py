@@ -165,8 +165,8 @@ def test_the_iterator_gives_the_batches_from_any_start(two_species, config):
 def test_hosts_divide_the_same_global_batch(two_species, config, hosts):
   whole = data.Loader(two_species, ENCODING, config)
   parts = [
-    data.Loader(two_species, ENCODING, config, host=h, num_hosts=hosts)
-    for h in range(hosts)
+    data.Loader(two_species, ENCODING, config, rows=rows)
+    for rows in np.split(np.arange(config.rows_per_batch), hosts)
   ]
   for e in (0, 3, whole.batches_per_epoch()):
     expected = whole.batch(e)
@@ -176,6 +176,45 @@ def test_hosts_divide_the_same_global_batch(two_species, config, hosts):
         np.concatenate([leaves(part)[i] for part in given]), array
       )
     assert expected.num_dropped_picks == sum(p.num_dropped_picks for p in given)
+
+
+@pytest.mark.parametrize('config', [PACKED, BUCKETS], ids=lambda c: c.layout)
+def test_any_rows_of_a_batch_can_be_asked_for(two_species, config):
+  whole = data.Loader(two_species, ENCODING, config)
+  each = config.rows_per_batch // whole.streams
+  some = [0, *range(each + each // 2, 3 * each), config.rows_per_batch - 1]
+  part = data.Loader(two_species, ENCODING, config, rows=some)
+  assert len(part._local) == len({row // each for row in some})  # reads those
+  for e in (0, 3, whole.batches_per_epoch()):
+    for array, expected in zip(leaves(part.batch(e)), leaves(whole.batch(e))):
+      np.testing.assert_array_equal(array, expected[some])
+  for wrong in ([], [1, 1], [2, 1]):
+    with pytest.raises(ValueError, match='must ascend'):
+      data.Loader(two_species, ENCODING, config, rows=wrong)
+
+
+def test_batches_that_are_left_out_are_not_made(two_species, monkeypatch):
+  loader = data.Loader(two_species, ENCODING, PACKED)
+  made = []
+  batch = loader._batch
+
+  def remember(number):
+    made.append(number)
+    return batch(number)
+
+  monkeypatch.setattr(loader, '_batch', remember)
+  skip = [range(9, 10), range(3), range(5, 7), range(6, 8)]
+  for start, expected in (
+    (0, [3, 4, 8, 10, 11]),
+    (2, [3, 4, 8, 10, 11]),
+    (6, [8, 10, 11, 12, 13]),
+    (10, [10, 11, 12, 13, 14]),
+  ):
+    iterator = loader.iterate(start, skip=skip)
+    given = [b.index for b in itertools.islice(iterator, 5)]
+    iterator.close()
+    assert given == expected
+  assert not {*made} & {*range(3), 5, 6, 7, 9}
 
 
 @pytest.mark.parametrize('config', [PACKED, BUCKETS], ids=lambda c: c.layout)
@@ -361,12 +400,8 @@ def test_weights_thin_and_repeat(two_species):
 def test_evaluation_shows_each_cell_once_with_fixed_masks(two_species, hosts):
   def run(config):
     parts = [
-      list(
-        data.evaluation_batches(
-          two_species, ENCODING, config, host=h, num_hosts=hosts
-        )
-      )
-      for h in range(hosts)
+      list(data.evaluation_batches(two_species, ENCODING, config, rows=rows))
+      for rows in np.split(np.arange(config.rows_per_batch), hosts)
     ]
     found, order = {}, []
     for same in zip(*parts, strict=True):
@@ -476,7 +511,6 @@ def test_config_mistakes_are_one_line(change, match):
   ('change', 'arguments', 'match'),
   [
     ({}, {'split': 'test'}, 'split'),
-    ({}, {'num_hosts': 3}, 'streams'),
     ({'rows_per_batch': 4096}, {}, 'rows_per_batch'),
     ({'source_weights': (('nobody', 0.5),)}, {}, 'nobody'),
     ({'layout': 'buckets', 'buckets': (32, 64)}, {}, 'slots'),

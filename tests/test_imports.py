@@ -15,11 +15,11 @@ PACKAGE = ROOT / 'genecompass_jax'
 # tasks, analysis, scaling) counts as one module. The number of a line is the
 # level of the architecture.
 LEVELS = (
-  (0, 'errors schemas progress kernels interruption meter chips'),
+  (0, 'errors schemas progress kernels meter chips'),
   (0, 'compiles goodput writers text_plot config_values'),
   (0, 'web stores'),
-  (0, 'paths locks'),
-  (0, 'uploads'),
+  (0, 'paths locks processes'),
+  (0, 'interruption uploads'),
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'layers'),
   (0, 'attention'),
@@ -86,7 +86,7 @@ NO_JAX = (
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
   *('kernels', 'ranking', 'tie_ranking', 'cli', 'main', 'pickled'),
   *('prior_tables', 'goodput', 'writers', 'text_plot', 'watch', 'tail'),
-  *('config_values', 'chips'),
+  *('config_values', 'chips', 'processes'),
 )
 
 

@@ -391,8 +391,8 @@ def of_cells(batches):
   return found
 
 
-def epoch_of(corpus, config, **hosts):
-  loader = data.Loader(corpus, ENCODING, config, **hosts)
+def epoch_of(corpus, config, rows=None):
+  loader = data.Loader(corpus, ENCODING, config, rows=rows)
   return of_cells(loader.batch(i) for i in range(loader.batches_per_epoch()))
 
 
@@ -400,8 +400,8 @@ def test_packing_buckets_and_hosts_show_a_cell_alike(tiny_corpus):
   corpus = corpus_lib.Corpus.open(tiny_corpus)
   buckets, packed = (epoch_of(corpus, c) for c in (CONFIG, PACKED))
   hosts = {}
-  for host in range(2):
-    hosts |= epoch_of(corpus, PACKED, host=host, num_hosts=2)
+  for half in np.split(np.arange(PACKED.rows_per_batch), 2):
+    hosts |= epoch_of(corpus, PACKED, rows=half)
   both = buckets.keys() & packed.keys()
   assert len(both) > 300
   for cell in both:
