@@ -335,9 +335,9 @@ def _await_failure() -> None:
     text = _joined.client.blocking_key_value_get(_FAILURE, _LONG_MS)
   except Exception:  # the service is gone: the runtime ends this process
     return
-  code = json.loads(text)['code']
-  if code is not None:
-    _exit_together(code)
+  failure = json.loads(text)
+  if failure['code'] is not None and failure['process'] != _joined.index:
+    _exit_together(failure['code'])
 
 
 _exiting = threading.Lock()
