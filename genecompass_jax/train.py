@@ -213,6 +213,7 @@ def train_and_evaluate(
         if stops and step < total:
           checkpoints.close()
           log.end('stopped', step)
+          processes.barrier('stopped')  # the first to raise ends the others
           raise errors.RetryableError(
             f'stopped by a signal at step {step}; the state is saved, start '
             'the same command again to go on'
