@@ -61,6 +61,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     'seed': 0,
   }
   config.mesh = {'data': -1, 'fsdp': 1}
+  config.guard = {}  # losses that are not finite, spikes, hangs: the default
   config.log_every = 50
   config.eval_every = 500
   config.eval_cells = 0  # all

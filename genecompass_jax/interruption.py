@@ -16,19 +16,17 @@ class StopSignals:
 
   def __init__(self):
     self.asked_to_stop = False
+    self._asked = 0
     self._before: dict[int, Any] = {}
 
-  def reached_stop(self, step: int) -> bool:
-    """Whether to stop now; to be asked after every step of this process.
-
-    Args:
-      step: how often it was asked; in several processes it is equal for all.
-    """
+  def reached_stop(self) -> bool:
+    """Whether to stop now; to be asked after every batch, by all processes."""
     if processes.count() == 1:
       return self.asked_to_stop
     from jax.experimental import multihost_utils
 
-    return multihost_utils.reached_preemption_sync_point(step)
+    self._asked += 1  # as often as by the others
+    return multihost_utils.reached_preemption_sync_point(self._asked)
 
   def __enter__(self) -> 'StopSignals':
     numbers = [signal.SIGTERM, signal.SIGINT]

@@ -7,9 +7,8 @@ killed goes on from its last sealed checkpoint and ends in the same bits.
 
 import contextlib
 import dataclasses
-import json
+import functools
 import logging
-import tempfile
 from typing import Any
 
 import jax
@@ -21,18 +20,18 @@ from genecompass_jax import (
   corpus as corpus_lib,
   data as data_lib,
   errors,
-  evaluate,
+  guard,
   interruption,
   knowledge as knowledge_lib,
-  model as model_lib,
-  nulls,
+  loop,
+  opening,
   paths,
   processes,
-  progress,
   sharding,
   train_config,
   train_step,
   training_log,
+  watchdog,
   workdir,
   writers,
 )
@@ -122,7 +121,7 @@ def train_and_evaluate(
   Raises:
     UserError: corpus, config or workdir do not fit together.
     RetryableError: SIGTERM came; the state is saved and a restart goes on.
-    FloatingPointError: the loss is no longer finite.
+    FloatingPointError: going back to a checkpoint has not helped.
   """
   log = training_log.TrainingLog(folder)  # its clock runs
   writers.check(config.writers)
@@ -131,7 +130,7 @@ def train_and_evaluate(
   # The corpus and what follows from it.
   corpus = corpus_lib.Corpus.open(config.corpus)
   config, assets = resolve_config(config, corpus)
-  _check_processes(config, corpus)
+  opening.check_processes(config, corpus)
   mesh = sharding.make_mesh(config.mesh)
   train_step.check_mesh(config, mesh)
   step_config = train_step.for_devices(config, mesh)
@@ -147,191 +146,104 @@ def train_and_evaluate(
   with lock, jax.set_mesh(mesh), log:
     # The workdir, which is of this run or becomes its own.
     facts = processes.from_first(
-      lambda: _open_workdir(folder, config, corpus, assets)
+      lambda: opening.open_workdir(folder, config, corpus, assets)
     )
-    null_models = _null_models(config, corpus, folder)
-    evaluator = _make_evaluator(step_config, corpus, null_models)
+    null_models = opening.null_models(config, corpus, folder)
+    evaluator = opening.make_evaluator(step_config, corpus, null_models)
     if is_first:
-      _log_start(config, mesh.devices.size)
+      opening.log_start(config, mesh.devices.size)
 
-    # The state, restored where there is a good checkpoint.
+    # The programs, and where the state lies.
     shapes = jax.eval_shape(lambda: train_step.init_state(config, null_models))
     places = train_step.state_sharding(config, shapes, mesh)
-    checkpoints = checkpoint.Checkpoints(
-      paths.join(folder, workdir.CHECKPOINTS), keep=config.keep_checkpoints
+    init = jax.jit(
+      lambda: train_step.init_state(config, null_models), out_shardings=places
     )
-    latest = checkpoints.latest()
-    if latest is None:
-      init = jax.jit(
-        lambda: train_step.init_state(config, null_models), out_shardings=places
-      )
-      state, first_step, first_batch = init(), 0, 0
-    else:
-      with log.spent('restore'):
-        state = _restore(checkpoints, latest, shapes, places, facts)
-      first_step, first_batch = int(state.step), int(state.next_batch)
-    sharding.check_shared((state.params, state.opt_state), mesh)
+    step_fn = train_step.jitted(step_config, places, mesh)
     knowledge = sharding.put_everywhere(
       knowledge_lib.rounded(assets.knowledge, config.model.dtype), mesh
     )
-    step_fn = train_step.jitted(step_config, places, mesh)
-
-    # The loop.
-    log.open(config, first_step, is_new=latest is None)
-    total = config.optimizer.total_steps
-    if evaluator is not None and latest is None:
-      with log.spent('evaluate'):
-        line = evaluator(state.params, knowledge, mesh)
-      log.evaluation(0, line)
-    with interruption.StopSignals() as signals, log.progress():
-      batches = log.batches(loader.iterate(first_batch))
-      for step in range(first_step + 1, total + 1):
-        host_batch = next(batches)
-        batch = sharding.put_batch(
-          host_batch.batch, mesh, config.data.rows_per_batch
-        )
-        state, values = step_fn(state, batch, knowledge)
-        log.step(step, host_batch, values)
-        if evaluator is not None and (
-          step == total or progress.is_due(step, config.eval_every)
-        ):
-          log.catch_up()
-          with log.spent('evaluate'):
-            line = evaluator(state.params, knowledge, mesh)
-          log.evaluation(step, line)
-        # Read once: what stops is saved. All processes stop at this step.
-        stops = signals.reached_stop(step - first_step)
-        if (
-          step == total
-          or stops
-          or progress.is_due(step, config.checkpoint_every)
-        ):
-          # What a checkpoint claims is in the metrics, and is finite.
-          with log.checkpoint(step):
-            _save(checkpoints, state, step, facts)
-        checkpoints.check()
-        if stops and step < total:
-          checkpoints.close()
-          log.end('stopped', step)
-          processes.barrier('stopped')  # the first to raise ends the others
-          raise errors.RetryableError(
-            f'stopped by a signal at step {step}; the state is saved, start '
-            'the same command again to go on'
-          )
-    checkpoints.close()
-    log.end('done', total)
-  return total
-
-
-def _open_workdir(folder, config, corpus, assets) -> dict[str, Any]:
-  """Starts a workdir, or checks that this is the run it holds.
-
-  Returns:
-    Configuration and hashes of corpus and assets, for checkpoints to name.
-  """
-  folder_assets = paths.join(folder, workdir.ASSETS)
-  old = workdir.read_config(folder)
-  new = {
-    'run': json.loads(json.dumps(dataclasses.asdict(config))),
-    'corpus_sha256': _manifest_sha256(corpus),
-  }
-  checkpoints = paths.join(folder, workdir.CHECKPOINTS)
-  if old is None and checkpoint.all_steps(checkpoints):
-    raise errors.UserError(
-      f'{folder} holds checkpoints but no config.json: it is not known what '
-      'run they are of; use another --workdir'
+    checkpoints = checkpoint.Checkpoints(
+      paths.join(folder, workdir.CHECKPOINTS), keep=config.keep_checkpoints
     )
-  if old is not None and checkpoint.all_steps(checkpoints):
-    # Hash the assets as they would be written, without touching the old ones.
-    with tempfile.TemporaryDirectory() as scratch:
-      new['assets'] = assets_lib.save(scratch, assets)
-    workdir.check_same_run(folder, old, new)
-    assets_lib.load(folder_assets)  # whole, and as they were written
-    return new
-  if old is not None and 'run' not in old:
-    workdir.check_same_run(folder, old, new)  # raises: it is no run
-  # Nothing was trained here yet: a run that was refused or failed at once
-  # leaves its place to the next one, whatever its config.
-  paths.remove(paths.join(folder, workdir.NULLS))
-  new['assets'] = assets_lib.save(folder_assets, assets)
-  workdir.write_config(folder, new)
-  return new
 
-
-def _check_processes(config, corpus) -> None:
-  """Refuses processes that train on different things."""
-  values = dataclasses.asdict(config)
-  for place in ('corpus', 'priors'):  # may be mounted elsewhere
-    del values[place]
-  processes.check_equal('the configuration', values)
-  processes.check_equal('the corpus', _manifest_sha256(corpus))
-
-
-def _manifest_sha256(corpus: corpus_lib.Corpus) -> str:
-  text = json.dumps(corpus.manifest, sort_keys=True)
-  return paths.sha256_bytes(text.encode())
-
-
-def _evaluates(
-  config: train_config.TrainConfig, corpus: corpus_lib.Corpus
-) -> bool:
-  return config.eval_every > 0 and 'validation' in corpus.splits
-
-
-def _null_models(config, corpus, folder) -> nulls.NullModels | None:
-  """Null models, fitted once and kept in the workdir; None if not needed."""
-  if not _evaluates(config, corpus) and config.id_bias != 'frequency':
-    return None
-  path = paths.join(folder, workdir.NULLS)
-
-  def fit() -> None:
-    if not paths.exists(path):
-      evaluate.fit_nulls(corpus, config.encoding, config.data).save(path)
-
-  processes.from_first(fit)
-  null_models = nulls.NullModels.load(path)
-  null_models.check(config.encoding, config.data.mask, path)
-  return null_models
-
-
-def _make_evaluator(config, corpus, null_models) -> evaluate.Evaluator | None:
-  """The evaluator; None where nothing is to be evaluated."""
-  if not _evaluates(config, corpus):
-    if config.eval_every > 0:
-      logging.warning(
-        '%s holds no validation cells: nothing is evaluated', config.corpus
+    # The loop, from the newest good checkpoint; again where it rolls back.
+    watch = watchdog.Watchdog(
+      config.guard.hang_after_s,
+      lambda seconds: log.event('hung', silent_s=seconds),
+    )
+    with interruption.StopSignals() as signals, watch:
+      while True:
+        latest = checkpoints.latest()
+        if latest is None:
+          state, memory = init(), ()
+        else:
+          with log.spent('restore'):
+            state, memory = _restore(checkpoints, latest, shapes, places, facts)
+        sharding.check_shared((state.params, state.opt_state), mesh)
+        run = loop.Run(
+          config=config,
+          mesh=mesh,
+          loader=loader,
+          knowledge=knowledge,
+          step_fn=step_fn,
+          evaluate=evaluator,
+          save=functools.partial(_save, checkpoints, facts),
+          check=checkpoints.check,
+          guard=guard.Guard(config.guard, memory),
+          left_out=guard.left_out(folder, config.skip_batches),
+          log=log,
+          watch=watch,
+          signals=signals,
+        )
+        log.open(config, int(state.step), is_new=latest is None)
+        try:
+          done = run.train(state, is_new=latest is None)
+          break
+        except guard.RollBack as decision:
+          written = _roll_back(decision, checkpoints, config, folder)
+          log.event('rollback', **written)
+          log.close()
+    checkpoints.close()
+    if done < config.optimizer.total_steps:
+      log.end('stopped', done)
+      processes.barrier('stopped')  # the first to raise ends the others
+      raise errors.RetryableError(
+        f'stopped by a signal at step {done}; the state is saved, start the '
+        'same command again to go on'
       )
-    return None
-  return evaluate.Evaluator(
-    corpus,
-    config.model,
-    config.encoding,
-    config.data,
-    config.loss,
-    null_models,
-    max_cells=config.eval_cells or None,
-  )
+    log.end('done', done)
+  return done
 
 
 def _save(
   checkpoints: checkpoint.Checkpoints,
+  facts: dict[str, Any],
   state: train_step.TrainState,
   step: int,
-  facts: dict[str, Any],
+  memory: list[float],
 ) -> None:
   training = {
     'step': state.step,
     'next_batch': state.next_batch,
     'opt_state': state.opt_state,
   }
-  checkpoints.save(step, state.params, training, {'step': step, **facts})
+  metadata = {
+    'step': step,
+    'next_batch': int(state.next_batch),
+    'losses': memory,
+    **facts,
+  }
+  checkpoints.save(step, state.params, training, metadata)
 
 
 def _restore(
-  checkpoints, step: int, shapes, places, facts
-) -> train_step.TrainState:
+  checkpoints: checkpoint.Checkpoints, step: int, shapes, places, facts
+) -> tuple[train_step.TrainState, list[float]]:
+  """The state of a step, and the losses that its guard remembered."""
   place = paths.join(checkpoints.folder, str(step))
-  if checkpoint.read_metadata(place)['assets'] != facts['assets']:
+  metadata = checkpoint.read_metadata(place)
+  if metadata['assets'] != facts['assets']:
     raise errors.UserError(
       f'{place} was written with other assets (vocabulary, medians or priors) '
       'than this run has; remove it, or use another workdir'
@@ -347,16 +259,22 @@ def _restore(
     'opt_state': target.opt_state,
   }
   params, training = checkpoints.restore(step, target.params, training)
-  return train_step.TrainState(params=params, **training)
+  state = train_step.TrainState(params=params, **training)
+  return state, metadata.get('losses', [])
 
 
-def _log_start(config: train_config.TrainConfig, devices: int) -> None:
-  counts = model_lib.count_parameters(config.model)
-  groups = ', '.join(f'{n:,} {g}' for g, n in counts.items() if g != 'total')
-  logging.info(
-    '%d device%s; %s parameters (%s)',
-    devices,
-    '' if devices == 1 else 's',
-    f'{counts["total"]:,}',
-    groups,
+def _roll_back(
+  decision: guard.RollBack,
+  checkpoints: checkpoint.Checkpoints,
+  config: train_config.TrainConfig,
+  folder: paths.PathLike,
+) -> dict[str, Any]:
+  """Writes down that a run goes back, before it does."""
+  step = checkpoints.latest()
+  first = 0
+  if step is not None:
+    place = paths.join(checkpoints.folder, str(step))
+    first = checkpoint.read_metadata(place).get('next_batch', step)
+  return processes.from_first(
+    lambda: guard.commit(folder, config.guard, decision, step or 0, first)
   )

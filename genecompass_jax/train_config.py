@@ -6,6 +6,7 @@ from genecompass_jax import (
   data as data_lib,
   encoding as encoding_lib,
   errors,
+  guard as guard_lib,
   losses,
   model as model_lib,
   optimizer as optimizer_lib,
@@ -44,6 +45,9 @@ class TrainConfig:
     eval_cells: held-out cells of an evaluation, evenly spaced; 0 for all.
     checkpoint_every: steps between checkpoints; the last step has one always.
     keep_checkpoints: newest checkpoints kept.
+    guard: what is done about losses that are not finite, spikes and hangs.
+    skip_batches: numbers of batches that are left out, as metrics.jsonl names
+      them.
     profile_steps: first and last step of a window that JAX profiles into
       WORKDIR/profile; empty for none.
     writers: what is told the lines of metrics.jsonl too: 'tensorboard',
@@ -67,6 +71,8 @@ class TrainConfig:
   eval_cells: int = 0
   checkpoint_every: int = 1000
   keep_checkpoints: int = 3
+  guard: guard_lib.GuardConfig = guard_lib.GuardConfig()
+  skip_batches: tuple[int, ...] = ()
   profile_steps: tuple[int, ...] = ()
   writers: tuple[str, ...] = ()
 
@@ -88,3 +94,8 @@ class TrainConfig:
         f'id_bias={self.id_bias!r}: choose zeros or frequency'
       )
     profiling.check_steps(self.profile_steps)
+    if not all(type(b) is int and b >= 0 for b in self.skip_batches):
+      raise errors.UserError(
+        f'skip_batches={self.skip_batches}: give whole numbers from 0, each '
+        'with a comma behind it'
+      )

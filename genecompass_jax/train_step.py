@@ -101,6 +101,11 @@ class TrainState:
   params: model_lib.Params
   opt_state: Any
 
+  @property
+  def skipped(self) -> jax.Array:
+    """Batches that these parameters were not trained on: every other was."""
+    return self.next_batch - self.step
+
 
 def train_step(
   state: TrainState,
@@ -114,6 +119,9 @@ def train_step(
   the global batch that it was asked of: it depends neither on how rows lie on
   devices nor on how many of them are worked on at a time. A term that was
   asked of none is 0.
+
+  A batch whose loss or gradient is not finite changes nothing but
+  `next_batch`: `accepted` is then False.
   """
   key = jax.random.key(config.seed)
   dropout_key = jax.random.fold_in(key, state.next_batch)
@@ -130,11 +138,17 @@ def train_step(
   values['learning_rate'] = optimizer_lib.make_schedule(config.optimizer)(
     state.step
   )
-  state = TrainState(
+  accepted = jnp.isfinite(values['loss']) & jnp.isfinite(values['grad_norm'])
+  values['accepted'] = accepted
+  updated = TrainState(
     step=state.step + 1,
     next_batch=state.next_batch + 1,
     params=optax.apply_updates(state.params, updates),
     opt_state=opt_state,
+  )
+  kept = dataclasses.replace(state, next_batch=updated.next_batch)
+  state = jax.tree.map(
+    lambda new, old: jnp.where(accepted, new, old), updated, kept
   )
   return state, values
 

@@ -66,14 +66,21 @@ class TrainingLog:
 
   def __exit__(self, *exc: object) -> None:
     self._compiles.stop()
-    if self._file is None:
-      return
     # An error is on its way, else `end` was called: nothing may hide it.
     with contextlib.suppress(Exception):
+      self.close()
+
+  def close(self) -> None:
+    """Ends without the last step: it is not of the run that goes on."""
+    self._pending = None
+    if self._file is None:
+      return
+    try:
       self._close_profile()
       self.account(self._step)
       self._file.close()
-    self._file = None
+    finally:
+      self._file = None
 
   def open(
     self, config: train_config.TrainConfig, first_step: int, *, is_new: bool
@@ -155,11 +162,7 @@ class TrainingLog:
 
   @contextlib.contextmanager
   def checkpoint(self, step: int) -> Iterator[None]:
-    """Saving what a step has left; what it claims is written before.
-
-    Raises:
-      FloatingPointError: loss or gradient are not finite.
-    """
+    """Saving what a step has left; what it claims is written before."""
     self.catch_up()
     with self.spent('checkpoint'):
       if self._file is not None:
@@ -225,6 +228,16 @@ class TrainingLog:
       values = {**values, _SUMS: self._reducer.sum(self._amount.numbers())}
     self._pending = step, values
 
+  def fetch(self, values: dict[str, jax.Array]) -> dict[str, Any]:
+    """Waits for the values of the step before, and remembers if it had to."""
+    self._blocked = not _is_done(values)
+    return jax.device_get(values)
+
+  def forget(self) -> None:
+    """Drops the numbers of the last step: its batch was not accepted."""
+    self._pending = None
+    self._step -= 1
+
   def _check_programs(self, step: int, host_batch: schemas.HostBatch) -> None:
     """Says when the step was compiled again for a shape it has met."""
     batch = host_batch.batch
@@ -247,11 +260,7 @@ class TrainingLog:
       )
 
   def catch_up(self) -> None:
-    """Waits for the last step and writes it, if it is due.
-
-    Raises:
-      FloatingPointError: loss or gradient are not finite.
-    """
+    """Waits for the last step and writes it, if it is due."""
     if self._pending is not None:
       # The line before was written while this step ran. The time of this one
       # began when the step before ended: that is known if it was waited for,
@@ -259,36 +268,24 @@ class TrainingLog:
       if not self._blocked:
         self._started = min(self._started, self._asked)
         self._waited = max(self._waited, self._wait)
-      self._write(check=True)
+      self._write()
 
   def _is_due(self, step: int) -> bool:
     is_last = step == self._config.optimizer.total_steps
     return is_last or progress.is_due(step, self._config.log_every)
 
-  def _write(self, check: bool = False) -> None:
+  def _write(self) -> None:
     if self._pending is None:
       return
     step, values = self._pending
     self._pending = None
-    is_due = self._is_due(step)
-    now = time.perf_counter()
-    line = {}
-    if is_due or check:
-      self._blocked = not _is_done(values)
-      values = jax.device_get(values)
-      now = time.perf_counter()
-      sums = values.pop(_SUMS, None)
-      line = {k: float(v) for k, v in values.items()}
-    for name in ('loss', 'grad_norm'):
-      if not math.isfinite(line.get(name, 0.0)):
-        self.event('not_finite', step=step)
-        raise FloatingPointError(
-          f'{name} is {line[name]} at step {step}; lower '
-          'optimizer.learning_rate and use a new --workdir'
-        )
-    if not is_due:
+    if not self._is_due(step):
       self._bar.update(1)
       return
+    values = jax.device_get(values)
+    now = time.perf_counter()
+    sums = values.pop(_SUMS, None)
+    line = {k: float(v) for k, v in values.items()}
     line |= self._rates(now, sums)
     if self._file is not None:
       self._file.write(step=step, **line)

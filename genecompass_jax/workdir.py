@@ -4,6 +4,7 @@ config.json     configuration of the run, hashes of corpus and assets
 assets/         vocabulary, medians, encoding, prior tables
 metrics.jsonl   one JSON object a line
 checkpoints/    Orbax, with seals
+rollbacks.json  batches that the run went back behind, if it ever did
 nulls.npz       null models fitted on the training cells
 profile/        traces of JAX's profiler, where profile_steps asks for them
 tensorboard/    wandb/    what optional writers write
@@ -43,6 +44,8 @@ MAY_CHANGE = (
   'eval_cells',
   'checkpoint_every',
   'keep_checkpoints',
+  'guard',
+  'skip_batches',
   'profile_steps',
   'writers',
 )

@@ -282,12 +282,12 @@ DEVICES = textwrap.dedent("""
 
   make_mesh, save, shapes = sharding.make_mesh, train._save, {}
 
-  def look(checkpoints, state, *rest):
+  def look(checkpoints, facts, state, *rest):
     for path, x in jax.tree_util.tree_leaves_with_path(state):
       part = x.sharding.shard_shape(x.shape)
       name = jax.tree_util.keystr(path)
       shapes[name] = x.shape, part, len(x.sharding.device_set)
-    save(checkpoints, state, *rest)
+    save(checkpoints, facts, state, *rest)
 
   train._save = look
   for devices, fsdp, workdir in json.loads(sys.argv[1]):
@@ -662,9 +662,7 @@ def test_malformed_configs_are_one_line(trained, tmp_path):
       pretrained.load(workdir)
 
 
-def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(
-  tmp_path, tiny_run
-):
+def test_a_run_that_diverges_goes_back_and_then_fails(tmp_path, tiny_run):
   workdir = tmp_path / 'run'
   changes = {
     'optimizer.learning_rate': 1e30,
@@ -674,5 +672,7 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(
   }
   with pytest.raises(FloatingPointError, match='lower optimizer.learning_rate'):
     tiny_run(workdir, changes)
-  assert events(workdir) == ['start', 'not_finite']
+  # It takes a few updates to diverge; ten batches in a row tell so.
+  again = [*10 * ['not_finite'], 'rollback', 'start', 'left_out']
+  assert events(workdir) == ['start', *3 * again, *10 * ['not_finite']]
   assert not checkpoint.all_steps(workdir / 'checkpoints')
