@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   if words[0] == 'plan':
     # Fields of the configuration: any name may follow --config.
     argv = [f'--set={a}' if a.startswith('--config.') else a for a in argv]
+  if words[0] == 'launch' and '--' in argv:
+    at = [*argv].index('--')  # what is behind it is for another command
+    argv = [*argv[:at], *(f'--flag={a}' for a in argv[at + 1 :])]
   parser = _parser(words[0], words[1])
   args = parser.parse_args(argv)
   logging.basicConfig(level=logging.WARNING, format='%(message)s')
@@ -151,6 +154,7 @@ def _parser(chosen: str, step: str) -> argparse.ArgumentParser:
     ('plan', 'does a run fit a pod, and what will it cost?', _plan),
     ('report', 'held-out losses of a run beside the null models', _report),
     ('watch', 'runs while they train, in the terminal', _watch),
+    ('launch', 'a training in several processes, started again', _launch),
     ('corpus', 'check, describe, merge or convert corpora', _corpus),
     ('doctor', 'is everything here in order?', _doctor),
   ):
@@ -368,6 +372,12 @@ def _watch(parser: argparse.ArgumentParser) -> Runner:
     watch.watch(args.workdirs, once=args.once, every=args.every)
 
   return run
+
+
+def _launch(parser: argparse.ArgumentParser) -> Runner:
+  from genecompass_jax import launch
+
+  return launch.add_arguments(parser)
 
 
 def _corpus(parser: argparse.ArgumentParser) -> Runner:

@@ -46,7 +46,7 @@ LEVELS = (
   (5, 'tasks analysis scaling'),
   (6, 'doctor demo corpus_bench'),
   (6, 'tail'),
-  (6, 'watch'),
+  (6, 'watch launch'),
   (6, 'main'),
   (6, 'cli'),
 )
@@ -87,7 +87,7 @@ NO_JAX = (
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
   *('kernels', 'ranking', 'tie_ranking', 'cli', 'main', 'pickled'),
   *('prior_tables', 'goodput', 'writers', 'text_plot', 'watch', 'tail'),
-  *('config_values', 'chips', 'processes'),
+  *('config_values', 'chips', 'processes', 'launch'),
 )
 
 

@@ -1,0 +1,320 @@
+"""Starts a run in several processes on this host, and again when it stops.
+
+The small supervisor: what a cluster's launcher does for many hosts, for one.
+It starts processes that join each other, passes signals on, and starts *all* of
+them again when one was lost or asks for it; a run cannot go on with some.
+
+Nothing survives it: the processes end with it, even if it is killed itself.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from genecompass_jax import errors, paths, workdir as workdir_lib
+
+MODULE = 'genecompass_jax.main'
+# Between starts that came no further; doubled each time up to the second.
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
+# Processes end together by themselves; who does not in time is killed.
+_GRACE_S = 30.0
+# After SIGTERM: the time that a step and a checkpoint may take.
+_GRACE_STOP_S = 600.0
+_CHECK_S = 0.05
+_DEVICES = '--xla_force_host_platform_device_count'
+
+
+def add_arguments(
+  parser: argparse.ArgumentParser,
+) -> Callable[[argparse.Namespace], int]:
+  """Adds the flags of `genecompass launch`; returns what runs it."""
+  parser.add_argument(
+    'where', choices=['local'], help='where: processes on this host'
+  )
+  parser.add_argument(
+    '-n', '--processes', type=int, default=1, metavar='P', help='processes'
+  )
+  parser.add_argument(
+    '--devices-per-process',
+    type=int,
+    default=0,
+    metavar='D',
+    help='CPU devices that each makes of its cores; 0: as JAX finds them',
+  )
+  parser.add_argument(
+    '--max-restarts',
+    type=int,
+    default=10,
+    metavar='R',
+    help='starts in a row that bring no new checkpoint, before it gives up',
+  )
+  parser.add_argument(
+    '--flag',
+    dest='flags',
+    action='append',
+    default=[],
+    metavar='FLAG',
+    help=f'a flag of python -m {MODULE}; all that is behind -- is taken so',
+  )
+  parser.epilog = (
+    'example: genecompass launch local -n 2 -- --config=experiments/tiny.py '
+    '--workdir=RUN --config.corpus=CORPUS'
+  )
+  return run
+
+
+def run(arguments: argparse.Namespace) -> int:
+  """Runs the command; returns its exit code.
+
+  Raises:
+    UserError: a number is wrong, or no run is named.
+  """
+  for name, low in (
+    ('processes', 1), ('devices_per_process', 0), ('max_restarts', 0),
+  ):  # fmt: skip
+    if getattr(arguments, name) < low:
+      flag = name.replace('_', '-')
+      raise errors.UserError(
+        f'--{flag}={getattr(arguments, name)} must be at least {low}'
+      )
+  flags = arguments.flags
+  found = re.search(r'(?:^|\0)--?workdir[=\0]([^\0]*)', '\0'.join(flags))
+  if not found:
+    raise errors.UserError(
+      'no run is named: give the flags of the training behind --, such as -- '
+      '--config=experiments/tiny.py --workdir=RUN'
+    )
+  supervisor = Supervisor(
+    [sys.executable, '-m', MODULE, *flags],
+    os.path.expanduser(found.group(1)),
+    num_processes=arguments.processes,
+    devices=arguments.devices_per_process,
+    max_restarts=arguments.max_restarts,
+  )
+  return supervisor.run()
+
+
+class Supervisor:
+  """Starts the processes of a run, again and again until it is done."""
+
+  def __init__(
+    self,
+    command: Sequence[str],
+    workdir: str,
+    *,
+    num_processes: int,
+    devices: int = 0,
+    max_restarts: int = 10,
+  ):
+    """A supervisor of a command.
+
+    Args:
+      command: of every process; they find each other by their environment.
+      workdir: whose checkpoints tell progress.
+      num_processes: to start.
+      devices: CPU devices of each; 0: as JAX finds them.
+      max_restarts: in a row without a new checkpoint.
+    """
+    self._command, self._workdir = list(command), workdir
+    self._num, self._devices = num_processes, devices
+    self._max_restarts = max_restarts
+    self._asked: int | None = None  # the signal that asked to stop
+    self._passed_on = False
+
+  def run(self) -> int:
+    """Runs to the end.
+
+    Returns:
+      0 when all are done, 1 or 2 where one failed so, 42 where a signal has
+      stopped them or they came no further.
+    """
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+      before[number] = signal.signal(number, self._stop)
+    try:
+      return self._run()
+    finally:
+      for number, handler in before.items():
+        signal.signal(number, handler)
+
+  def _run(self) -> int:
+    useless = 0
+    while True:
+      progress = self._progress()
+      codes = self._attempt()
+      code = verdict(codes)
+      if code != errors.EXIT_RETRY or self._asked is not None:
+        return code
+      useless = 0 if self._progress() != progress else useless + 1
+      shown = ', '.join(str(c) for c in codes)
+      if useless > self._max_restarts:
+        self._say(
+          f'ended with {shown}; {self._max_restarts} restarts brought no new '
+          'checkpoint: giving up'
+        )
+        return code
+      wait = 0.0
+      if useless:
+        wait = min(_FIRST_WAIT_S * 2 ** (useless - 1), _LONGEST_WAIT_S)
+      self._say(f'ended with {shown}; starting all again in {wait:g} s')
+      deadline = time.monotonic() + wait
+      while time.monotonic() < deadline:
+        time.sleep(_CHECK_S)
+        if self._asked is not None:
+          return errors.EXIT_RETRY
+
+  def _attempt(self) -> list[int]:
+    """Starts all processes once; returns their exit codes when all ended."""
+    processes = []
+    try:
+      port = _free_port()
+      self._passed_on = False
+      for index in range(self._num):
+        processes.append(self._start(index, port))
+      readers = [
+        threading.Thread(target=_copy, args=(i, stream, out), daemon=True)
+        for i, process in enumerate(processes)
+        for stream, out in (
+          (process.stdout, sys.stdout.buffer),
+          (process.stderr, sys.stderr.buffer),
+        )
+      ]
+      for reader in readers:
+        reader.start()
+      self._wait(processes)
+      for reader in readers:
+        reader.join(_GRACE_S)
+    finally:
+      for process in processes:
+        _kill(process)
+    return [_code(process.returncode) for process in processes]
+
+  def _start(self, index: int, port: int) -> subprocess.Popen:
+    environment = dict(os.environ)
+    if self._num > 1:
+      environment |= {
+        'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
+        'JAX_NUM_PROCESSES': str(self._num),
+        'JAX_PROCESS_ID': str(index),
+      }
+    if self._devices:
+      flags = environment.get('XLA_FLAGS', '')
+      kept = [f for f in flags.split() if not f.startswith(_DEVICES)]
+      flags = ' '.join([*kept, f'{_DEVICES}={self._devices}'])
+      environment |= {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+    return subprocess.Popen(
+      self._command,
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      env=environment,
+      # Ctrl-C comes to this process alone, which passes on what is polite.
+      start_new_session=True,
+      preexec_fn=_die_with(os.getpid()),
+    )
+
+  def _wait(self, processes: Sequence[subprocess.Popen]) -> None:
+    """Until all have ended; after the first fault the others have a while."""
+    deadline = None
+    while True:
+      codes = [process.poll() for process in processes]
+      if None not in codes:
+        return
+      now = time.monotonic()
+      if self._asked is not None and not self._passed_on:
+        self._passed_on = True
+        deadline = now + _GRACE_STOP_S
+        for process in processes:  # all join in one stop: to each its own
+          if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+      failed = [code for code in codes if code]
+      if failed:
+        # One that was lost leaves others in the middle of a step: they know
+        # nothing, and wait for their heartbeat in vain.
+        lost = any(_code(code) >= 127 for code in failed)
+        limit = now if lost else now + _GRACE_S
+        deadline = limit if deadline is None else min(deadline, limit)
+      if deadline is not None and now >= deadline:
+        return
+      time.sleep(_CHECK_S)
+
+  def _stop(self, number: int, frame: Any) -> None:
+    del frame
+    if self._asked is not None and number == signal.SIGINT:
+      raise KeyboardInterrupt  # asked twice: now
+    self._asked = number
+
+  def _progress(self) -> list[str]:
+    """Sealed checkpoints: another list is progress."""
+    folder = paths.join(self._workdir, workdir_lib.CHECKPOINTS)
+    names = paths.listdir(folder) if paths.exists(folder) else []
+    return [name for name in names if name.endswith('.sha256.json')]
+
+  def _say(self, text: str) -> None:
+    print(f'launch: {text}', file=sys.stderr, flush=True)
+
+
+def verdict(codes: Sequence[int]) -> int:
+  """One exit code of those of all processes.
+
+  A mistake or a failure is final; what a lost process makes of the others is
+  not, nor is a wish to be started again.
+  """
+  for code in (errors.EXIT_USAGE, errors.EXIT_FAILED, errors.EXIT_INTERRUPTED):
+    if code in codes:
+      return code
+  if any(code == errors.EXIT_RETRY or code >= 127 for code in codes):
+    return errors.EXIT_RETRY
+  return max(codes)
+
+
+def _code(returncode: int) -> int:
+  """An exit code as a shell tells it: 128 and the number of a signal."""
+  return 128 - returncode if returncode < 0 else returncode
+
+
+def _free_port() -> int:
+  with socket.socket() as server:
+    server.bind(('127.0.0.1', 0))
+    return server.getsockname()[1]
+
+
+def _copy(index: int, stream: Any, out: Any) -> None:
+  """Passes lines on, with the number of their process before them."""
+  for line in stream:
+    end = b'' if line.endswith(b'\n') else b'\n'
+    out.write(b'[%d] ' % index + line + end)
+    out.flush()
+
+
+def _kill(process: subprocess.Popen) -> None:
+  """Ends a process and all that it has started."""
+  with contextlib.suppress(ProcessLookupError, PermissionError):  # it is gone
+    os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+  """What makes a new process end with this one (Linux; elsewhere nothing)."""
+  try:
+    library = ctypes.CDLL(None, use_errno=True)
+    set_option = library.prctl
+  except (OSError, AttributeError):
+    return lambda: None
+
+  def before_it_runs() -> None:
+    set_option(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died in between
+      os._exit(errors.EXIT_RETRY)
+
+  return before_it_runs
