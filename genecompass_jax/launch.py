@@ -179,8 +179,8 @@ class Supervisor:
     try:
       port = _free_port()
       self._passed_on = False
-      for index in range(self._num):
-        processes.append(self._start(index, port))
+      # One by one: what is started is ended, whatever comes in between.
+      processes.extend(self._start(i, port) for i in range(self._num))
       readers = [
         threading.Thread(target=_copy, args=(i, stream, out), daemon=True)
         for i, process in enumerate(processes)
