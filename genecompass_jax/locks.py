@@ -1,11 +1,18 @@
-"""One process at a time in a folder of this machine."""
+"""One process at a time in a folder: by locks here, by leases in stores."""
 
 import contextlib
 import fcntl
+import itertools
+import logging
 import os
+import socket
+import threading
+import time
+import uuid
 from collections.abc import Iterator
+from typing import Any
 
-from genecompass_jax import errors
+from genecompass_jax import errors, paths
 
 
 @contextlib.contextmanager
@@ -37,3 +44,86 @@ def held(path: str, busy: str, unlink: bool = True) -> Iterator[None]:
       if unlink:
         with contextlib.suppress(FileNotFoundError):  # the folder may be gone
           os.unlink(path)
+
+
+@contextlib.contextmanager
+def leased(path: str, busy: str, seconds: float = 60.0) -> Iterator[None]:
+  """Holds a lease: what there is where a store has no locks.
+
+  The holder writes the file anew every quarter of the time. One that finds a
+  file waits as long as a lease lasts: if the file is still being written, it
+  refuses; if not, its holder is dead and the lease is taken over. No clocks are
+  compared. Two that come within the same moments may both believe that they
+  hold it, if the store shows what they wrote late: a lease keeps mistakes away,
+  it proves nothing. A holder that finds another's name in it says so and stops
+  writing.
+
+  Args:
+    path: of the file, local or a URL.
+    busy: what to say where another process holds it.
+    seconds: that a lease lasts without being written anew.
+
+  Raises:
+    UserError: another process holds it.
+  """
+  name = f'{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}'
+  before = _read(path)
+  if before is not None:
+    logging.warning(
+      '%s: another process has trained here; looking whether it still does, '
+      'for %g s', *(path, seconds)
+    )  # fmt: skip
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+      time.sleep(min(seconds / 20, 1.0))
+      now = _read(path)
+      if now is None:
+        break
+      if now != before:
+        raise errors.UserError(f'{busy} ({now.get("owner", "unknown")})')
+  _write(path, name, 0)
+  time.sleep(min(seconds / 60, 1.0))
+  found = _read(path) or {}
+  if found.get('owner') != name:
+    raise errors.UserError(f'{busy} ({found.get("owner", "unknown")})')
+  ends = threading.Event()
+
+  def renew() -> None:
+    for number in itertools.count(1):
+      if ends.wait(seconds / 4):
+        return
+      try:
+        owner = (_read(path) or {}).get('owner', name)
+        if owner != name:
+          logging.error('%s: %s trains here as well; stop one', path, owner)
+          return
+        _write(path, name, number)
+      except (OSError, ValueError, RuntimeError) as error:
+        logging.warning('%s cannot be written: %s', path, error)
+
+  thread = threading.Thread(target=renew, daemon=True, name='genecompass-lease')
+  thread.start()
+  try:
+    yield
+  finally:
+    ends.set()
+    thread.join()
+    with contextlib.suppress(OSError, RuntimeError):
+      if (_read(path) or {}).get('owner') == name:
+        paths.remove(path)
+
+
+def _read(path: str) -> dict[str, Any] | None:
+  """A lease; None where there is none."""
+  try:
+    found = (
+      paths.parse_json(paths.read_text(path)) if paths.exists(path) else {}
+    )
+  except (FileNotFoundError, ValueError):  # gone, or half written: somebody's
+    return {'owner': 'unknown'} if paths.exists(path) else None
+  return found if isinstance(found, dict) and found else None
+
+
+def _write(path: str, owner: str, number: int) -> None:
+  lease = {'owner': owner, 'renewed': number, 'time': round(time.time())}
+  paths.write_json(path, lease)

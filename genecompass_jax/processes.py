@@ -289,7 +289,8 @@ def is_lost_peer(error: Exception) -> bool:
   """Whether an error of the runtime is that of a connection that broke."""
   text = str(error)
   return type(error).__name__ in ('JaxRuntimeError', 'XlaRuntimeError') and (
-    'Gloo' in text or text.startswith(('UNAVAILABLE', 'ABORTED', 'CANCELLED'))
+    'Gloo' in text
+    or text.startswith(('UNAVAILABLE', 'ABORTED', 'CANCELLED', 'DEADLINE'))
   )
 
 

@@ -9,6 +9,7 @@ nulls.npz       null models fitted on the training cells
 profile/        traces of JAX's profiler, where profile_steps asks for them
 tensorboard/    wandb/    what optional writers write
 .lock           held by the process that trains here (local folders)
+lease.json      of the process that trains here (stores)
 """
 
 import contextlib
@@ -24,6 +25,7 @@ ASSETS = 'assets'
 CHECKPOINTS = 'checkpoints'
 NULLS = 'nulls.npz'
 LOCK = '.lock'
+LEASE = 'lease.json'
 FORMAT = 1
 
 # Fields of a configuration that may differ when a run is resumed: the stream of
@@ -53,7 +55,10 @@ MAY_CHANGE = (
 
 @contextlib.contextmanager
 def locked(workdir: paths.PathLike) -> Iterator[None]:
-  """Keeps other processes of this machine from training in a local workdir.
+  """Keeps other processes from training in a workdir.
+
+  A local one is locked. In a store there is a lease, which keeps a second run
+  away that comes later, and may fail for two that come at the same moment.
 
   Raises:
     UserError: one does already, or the folder is no place for a run.
@@ -63,14 +68,15 @@ def locked(workdir: paths.PathLike) -> Iterator[None]:
     raise errors.UserError(
       f'{folder} holds a corpus; name another folder with --workdir'
     )
-  if '://' in folder:
-    yield
-    return
-  os.makedirs(folder, exist_ok=True)
   busy = (
     f'{folder}: another process is training here; wait for it, or use another '
     '--workdir'
   )
+  if paths.is_url(folder):
+    with locks.leased(paths.join(folder, LEASE), busy):
+      yield
+    return
+  os.makedirs(folder, exist_ok=True)
   with locks.held(os.path.join(folder, LOCK), busy):
     yield
 

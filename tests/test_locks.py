@@ -1,0 +1,44 @@
+"""Leases, where a store has no locks: on files, which are read alike."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from genecompass_jax import errors, locks
+
+
+def test_a_second_one_is_refused_while_the_first_is_alive(tmp_path):
+  path = str(tmp_path / 'lease.json')
+  with locks.leased(path, 'busy', 1.0):
+    owner = json.loads((tmp_path / 'lease.json').read_text())['owner']
+    with (
+      pytest.raises(errors.UserError, match=f'busy .*{owner}'),
+      locks.leased(path, 'busy', 1.0),
+    ):
+      pass
+  assert not (tmp_path / 'lease.json').exists()  # given back
+
+
+def test_a_lease_of_the_dead_is_taken_over(tmp_path):
+  path = tmp_path / 'lease.json'
+  for text in ('{"owner": "dead", "renewed": 7}', 'no lease {'):
+    path.write_text(text)
+    with locks.leased(str(path), 'busy', 0.2):
+      assert json.loads(path.read_text())['owner'] != 'dead'
+
+
+def test_one_that_is_overtaken_says_so_and_leaves_the_lease(tmp_path, caplog):
+  path = tmp_path / 'lease.json'
+  with locks.leased(str(path), 'busy', 0.2):
+    path.write_text('{"owner": "another"}')
+    deadline = time.monotonic() + 60
+    while 'another trains here as well' not in caplog.text:
+      assert time.monotonic() < deadline
+      time.sleep(0.02)
+  assert 'another' in path.read_text()
+  assert not any(
+    t.name == 'genecompass-lease' and t.is_alive()
+    for t in threading.enumerate()
+  )
