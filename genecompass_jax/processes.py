@@ -126,7 +126,7 @@ def _checked(job: Job, given, names: str) -> Job:
       'numbered from 0'
     )
   host, _, port = job.coordinator.rpartition(':')
-  if not host or not port.isdigit():
+  if not host or not port.isdigit() or int(port) > 65535:
     raise errors.UserError(
       f'coordinator {job.coordinator!r}: give HOST:PORT of process 0'
     )

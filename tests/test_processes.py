@@ -99,6 +99,7 @@ def test_a_process_knows_what_job_it_is_of():
     ((None, 2, 0), {}, 'needs --coordinator'),
     (('host:1', 2, 2), {}, 'process 2 of 2'),
     (('host', 2, 0), {}, 'give HOST:PORT'),
+    (('host:70000', 2, 0), {}, 'give HOST:PORT'),
     ((), {'JAX_NUM_PROCESSES': '2'}, 'needs JAX_COORDINATOR_ADDRESS'),
     ((), {'JAX_NUM_PROCESSES': 'x'}, "JAX_NUM_PROCESSES='x'"),
     ((), {'OMPI_COMM_WORLD_SIZE': '2'}, 'does not name its first host'),
@@ -126,7 +127,7 @@ def test_alone_nothing_is_waited_for():
 def test_processes_are_one_run_through_sigterm_and_another_number(
   train_command, trained, tmp_path
 ):
-  """Two jobs of one run: 2 processes, then 4 that share weights."""
+  """Two jobs of one run: 2 processes, then 4, two and two with the same rows."""
   workdir = tmp_path / 'run'
   command = train_command(workdir)
   with Job([command] * 2) as job:
@@ -143,7 +144,7 @@ def test_processes_are_one_run_through_sigterm_and_another_number(
   ] == [stopped]
   assert sum('stopped by a signal' in text for text in said) == 1
 
-  command = train_command(workdir, {'mesh.fsdp': 2})
+  command = train_command(workdir, {'mesh.tensor': 2})
   with Job([command] * 4, devices=1) as job:
     codes, said = job.end()
   assert codes == [0] * 4, said
