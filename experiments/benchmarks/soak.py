@@ -185,9 +185,15 @@ def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
 
   found = {}
   for item in ('params', 'training'):
-    with ocp.StandardCheckpointer() as checkpointer:
+    place = (workdir / 'checkpoints' / str(step) / item).resolve()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      # As NumPy arrays: this process has other devices than the run.
+      asked = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+        checkpointer.metadata(place).item_metadata.tree,
+      )
       tree = checkpointer.restore(
-        (workdir / 'checkpoints' / str(step) / item).resolve()
+        place, args=ocp.args.PyTreeRestore(restore_args=asked)
       )
     for path, array in jax.tree_util.tree_leaves_with_path(tree):
       found[item + jax.tree_util.keystr(path)] = np.asarray(array)
