@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 from orbax import checkpoint as ocp
 
-from genecompass_jax import errors, paths, processes
+from genecompass_jax import checkpoint_copies, errors, paths, processes
 
 PARAMS = 'params'
 TRAINING = 'training'
@@ -40,10 +40,19 @@ class Checkpoints:
     """Opens (and makes) a folder of checkpoints, keeping the newest `keep`."""
     self.folder = str(folder)
     if processes.is_first():
-      _absolute(folder).mkdir(parents=True, exist_ok=True)
+      paths.make_folder(folder)
       for name in paths.listdir(folder):
         if _UNFINISHED in name:  # of a process that was killed
           paths.remove_tree(paths.join(folder, name))
+    # Where Orbax writes: here, or where files are copied up from.
+    self._local: str | None = None
+    if checkpoint_copies.is_needed(folder):
+      if processes.count() > 1:
+        raise errors.UserError(
+          f'{folder}: checkpoints of several processes go to gs:// or to a '
+          'folder that all of them see, not to s3://; name one with --workdir'
+        )
+      self._local = checkpoint_copies.new_folder()
     processes.barrier('checkpoints')
     self._checkpointer = ocp.AsyncCheckpointer(
       ocp.CompositeCheckpointHandler(),
@@ -70,7 +79,7 @@ class Checkpoints:
             _delete(self.folder, later)
       processes.barrier('save')
       self._checkpointer.save(
-        _absolute(self.folder) / str(step),
+        _absolute(self._local or self.folder) / str(step),
         args=ocp.args.Composite(
           **{
             PARAMS: ocp.args.StandardSave(params),
@@ -99,6 +108,8 @@ class Checkpoints:
     processes.barrier('close')  # process 0 has sealed the last step
     self._sealer.shutdown()
     self._checkpointer.close()
+    if self._local is not None:
+      paths.remove_tree(self._local)
 
   def latest(self) -> int | None:
     """The newest step whose seal holds, None where there is none."""
@@ -116,15 +127,16 @@ class Checkpoints:
     Returns:
       (params, training).
     """
-    restored = self._checkpointer.restore(
-      _absolute(self.folder) / str(step),
-      args=ocp.args.Composite(
-        **{
-          PARAMS: ocp.args.StandardRestore(params),
-          TRAINING: ocp.args.StandardRestore(training),
-        }
-      ),
-    )
+    with _readable(paths.join(self.folder, str(step))) as source:
+      restored = self._checkpointer.restore(
+        source,
+        args=ocp.args.Composite(
+          **{
+            PARAMS: ocp.args.StandardRestore(params),
+            TRAINING: ocp.args.StandardRestore(training),
+          }
+        ),
+      )
     return restored[PARAMS], restored[TRAINING]
 
   def _seal(self, step: int) -> None:
@@ -132,20 +144,22 @@ class Checkpoints:
     self._checkpointer.wait_until_finished()
     if not processes.is_first():
       return
-    seal(paths.join(self.folder, str(step)))
+    place = paths.join(self.folder, str(step))
+    if self._local is None:
+      seal(place)
+    else:
+      local = paths.join(self._local, str(step))
+      hashes = _hashes(local)
+      checkpoint_copies.upload(local, place)
+      paths.remove_tree(local)
+      paths.write_json(f'{place}{_SEAL}', hashes)
     # Older steps go only when this one is whole: a kill leaves a good one.
     for old in all_steps(self.folder)[: -self._keep]:
       _delete(self.folder, old)
     kept = {str(s) for s in all_steps(self.folder)}
     for name in paths.listdir(self.folder):
       if name.endswith(_SEAL) and name.removesuffix(_SEAL) not in kept:
-        paths.path(paths.join(self.folder, name)).unlink()
-
-
-def _absolute(folder: paths.PathLike) -> epath.Path:
-  """A path that Orbax takes; a URL is one, and epath would put a folder before."""
-  place = paths.path(folder)
-  return place if paths.is_url(folder) else place.resolve()
+        paths.remove(paths.join(self.folder, name))
 
 
 def _delete(folder: str, step: int) -> None:
@@ -154,16 +168,44 @@ def _delete(folder: str, step: int) -> None:
   paths.remove_tree(paths.join(folder, str(step)))
 
 
+def _absolute(folder: paths.PathLike) -> epath.Path:
+  """A path that Orbax takes; a URL is one, and epath would put a folder before."""
+  place = paths.path(folder)
+  return place if paths.is_url(folder) else place.resolve()
+
+
+@contextlib.contextmanager
+def _readable(folder: paths.PathLike, under: str = '') -> Iterator[epath.Path]:
+  """A sealed folder, or a local copy of what is `under` it, for Orbax to read."""
+  if not checkpoint_copies.is_needed(folder):
+    yield _absolute(folder)
+    return
+  try:
+    names = paths.read_json(f'{folder}{_SEAL}')
+  except (OSError, ValueError):
+    raise errors.UserError(
+      f'{folder}{_SEAL} is missing or damaged: it names the files to read; '
+      'copy the folder again with its .sha256.json files'
+    ) from None
+  names = [name for name in names if name.startswith(under)]
+  with checkpoint_copies.downloaded(folder, names) as local:
+    yield _absolute(local)
+
+
 @contextlib.contextmanager
 def _storage_faults(folder: str) -> Iterator[None]:
   """A full disk or a store out of reach passes: the run can be started again."""
   try:
     yield
+  except (errors.UserError, errors.RetryableError):
+    raise
   except (OSError, ValueError) as error:  # TensorStore raises ValueError
     line = errors.first_line(error)[:200]
+    is_far = paths.is_url(folder)
+    remedy = 'see that the store answers' if is_far else 'make room'
     raise errors.RetryableError(
-      f'{folder}: a checkpoint cannot be written ({line}); make room and '
-      'start the same command again: it goes on from the checkpoint before'
+      f'{folder}: a checkpoint cannot be written ({line}); {remedy} and start '
+      'the same command again: it goes on from the checkpoint before'
     ) from error
 
 
@@ -204,9 +246,12 @@ def latest_step(folder: paths.PathLike) -> int | None:
 
 def seal(folder: paths.PathLike) -> None:
   """Writes FOLDER.sha256.json: the hash of every file of a folder."""
+  paths.write_json(f'{folder}{_SEAL}', _hashes(folder))
+
+
+def _hashes(folder: paths.PathLike) -> dict[str, str]:
   names = paths.files_below(folder)
-  hashes = {n: paths.sha256_file(paths.join(folder, n)) for n in names}
-  paths.write_json(f'{folder}{_SEAL}', hashes)
+  return {n: paths.sha256_file(paths.join(folder, n)) for n in names}
 
 
 def check_seal(folder: paths.PathLike) -> str | None:
@@ -240,10 +285,22 @@ def seal_sha256(folder: paths.PathLike) -> str:
 
 def save_params(folder: paths.PathLike, params: Any) -> None:
   """Writes parameters alone (FOLDER/params) and their seal."""
-  target = _absolute(paths.join(folder, PARAMS))
+  target = paths.join(folder, PARAMS)
+  if not checkpoint_copies.is_needed(folder):
+    _save_params(_absolute(target), params)
+    seal(_absolute(target))
+    return
+  with checkpoint_copies.downloaded(target, ()) as scratch:
+    local = paths.join(scratch, PARAMS)
+    _save_params(_absolute(local), params)
+    hashes = _hashes(local)
+    checkpoint_copies.upload(local, target)
+  paths.write_json(f'{target}{_SEAL}', hashes)
+
+
+def _save_params(target: epath.Path, params: Any) -> None:
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(target, params, force=True)
-  seal(target)
 
 
 def restore_params(folder: paths.PathLike, params: Any) -> Any:
@@ -256,13 +313,17 @@ def restore_params(folder: paths.PathLike, params: Any) -> Any:
   Raises:
     UserError: the parameters do not fit, or cannot be read.
   """
-  source = _absolute(paths.join(folder, PARAMS))
-  try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      return checkpointer.restore(source, params)
-  except (ValueError, KeyError, OSError) as error:
-    line = errors.first_line(error)
-    raise errors.UserError(
-      f'{source}: parameters do not fit the model of config.json ({line}); '
-      'the folder mixes files of two models'
-    ) from error
+  source = paths.join(folder, PARAMS)
+  is_step = paths.exists(f'{folder}{_SEAL}')  # an export seals params alone
+  with _readable(*((folder, f'{PARAMS}/') if is_step else (source,))) as place:
+    try:
+      with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(
+          place / PARAMS if is_step else place, params
+        )
+    except (ValueError, KeyError, OSError) as error:
+      line = errors.first_line(error)
+      raise errors.UserError(
+        f'{source}: parameters do not fit the model of config.json ({line}); '
+        'the folder mixes files of two models'
+      ) from error

@@ -20,7 +20,7 @@ LEVELS = (
   (0, 'web stores'),
   (0, 'paths processes'),
   (0, 'locks'),
-  (0, 'interruption uploads watchdog guard'),
+  (0, 'interruption uploads checkpoint_copies watchdog guard'),
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'layers'),
   (0, 'attention'),

@@ -6,6 +6,7 @@ The store speaks S3, Google's JSON API and plain HTTP (`object_store`).
 import dataclasses
 import hashlib
 import json
+import subprocess
 import threading
 import time
 
@@ -14,12 +15,15 @@ import numpy as np
 import pytest
 
 from genecompass_jax import (
+  checkpoint,
   corpus as corpus_lib,
   data,
+  doctor,
   encoding,
   errors,
   metrics,
   paths,
+  pretrained,
   shards,
   stores,
   uploads,
@@ -27,7 +31,7 @@ from genecompass_jax import (
 )
 from genecompass_jax.prepare import pipeline, quality, sources
 from tests import object_store
-from tests.conftest import tiny_cells
+from tests.conftest import ROOT, tiny_cells
 
 ENCODING = encoding.EncodingConfig(max_genes=63)
 BATCHES = data.DataConfig(
@@ -340,6 +344,81 @@ def test_a_silent_store_does_not_hold_a_step(store, metrics_file):
   assert len([r for r in store.requests if r.method == 'PUT']) < 20
 
 
+RUN = {
+  'optimizer.total_steps': 10, 'checkpoint_every': 5, 'eval_every': 10,
+  'eval_cells': 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def local_run(tiny_run, tmp_path_factory):
+  """The workdir of the run on this machine that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp('stores') / 'run'
+  tiny_run(workdir, RUN)
+  return workdir
+
+
+def trained_values(workdir):
+  """What was trained, without what clocks and machines measured."""
+  return [
+    {k: v for k, v in line.items() if k not in metrics.MEASURED}
+    for line in metrics.read(workdir)
+    if 'event' not in line
+  ]
+
+
+def assert_same_model(one, other):
+  """The parameters of two models are the same bits."""
+  one, other = (jax.tree.leaves(model.params) for model in (one, other))
+  for here, there in zip(one, other, strict=True):
+    np.testing.assert_array_equal(here, there)
+
+
+@pytest.mark.parametrize('kind', ['s3', 'gs'])
+def test_a_run_in_a_store(
+  corpus_store, tiny_run, local_run, kind, monkeypatch, capsys
+):
+  store, place = corpus_store, url(corpus_store, kind, 'run')
+  corpus = url(store, kind, 'corpus')
+  # The seal of the last step is refused: the run ends with that step unsealed.
+  store.fault = lambda asked: (
+    403
+    if asked.method in ('PUT', 'POST') and '10.sha256' in asked.key
+    else None
+  )
+  with pytest.raises(errors.UserError, match='refuses'):
+    tiny_run(place, RUN, corpus=corpus)
+  assert 'run/checkpoints/5.sha256.json' in store.objects
+  assert 'run/checkpoints/10.sha256.json' not in store.objects
+  assert pretrained.load(place).step == 5
+  store.fault = lambda asked: None
+  tiny_run(place, RUN, corpus=corpus)  # goes on from step 5
+  assert not any('tmp' in name for name in store.objects)
+  assert trained_values(place) == trained_values(local_run)
+  model = pretrained.load(place)
+  assert model.step == 10
+  assert_same_model(model, pretrained.load(local_run))
+  assert_same_model(model, pretrained.load(f'{place}/checkpoints/10'))
+  assert doctor.run([place, corpus]) == 0
+  assert 'checkpoint 10: every file is as written' in capsys.readouterr().out
+  pretrained.export(model, url(store, kind, 'export'))
+  exported = pretrained.load(url(store, kind, 'export'))
+  assert_same_model(model, exported)
+  # what lies in a store may be read over the web
+  assert_same_model(model, pretrained.load(url(store, 'http', 'export')))
+  web_run = url(store, 'http', 'run')
+  assert_same_model(model, pretrained.load(f'{web_run}/checkpoints/10'))
+  with pytest.raises(errors.UserError, match='lists no folders'):
+    pretrained.load(web_run)
+  # a bit that flips in the last step: the one before is taken
+  name = next(
+    n for n in store.objects if n.startswith('run/checkpoints/10/par')
+  )
+  content = store.objects[name]
+  store.put(object_store.BUCKET, name, content[:-1] + bytes([content[-1] ^ 1]))
+  assert pretrained.load(place).step == 5
+
+
 def test_a_corpus_is_built_into_a_store(store, tmp_path):
   cells = str(tmp_path / 'cells.h5ad')
   tiny_cells(160).write_h5ad(cells)
@@ -382,3 +461,32 @@ def test_what_others_write_is_listed(store, kind):
       store.put(object_store.BUCKET, f'folder/{name}', b'x')
     assert paths.listdir(place) == names
     assert sorted(paths.sizes_below(place)) == names
+
+
+def test_several_processes_and_s3(store, monkeypatch):
+  monkeypatch.setattr(checkpoint.processes, 'count', lambda: 2)
+  monkeypatch.setattr(checkpoint.processes, 'barrier', lambda name: None)
+  with pytest.raises(errors.UserError, match='several processes go to gs://'):
+    checkpoint.Checkpoints('s3://bucket/run/checkpoints')
+
+
+@pytest.mark.slow  # 40 s: two processes of training
+@pytest.mark.parametrize('kind', ['s3', 'gs'])
+def test_a_run_that_is_killed_goes_on(
+  corpus_store, train_command, local_run, kind
+):
+  store, place = corpus_store, url(corpus_store, kind, 'run')
+  command = train_command(place, RUN, url(store, kind, 'corpus'))
+  process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+  seal = 'run/checkpoints/5.sha256.json'
+  store.fault = lambda asked: (
+    process.kill() if seal in store.objects and '/10' in asked.key else None
+  )
+  process.communicate()
+  assert process.returncode == -9
+  store.fault = lambda asked: None
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+  assert trained_values(place) == trained_values(local_run)
+  assert_same_model(pretrained.load(place), pretrained.load(local_run))
+  assert pretrained.load(place).step == 10
