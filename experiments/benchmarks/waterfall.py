@@ -240,7 +240,10 @@ def arms(
 
   full = [waterfall_cells.for_port(c, RELEASED_GENES) for c in cells]
   trim = [
-    waterfall_cells.for_port(c, c.cells.segments_BL.shape[1] - 1) for c in cells
+    waterfall_cells.for_port(
+      c, min(c.cells.segments_BL.shape[1] - 1, RELEASED_GENES)
+    )
+    for c in cells
   ]
   together = waterfall_cells.together(cells, batch)
   packed = waterfall_cells.packed(cells, PACKED_SLOTS, batch)

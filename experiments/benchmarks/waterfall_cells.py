@@ -97,7 +97,7 @@ def of_corpus(
 ) -> tuple[list[schemas.PretrainingBatch], int]:
   """Evenly spaced training cells of a corpus, and its vocabulary's size."""
   corpus = corpus_lib.Corpus.open(path)
-  config = data.DataConfig(layout='buckets', rows_per_batch=1)
+  config = data.DataConfig(layout='buckets', rows_per_batch=1, streams=1)
   batches = data.evaluation_batches(
     corpus, encoding.EncodingConfig(), config, 'train', max_cells=num_cells
   )
