@@ -142,7 +142,8 @@ def disturb(options, rng, workdir, corpus, bad) -> dict:
       time.sleep(0.02)
     time.sleep(rng.uniform(0, 0.2) if fault else 0)
     victim = rng.choice(job.processes)
-    if fault and job.is_running():
+    asked = fault if fault and job.is_running() else None
+    if asked:
       victim.send_signal(
         signal.SIGTERM if fault == 'sigterm' else signal.SIGKILL
       )
@@ -159,6 +160,15 @@ def disturb(options, rng, workdir, corpus, bad) -> dict:
       return dict(count)
     if not set(codes) <= {*RETRIED}:
       raise SystemExit(f'{fault} ended with {codes}: {said}')
+    if asked is None:
+      # Of itself, and to be tried again: a connection or a heartbeat that came
+      # too late on a busy machine, say.
+      count['by itself'] += 1
+      count['restarts'] += 1
+      last = [x for x in said.splitlines() if x and not x.startswith('[Gloo]')]
+      print(last[-1:], file=sys.stderr, flush=True)
+      left += [fault] if fault else []
+      continue
     if fault == 'sigterm' and set(codes) != {42}:
       raise SystemExit(f'SIGTERM ended with {codes}: {said}')
     count['restarts'] += 1
