@@ -20,6 +20,7 @@ from genecompass_jax import (
 )
 from genecompass_jax.scaling import (
   collectives,
+  compilation,
   compile_worker,
   plan,
   plan_table,
@@ -178,7 +179,7 @@ def test_the_search_finds_the_largest_size(most, start):
 
 
 def answered(monkeypatch, result):
-  monkeypatch.setattr(plan, 'compile_apart', lambda *_: dict(result))
+  monkeypatch.setattr(compilation, 'compile_apart', lambda *_: dict(result))
 
 
 def test_too_little_memory_is_a_row_with_advice(monkeypatch):
@@ -253,8 +254,8 @@ def test_rows_that_do_not_divide_are_said():
   ],
 )
 def test_a_worker_that_ends_badly_is_a_row(monkeypatch, script, status, says):
-  monkeypatch.setattr(plan, 'WORKER', ('-c', script))
-  found = plan.compile_apart({}, topologies.parse('v5e:2x2'), 2)
+  monkeypatch.setattr(compilation, 'WORKER', ('-c', script))
+  found = compilation.compile_apart({}, topologies.parse('v5e:2x2'), 2)
   assert found['status'] == status and says in found['message']
 
 

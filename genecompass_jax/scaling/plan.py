@@ -7,30 +7,26 @@ kernels not at all: it is never read.
 """
 
 import dataclasses
-import json
 import math
-import os
-import pathlib
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from genecompass_jax import attention, errors, flops, model, train_config
-from genecompass_jax.scaling import topologies
-
-# States of a row; those that a worker reports stand in compile_worker.
-FITS, NO_MEMORY, TOO_SLOW, FAILED, REFUSED, ESTIMATED = (
-  *('fits', 'out of memory', 'did not compile in time', 'failed', 'refused'),
-  'estimated, not compiled',
+from genecompass_jax import attention, flops, model, train_config
+from genecompass_jax.scaling import (
+  compilation,
+  compile_worker,
+  estimates,
+  topologies,
 )
+
+# States of a row.
+FITS, ESTIMATED = 'fits', 'estimated, not compiled'
+NO_MEMORY, REFUSED = compile_worker.NO_MEMORY, compile_worker.REFUSED
+TOO_SLOW, FAILED = compilation.TOO_SLOW, compile_worker.FAILED
 # Rows of a group that are worth trying, in the search for the largest.
 SIZES = (
   *(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512),
 )
-WORKER = ('-m', 'genecompass_jax.scaling.compile_worker')
 GIB = 2**30
 DAY = 86_400.0
 
@@ -159,7 +155,7 @@ def make_row(
     question: what is asked.
     tell: takes lines about what is going on.
   """
-  devices = topology.num_devices or _count_here()
+  devices = topology.num_devices or compilation.count_here()
   groups = devices // group_of(config)
   fixed, rows, notes = _fixed(config, topology, devices, groups, question)
   if fixed.status == REFUSED:
@@ -216,21 +212,6 @@ def _refused(row: Row, message: str) -> Row:
   return dataclasses.replace(row, status=REFUSED, message=message)
 
 
-def _count_here() -> int:
-  """Devices of this host, counted in a process of its own."""
-  found = subprocess.run(
-    [sys.executable, '-c', 'import jax; print(jax.device_count())'],
-    env=_environment(topologies.parse(topologies.HERE)),
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  if found.returncode:
-    line = found.stderr.strip().splitlines()[-1:] or ['no word why']
-    raise errors.UserError(f'--topology here: JAX finds no device ({line[0]})')
-  return int(found.stdout.split()[-1])
-
-
 def _compiled(
   row: Row, config, topology, question: Question, tell, *, counts: bool
 ) -> Row:
@@ -246,7 +227,7 @@ def _compiled(
     'num_rows': question.prior_rows or config.model.vocabulary_size,
     'counts': counts,
   }
-  result = compile_apart(request, topology, question.time_limit)
+  result = compilation.compile_apart(request, topology, question.time_limit)
   status = result['status']
   row = dataclasses.replace(
     row,
@@ -260,7 +241,7 @@ def _compiled(
   if 'flops' in result:
     counted = result['flops']['compiler'] / result['flops']['by_hand']
     row = dataclasses.replace(row, counted=counted)
-  if status == 'compiled':
+  if status == compile_worker.COMPILED:
     used, limit = row.memory['total'], row.limit
     status = NO_MEMORY if limit is not None and used > limit else FITS
   if status == NO_MEMORY:
@@ -292,78 +273,6 @@ def advice(config: train_config.TrainConfig) -> str:
     wider = 8 if config.mesh.fsdp < 8 else 16
     steps.append(f'--config.mesh.fsdp={wider}')
   return 'try ' + ', '.join(steps)
-
-
-def compile_apart(
-  request: dict[str, Any], topology: topologies.Topology, time_limit: float
-) -> dict[str, Any]:
-  """Runs `compile_worker` in a process of its own.
-
-  Returns:
-    Its result; `status` is TOO_SLOW after `time_limit` seconds, and FAILED,
-    with the exit code, where the compiler took the process with it.
-  """
-  with tempfile.TemporaryDirectory(prefix='genecompass_plan_') as folder:
-    question, answer = (pathlib.Path(folder) / n for n in ('ask', 'answer'))
-    question.write_text(json.dumps(request), encoding='utf-8')
-    with open(pathlib.Path(folder) / 'log', 'w+', encoding='utf-8') as log:
-      process = subprocess.Popen(
-        [sys.executable, *WORKER, question, answer],
-        stdout=log,
-        stderr=log,
-        env=_environment(topology),
-        start_new_session=True,
-      )
-      too_slow = False
-      try:
-        code = process.wait(time_limit)
-      except subprocess.TimeoutExpired:
-        too_slow, code = True, None
-      finally:
-        if process.poll() is None:
-          os.killpg(process.pid, signal.SIGKILL)
-          process.wait()
-      log.seek(0)
-      lines = [line for line in log.read().splitlines() if line.strip()]
-    result = None
-    if answer.exists():
-      result = json.loads(answer.read_text(encoding='utf-8'))
-  if result is not None and result['status'] != FAILED:
-    return result
-  if too_slow:
-    text = f'did not compile in {time_limit:.0f} s'
-    return {**(result or {}), 'status': TOO_SLOW, 'message': text}
-  if result is not None and code == 0:
-    return result
-  if code < 0 or code > 127:
-    text = f'the compiler crashed (exit code {code})'
-  else:
-    text = lines[-1][:300] if lines else f'exit code {code}'
-  return {**(result or {}), 'status': FAILED, 'message': text}
-
-
-# What a process needs to compile for TPUs that are not there: JAX itself stays
-# on the CPU, libtpu asks no server what machine this is, and several processes
-# may hold it.
-_ABSENT = {
-  'JAX_PLATFORMS': 'cpu',
-  'TPU_SKIP_MDS_QUERY': '1',
-  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-}
-
-
-def _environment(topology: topologies.Topology) -> dict[str, str]:
-  given = dict(os.environ)
-  # The package is found from any folder.
-  root = str(pathlib.Path(__file__).resolve().parents[2])
-  given['PYTHONPATH'] = os.pathsep.join(
-    p for p in (root, given.get('PYTHONPATH', '')) if p
-  )
-  if topology.is_here:
-    return given
-  if given.get(topologies.LIBTPU):
-    given['TPU_LIBRARY_PATH'] = given[topologies.LIBTPU]
-  return {**given, **_ABSENT}
 
 
 def _largest(
@@ -446,7 +355,7 @@ def _estimated(row: Row, config, topology) -> Row:
       f'attention {kind!r} takes whole rows: set --config.mesh.context=1, or '
       '--config.model.attention=chunked',
     )
-  memory = estimate_memory(config, row)
+  memory = estimates.memory(config, row.slots, row.device_slots)
   limit = topology.chip.limit
   fits = memory['total'] <= limit
   return dataclasses.replace(
@@ -458,42 +367,6 @@ def _estimated(row: Row, config, topology) -> Row:
     advice='' if fits else advice(config),
     notes=(*row.notes, 'memory by arithmetic: expect it to be off by a third'),
   )
-
-
-def estimate_memory(
-  config: train_config.TrainConfig, row: Row
-) -> dict[str, int]:
-  """Bytes on a device by arithmetic: state, tables, kept states, logits.
-
-  Weights, two moments and the gradient are float32; everything is shared over
-  mesh.fsdp and mesh.tensor. Kept states are what `remat` says: full: the input
-  of a block; attention: also its attention; none: also its projections and
-  feed-forward, of which the inputs of products are kept.
-
-  Args:
-    config: the configuration.
-    row: its `device_slots` and `parameters`.
-  """
-  size, mesh = config.model, config.mesh
-  D, F = size.width, size.feed_forward
-  width = 2 if size.dtype == 'bfloat16' else 4
-  slots = row.device_slots / config.microbatches
-  kept = {'full': D, 'attention': 2 * D, 'none': 9 * D + 2 * F}[size.remat]
-  inside = (9 * D + 2 * F) * width  # of the one block that is worked on
-  masked = config.data.num_masked(row.slots) / row.slots * slots
-  state = 16 * row.parameters / (mesh.fsdp * mesh.tensor)
-  rows = config.model.vocabulary_size
-  tables = sum(rows * P * width for _, P in size.priors)
-  activations = slots * (size.num_layers * kept * width + inside + 12 * D)
-  # And their gradient, float32; 256 MiB of them at a time.
-  logits = min(masked * size.vocabulary_size * 4, 2**28) * 2
-  parts = {
-    'state': int(state),
-    'tables': int(tables),
-    'activations': int(activations),
-    'logits': int(logits),
-  }
-  return {**parts, 'total': sum(parts.values())}
 
 
 def _timed(row: Row, config, topology, question: Question) -> Row:
@@ -511,7 +384,9 @@ def _timed(row: Row, config, topology, question: Question) -> Row:
     return row  # it does not fit
   peak = getattr(topology.chip, config.model.dtype) * row.devices
   step_s = total / (peak * question.utilisation)
-  cells = row.rows * cells_per_row(config, row.slots, question.mean_genes)
+  cells = row.rows * estimates.cells_per_row(
+    config, row.slots, question.mean_genes
+  )
   rate = cells / step_s
   days = question.cells / rate / DAY
   cost = None
@@ -520,17 +395,3 @@ def _timed(row: Row, config, topology, question: Question) -> Row:
   return dataclasses.replace(
     row, step_s=step_s, cells_per_s=rate, days=days, cost=cost
   )
-
-
-def cells_per_row(
-  config: train_config.TrainConfig, slots: int, mean_genes: float
-) -> float:
-  """Cells of a row: one, or as many as packing fits on average.
-
-  98 % of packed slots hold a gene or a CLS (padding is at most 2 %); a cell of
-  n genes takes n + 1.
-  """
-  if config.data.layout != 'packed':
-    return 1.0
-  genes = min(mean_genes, config.encoding.max_genes)
-  return max(1.0, 0.98 * slots / (genes + 1))
