@@ -19,6 +19,13 @@ _PARTS = {
 }
 _TOO_MUCH = '#D55E00'
 _GREY = '#BBBBBB'
+# Words stand out from the limit that they may cross.
+_WORDS = {
+  'va': 'center',
+  'size': 7,
+  'zorder': 4,
+  'bbox': {'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5},
+}
 
 
 def draw(rows: Sequence[plan.Row], question: plan.Question, path: str) -> None:
@@ -67,7 +74,7 @@ def _memory(axes: Any, rows: Sequence[plan.Row]) -> None:
       limit = row.limit / plan.GIB
       axes.plot([limit] * 2, [y - 0.4, y + 0.4], color='#222222', lw=2)
     if not row.memory:
-      axes.text(0.3, y, row.message or row.status, va='center', size=7)
+      axes.text(0.3, y, row.message or row.status, **_WORDS)
       continue
     parts = {k: v for k, v in row.memory.items() if k in _PARTS and v}
     over = row.limit is not None and row.memory['total'] > row.limit
@@ -75,7 +82,7 @@ def _memory(axes: Any, rows: Sequence[plan.Row]) -> None:
       colour, label = _TOO_MUCH if over else _GREY, 'too much'
       total = row.memory['total'] / plan.GIB
       axes.barh(y, total, 0.6, color=colour, label=_once(label, seen))
-      axes.text(total, y, f' {total:.1f}', va='center', size=7)
+      axes.text(total, y, f' {total:.1f}', **_WORDS)
       continue
     start = 0.0
     for name, number in parts.items():
@@ -90,8 +97,9 @@ def _memory(axes: Any, rows: Sequence[plan.Row]) -> None:
         edgecolor='white',
       )
       start += width
-    axes.text(start, y, f' {start:.1f}', va='center', size=7)
-  axes.set_xlabel('GiB a device, compiled (hatched: estimated); line: limit')
+    axes.text(start, y, f' {start:.1f}', **_WORDS)
+  label = 'GiB a device, compiled (hatched: estimated); line: limit'
+  axes.set_xlabel(label, size=8)
   axes.margins(x=0.12)
   if seen:
     axes.legend(fontsize=7, frameon=False, ncols=4, loc='lower left',
@@ -109,15 +117,15 @@ def _time(axes: Any, rows: Sequence[plan.Row], question: plan.Question) -> None:
   """Bars of seconds a step, where they are assumed."""
   for y, row in enumerate(rows):
     if row.step_s is None:
-      axes.text(0, y, ' no time: ' + row.status, va='center', size=7)
+      axes.text(0.002, y, 'no time: ' + row.status, **_WORDS)
       continue
     axes.barh(y, row.step_s, 0.6, color=_GREY)
     text = f' {row.cells_per_s:,.0f} cells/s, {row.days:,.1f} days'
-    axes.text(row.step_s, y, text, va='center', size=7)
+    axes.text(row.step_s, y, text, **_WORDS)
   title = (
     f's a step, ASSUMING {question.utilisation:.0%} utilisation; days for '
     f'{question.cells:,} cells'
   )
-  axes.set_xlabel('\n'.join(textwrap.wrap(title, 52)))
-  axes.margins(x=0.5)
+  axes.set_xlabel('\n'.join(textwrap.wrap(title, 48)), size=8)
+  axes.margins(x=0.6)
   axes.set_xlim(left=0)
