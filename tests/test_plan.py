@@ -228,6 +228,7 @@ def test_a_row_that_fits_has_time_and_cost_by_assumption(monkeypatch):
   assert row.days == pytest.approx(1000 / row.cells_per_s / 86_400)
   assert row.cost == pytest.approx(row.days * 24 * 4 * 2.0)
   assert row.counted == pytest.approx(1.01)
+  assert row.network_s == pytest.approx(2 * 5 * 2**20 / 200e9)
   text = plan_table.table([row], question)
   assert 'ASSUMED' in text and '50%' in text and 'reduce 5.00 MiB' in text
   without = plan_table.table([row], dataclasses.replace(question, price=None))

@@ -124,6 +124,7 @@ def count_by_compiler(
   Returns:
     `compiler` and `by_hand`.
   """
+  slots = min(slots, 2304)
   model = dataclasses.replace(
     config.model,
     num_layers=1,

@@ -80,6 +80,8 @@ class Row:
     step_flops: of a step on all devices, by hand.
     counted: the compiler's FLOPs over ours, on one layer; None if not counted.
     traffic: collectives of a step by kind, on one device; None if not known.
+    network_s: seconds of a step that its collectives take at the least, all
+      links of a device busy and nothing else; None if not known.
     step_s: seconds of a step, at the assumed utilisation.
     cells_per_s: of all devices.
     days: for the corpus.
@@ -108,6 +110,7 @@ class Row:
   step_flops: float = 0.0
   counted: float | None = None
   traffic: list[dict[str, Any]] | None = None
+  network_s: float | None = None
   step_s: float | None = None
   cells_per_s: float | None = None
   days: float | None = None
@@ -382,6 +385,12 @@ def _timed(row: Row, config, topology, question: Question) -> Row:
     return row
   if row.status == ESTIMATED and row.advice:
     return row  # it does not fit
+  if row.traffic is not None:
+    # A sum over devices passes the links twice: parts to sum, sums to spread.
+    sent = sum(
+      t['bytes'] * (2 if t['kind'] == 'all-reduce' else 1) for t in row.traffic
+    )
+    row = dataclasses.replace(row, network_s=sent / topology.chip.link)
   peak = getattr(topology.chip, config.model.dtype) * row.devices
   step_s = total / (peak * question.utilisation)
   cells = row.rows * estimates.cells_per_row(

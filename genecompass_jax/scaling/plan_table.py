@@ -86,6 +86,7 @@ COLUMNS = {
   if row.step_flops else '',
   'compiler / hand': lambda row: '' if row.counted is None
   else f'{row.counted:.3f}',
+  'network s': lambda row: _seconds(row.network_s),
   's a step *': lambda row: _seconds(row.step_s),
   'cells/s *': lambda row: _seconds(row.cells_per_s),
   'days *': lambda row: _seconds(row.days),
@@ -131,7 +132,8 @@ def legend(question: plan.Question) -> list[str]:
     f'for {question.cells:,} cells once; {price}.',
     'GiB a device: what the compiler says (the most that is held at a time, '
     'and the program), of what a program may take. '
-    'Sent a step: results of collectives on one device. FLOPs by hand, nothing '
+    'Sent a step: results of collectives on one device; network s: what that '
+    'takes at the least. FLOPs by hand, nothing '
     'counted twice; compiler / hand: a model of one layer, where the compiler '
     'counts element-wise work too.',
   ]
