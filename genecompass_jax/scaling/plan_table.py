@@ -41,7 +41,8 @@ def _mesh(row: plan.Row) -> str:
 def _memory(row: plan.Row) -> str:
   if not row.memory:
     return ''
-  used = f'{row.memory["total"] / plan.GIB:.1f}'
+  used = row.memory['total'] / plan.GIB
+  used = f'{used:.1f}' if used >= 1 else _figures(used)
   if row.limit is None:
     return used
   return f'{used} of {row.limit / plan.GIB:.4g}'
