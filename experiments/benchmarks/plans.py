@@ -55,7 +55,8 @@ ROWS = {
 
 INTRO = """Beside the prototypes of this project's beginning (a plain training step
 of the same sizes with splash attention, 384 predictions a row where ours has
-512, no dropout, an earlier libtpu):"""
+512, no dropout, an earlier libtpu; how many slots a device its 3b and 20k rows had
+is not recorded):"""
 
 
 def plan(name: str, time_limit: float, search: int) -> dict:
