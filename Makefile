@@ -1,6 +1,7 @@
 # make demo       real cells -> corpus -> pretraining -> checkpoint -> embeddings;
 #                 DATA=my.h5ad SPECIES=mouse: of your own; ARGS: any other flag of
 #                 `genecompass demo`, such as ARGS='--label timepoint'
+# make env        the environment alone: source .venv/bin/activate
 # make test       everything that needs the core install (two cores: < 12 min)
 # make test-full  also slow tests and optional readers; reported with every
 #                 finished piece of work
@@ -20,10 +21,12 @@ JOBS ?= 2
 # of the time that this costs (glibc 2.35 and newer, elsewhere without effect).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-full lint format clean
+.PHONY: demo env test test-full lint format clean
 
 demo: $(STAMP)
 	$(BIN)/genecompass demo -o $(OUT) $(if $(DATA),--data $(DATA) --species $(SPECIES)) $(ARGS)
+
+env: $(STAMP)
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"

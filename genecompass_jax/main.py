@@ -72,6 +72,8 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
   values = dict(config)
   atlas = values.pop('simulated_cells', 0)
   name = values.get('corpus')
+  if name:  # a misspelled field is told before a corpus is made
+    config_values.to_dataclass(train_config.TrainConfig, values)
   if name in (SIMULATED, INDEPENDENT):
     if not atlas:
       raise errors.UserError(

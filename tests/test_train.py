@@ -491,6 +491,10 @@ def test_wrong_commands_are_one_line(train_command, tmp_path):
       'give none, split or smoke',
     ),
     (['--config=experiments/tiny.py', where], 'no corpus: give'),
+    (
+      ['--config=experiments/tiny.py:smoke', where, '--config.mesh.typo=1'],
+      'config.mesh.typo is not known',  # before a corpus is simulated
+    ),
     ([f'--config={tmp_path}/syntax.py', where], 'SyntaxError'),
     ([f'--config={tmp_path}/none.py', where], 'get_config'),
     ([f'--config={tmp_path}/raises.py', where], 'RuntimeError: because'),

@@ -41,7 +41,7 @@ def draw(rows: Sequence[plan.Row], question: plan.Question, path: str) -> None:
     from matplotlib import figure
   except ImportError as error:
     raise errors.UserError(
-      '-o draws with matplotlib: pip install "genecompass_jax[plan]"'
+      '-o draws with matplotlib: pip install matplotlib'
     ) from error
   height = 1.7 + 0.42 * len(rows)
   canvas = figure.Figure(figsize=(10, height), layout='constrained')

@@ -101,8 +101,9 @@ def check_libtpu() -> None:
     )
   if not file and importlib.util.find_spec('libtpu') is None:
     raise errors.UserError(
-      'planning for TPUs needs libtpu: pip install "genecompass_jax[plan]", or '
-      f'set {LIBTPU} to a libtpu.so (docs/plans.md)'
+      'planning for TPUs needs libtpu: pip install --no-deps --target '
+      f'.venv/plan libtpu; export {LIBTPU}=$PWD/.venv/plan/libtpu/libtpu.so '
+      '(docs/plans.md)'
     )
 
 
