@@ -2,9 +2,9 @@
 
 A loop's body stands in the text once and runs many times: the bodies of
 `while` are multiplied by their trips, which the loop's condition compares with.
+Of a conditional the branch that sends most is counted: one of them runs.
 """
 
-import collections
 import dataclasses
 import math
 import re
@@ -73,19 +73,11 @@ def parse(text: str) -> list[Traffic]:
   Args:
     text: `compiled.as_text()` of one step.
   """
-  bodies = _computations(text)
-  counts: collections.Counter = collections.Counter()
-  sizes: collections.Counter = collections.Counter()
-  for name, times in _times_run(text, bodies).items():
-    for line in bodies[name]:
-      match = _OPERATION.match(line)
-      if match is None:
-        continue
-      result, kind, start = match.groups()
-      counts[kind] += times
-      sizes[kind] += times * _payload(result, kind, bool(start), line)
-  found = [Traffic(kind, counts[kind], sizes[kind]) for kind in counts]
-  return sorted(found, key=lambda t: -t.bytes)
+  entry = re.search(r'^ENTRY %?([\w.\-]+)', text, re.MULTILINE)
+  if entry is None:
+    return []
+  found = _sent(entry.group(1), _computations(text), {})
+  return sorted(found.values(), key=lambda t: -t.bytes)
 
 
 def _computations(text: str) -> dict[str, list[str]]:
@@ -102,26 +94,52 @@ def _computations(text: str) -> dict[str, list[str]]:
   return found
 
 
-def _times_run(text: str, bodies: dict[str, list[str]]) -> dict[str, int]:
-  """How often each computation runs in a step."""
-  entry = re.search(r'^ENTRY %?([\w.\-]+)', text, re.MULTILINE)
-  times: collections.Counter = collections.Counter()
+def _sent(
+  name: str,
+  bodies: dict[str, list[str]],
+  known: dict[str, dict[str, Traffic]],
+) -> dict[str, Traffic]:
+  """Kind -> collectives of one run of a computation and of all that it calls.
 
-  def visit(name: str, number: int) -> None:
-    if name not in bodies:
-      return
-    times[name] += number
-    for line in bodies[name]:
-      loop = _LOOP.search(line)
-      if loop is not None:
-        visit(loop.group(2), number * _trips(line, loop.group(1), bodies))
-      for several, one in _CALLED.findall(line):
-        for called in re.findall(r'[\w.\-]+', several or one):
-          visit(called, number)
+  Args:
+    name: of the computation.
+    bodies: of all computations.
+    known: what was found so far, by name; added to.
+  """
+  if name in known:
+    return known[name]
+  total: dict[str, Traffic] = {}
 
-  if entry is not None:
-    visit(entry.group(1), 1)
-  return times
+  def add(found: dict[str, Traffic], times: int = 1) -> None:
+    for kind, one in found.items():
+      before = total.get(kind, Traffic(kind, 0, 0))
+      total[kind] = Traffic(
+        kind,
+        before.count + times * one.count,
+        before.bytes + times * one.bytes,
+      )
+
+  for line in bodies.get(name, ()):
+    match = _OPERATION.match(line)
+    if match is not None:
+      result, kind, start = match.groups()
+      size = _payload(result, kind, bool(start), line)
+      add({kind: Traffic(kind, 1, size)})
+    loop = _LOOP.search(line)
+    if loop is not None:
+      trips = _trips(line, loop.group(1), bodies)
+      add(_sent(loop.group(2), bodies, known), trips)
+    called = [
+      _sent(one, bodies, known)
+      for several, single in _CALLED.findall(line)
+      for one in re.findall(r'[\w.\-]+', several or single)
+    ]
+    if ' conditional(' in line and called:
+      called = [max(called, key=lambda f: sum(t.bytes for t in f.values()))]
+    for found in called:
+      add(found)
+  known[name] = total
+  return total
 
 
 def _trips(line: str, condition: str, bodies: dict[str, list[str]]) -> int:
