@@ -33,6 +33,7 @@ class Chip:
     usable: bytes of it that a program may take; None where not known.
     link: bytes/s that a chip can send to others of its slice or node, one
       direction (half of a "bidirectional" figure): ICI, NVLink, else PCIe.
+    devices: JAX devices of a chip; shapes of slices and prices count chips.
   """
 
   name: str
@@ -42,6 +43,7 @@ class Chip:
   memory: int
   usable: int | None
   link: float
+  devices: int = 1
 
   @property
   def limit(self) -> int:
@@ -49,11 +51,11 @@ class Chip:
     return self.memory if self.usable is None else self.usable
 
 
-def _tpu(name, kinds, peak, memory, usable, link) -> Chip:
+def _tpu(name, kinds, peak, memory, usable, link, devices=1) -> Chip:
   usable = None if usable is None else int(usable * _GIB)
   return Chip(
     *(name, kinds, peak * _T, peak * _T),
-    *(int(memory * _GIB), usable, link * _GB),
+    *(int(memory * _GIB), usable, link * _GB, devices),
   )
 
 
@@ -72,7 +74,7 @@ CHIPS: tuple[Chip, ...] = (
   _tpu('v5e', ('TPU v5 lite', 'TPU v5e'), 197, 16, 15.75, 200),
   _tpu('v5p', ('TPU v5p', 'TPU v5'), 459, 95, 95, 600),
   _tpu('v6e', ('TPU v6 lite', 'TPU v6e'), 918, 32, 31.25, 400),
-  _tpu('v7x', ('TPU7x', 'TPU v7x'), 1153.5, 96, None, 300),
+  _tpu('v7x', ('TPU7x', 'TPU v7x'), 1153.5, 96, None, 300, 2),
   # name, kinds; TFLOP/s bfloat16, TF32, GB, GB/s one way.
   _gpu('a100-40', ('NVIDIA A100-SXM4-40GB', 'NVIDIA A100-PCIE-40GB'),
        312, 156, 40, 300),

@@ -52,6 +52,7 @@ def tiny_config(**changes) -> train_config.TrainConfig:
     ('v5e:16x16', 256, 1),
     ('v4:4x4x8', 128, 1),
     ('2xv5p:4x4x4', 128, 2),
+    ('v7x:2x2x1', 8, 1),  # two devices a chip
     ('H100:8', 8, 1),
     ('2xh100-pcie:4', 8, 2),
   ],
@@ -109,7 +110,17 @@ HLO = textwrap.dedent("""\
     ROOT %g = f32[16]{0} all-gather(%p), replica_groups=[2,8]<=[16]
   }
 
+  %little (p: f32[8]) -> f32[8] {
+    ROOT %b = f32[2]{0} all-to-all(%p)
+  }
+
+  %much (p: f32[8]) -> f32[8] {
+    ROOT %b = f32[32]{0} all-to-all(%p)
+  }
+
   ENTRY %main (p: f32[8]) -> f32[8] {
+    %k = f32[8] conditional(%i, %p, %p), branch_computations={%little, %much}
+    %l = f32[8] conditional(%i, %p, %p), true_computation=%much, false_computation=%little
     %w = (s32[], f32[8]) while(%t), condition=%outer_cond, body=%outer, backend_config={"known_trip_count":{"n":"5"}}
     %s = (f32[2], f32[16], u32[]) async-start(%p), calls=%wrapped
     %d = f32[16] async-done(%s), calls=%wrapped.2
@@ -127,6 +138,7 @@ def test_collectives_are_counted_with_the_trips_of_their_loops():
     'all-reduce': (15, 15 * (8 * 4 + 8 * 2)),
     'all-gather': (2, 16 * 4 + 64 * 4),
     'reduce-scatter': (2, 4 * 4 * 4 + 4 * 4 * 2),
+    'all-to-all': (2, 2 * 32 * 4),  # of two branches one runs
   }
 
 

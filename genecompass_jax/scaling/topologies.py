@@ -21,6 +21,7 @@ LIBTPU = 'GENECOMPASS_LIBTPU'
 _SHAPE = re.compile(r'(?:(\d+)x)?([a-z][a-z0-9-]*):(\d+(?:x\d+)*)', re.I)
 # Axes of a slice: v4 and v5p are cubes, v5e and v6e are squares.
 _AXES = {'v4': 3, 'v5e': 2, 'v5p': 3, 'v6e': 2, 'v7x': 3}
+_NAMES = {'v7x': 'tpu7x'}  # what libtpu calls it, if it is another name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Topology:
   Attributes:
     text: as it was asked for.
     chip: of the table; None for `here`, until the devices are seen.
-    shape: of a slice or node; empty for `here`.
+    shape: of a slice or node, in chips; empty for `here`.
     slices: slices or nodes, joined by a slower network.
   """
 
@@ -42,7 +43,9 @@ class Topology:
   @property
   def num_devices(self) -> int:
     """Devices of all slices; 0 for `here`, where they are counted later."""
-    return self.slices * math.prod(self.shape) if self.shape else 0
+    if self.is_here:
+      return 0
+    return self.slices * math.prod(self.shape) * self.chip.devices
 
   @property
   def is_here(self) -> bool:
@@ -119,6 +122,7 @@ def devices(topology: Topology) -> list[Any]:
   if topology.is_here:
     return jax.devices()
   kwargs: dict[str, Any] = {}
+  name = _NAMES.get(topology.chip.name, topology.chip.name)
   if topology.slices > 1:
     kwargs['num_slices'] = topology.slices
   if topology.chip.name == 'v4':
@@ -129,7 +133,7 @@ def devices(topology: Topology) -> list[Any]:
   shape = 'x'.join(map(str, topology.shape))
   try:
     description = topologies.get_topology_desc(
-      platform='tpu', topology_name=f'{topology.chip.name}:{shape}', **kwargs
+      platform='tpu', topology_name=f'{name}:{shape}', **kwargs
     )
   except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
     raise errors.UserError(
