@@ -64,7 +64,8 @@ def choose(
   if kind == 'cudnn' and (not one_cell_a_row or dtype == 'float32'):
     raise errors.UserError(
       "model.attention='cudnn' takes one cell a row, in bfloat16: set "
-      "data.layout='buckets' and model.dtype='bfloat16', or take 'pallas'"
+      "data.layout='buckets', model.use_cls=true and model.dtype='bfloat16', or "
+      "take 'pallas'"
     )
   needed = {'splash': platform == 'tpu', 'pallas': is_gpu, 'cudnn': is_gpu}
   if not needed.get(kind, True):

@@ -88,7 +88,10 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> jax.sharding.Mesh:
       f'{shape} does not take {num_devices} devices; set mesh.data=-1 and the '
       'others so that their product divides it'
     )
-  slices = {getattr(d, 'slice_index', 0) or 0 for d in devices}
+  is_tpu = devices[0].platform == 'tpu'
+  # JAX calls a host of GPUs a slice as well: between those weights may be
+  # shared, if the network is up to it.
+  slices = {(getattr(d, 'slice_index', 0) or 0) * is_tpu for d in devices}
   if data % len(slices):
     raise errors.UserError(
       f'mesh.data={data} does not divide into {len(slices)} slices: a group '
@@ -102,7 +105,7 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> jax.sharding.Mesh:
       devices,
       allow_split_physical_axes=True,
     )
-  elif devices[0].platform == 'tpu':
+  elif is_tpu:
     placed = mesh_utils.create_device_mesh(
       shape, devices, allow_split_physical_axes=True
     )

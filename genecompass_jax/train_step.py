@@ -73,11 +73,20 @@ def for_devices(
   Raises:
     UserError: the one that was asked for does not run there.
   """
+  return for_platform(config, mesh.devices.flat[0].platform)
+
+
+def for_platform(
+  config: train_config.TrainConfig, platform: str
+) -> train_config.TrainConfig:
+  """As `for_devices`, by the platform of the devices: 'tpu', 'gpu' or 'cpu'."""
   kind = attention.choose(
     config.model.attention,
-    platform=mesh.devices.flat[0].platform,
+    platform=platform,
     dtype=config.model.dtype,
-    one_cell_a_row=config.data.layout == packing.BUCKETS,
+    # Without a CLS the first slot of a row is padding: its cell begins later.
+    one_cell_a_row=config.data.layout == packing.BUCKETS
+    and config.model.use_cls,
   )
   model = dataclasses.replace(config.model, attention=kind)
   return dataclasses.replace(config, model=model)

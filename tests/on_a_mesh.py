@@ -7,9 +7,12 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from genecompass_jax import (
+  attention,
   data,
   encoding,
   errors,
@@ -107,7 +110,7 @@ def knowledge():
 
 
 def step(config, shape, num_devices=8):
-  """Loss, gradient norm, parameters after a step; where the largest lie."""
+  """Loss, gradients, parameters after a step; where the largest lie."""
   mesh = sharding.make_mesh(
     sharding.MeshConfig(*shape), jax.devices()[:num_devices]
   )
@@ -130,6 +133,14 @@ def step(config, shape, num_devices=8):
     return {
       'loss': float(values['loss']),
       'grad_norm': float(values['grad_norm']),
+      # The first moment of a first step is its gradient, in parts; Adam's
+      # update of the parameters knows no size of it.
+      'grads': {
+        jax.tree_util.keystr(path): np.asarray(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(
+          jax.device_get(optax.tree.get(state.opt_state, 'mu'))
+        )
+      },
       'params': np.concatenate(
         [np.ravel(x) for x in jax.tree.leaves(jax.device_get(state.params))]
       ),
@@ -147,10 +158,49 @@ def compare(found, alone):
   return {
     'loss': abs(found['loss'] - alone['loss']),
     'grad_norm': abs(found['grad_norm'] / alone['grad_norm'] - 1),
+    'grads': furthest(found['grads'], alone['grads']),
     'params': float(np.abs(found['params'] - alone['params']).max()),
     'shard': found['shard'],
     'moments': sorted(found['moments']),
   }
+
+
+def furthest(found, alone):
+  """The gradient that is furthest off, beside its own size: how far, name."""
+  whole = np.sqrt(sum(np.sum(np.square(x)) for x in alone.values()))
+
+  def apart(name):
+    size = np.linalg.norm(alone[name]) + 1e-6 * whole  # some are nearly 0
+    return float(np.linalg.norm(found[name] - alone[name]) / size)
+
+  return max((apart(name), name) for name in alone)
+
+
+def kernels():
+  """Furthest that a kernel on a mesh is from plain attention, gradients too."""
+  rng = np.random.default_rng(2)
+  arrays = [
+    jnp.asarray(rng.normal(size=(4, 256, 4, 32)), jnp.float32) for _ in range(4)
+  ]
+  segments_BL = np.repeat([[1] * 4 + [2] * 2 + [3, 0]] * 4, 32, axis=1)
+
+  def run(kind):
+    def total(query, key, value, weights, segments_BL):
+      out = attention.attend(
+        query, key, value, segments_BL, kind=kind, interpret=True
+      )
+      out = jnp.where((segments_BL > 0)[..., None, None], out, 0)
+      return jnp.sum(out * weights)
+
+    grad = jax.jit(jax.value_and_grad(total, (0, 1, 2)))
+    return jax.device_get(grad(*arrays, segments_BL))
+
+  plain, found = run('xla'), {}
+  for kind, shape in (('splash', (1, 2, 2, 2)), ('pallas', (2, 2, 1, 2))):
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(*shape))):
+      pairs = zip(jax.tree.leaves(run(kind)), jax.tree.leaves(plain))
+      found[kind] = max(float(np.abs(a - b).max()) for a, b in pairs)
+  return found
 
 
 def main():
@@ -166,10 +216,11 @@ def main():
     model=dataclasses.replace(NO_DROPOUT.model, attention='chunked'),
     microbatches=2,
   )
-  results['parts'] = compare(step(config, (2, 1, 2, 2)), alone)
   # Logits of a device: 8 rows x 16 predictions x 64 tokens of 4 bytes.
   evaluate._LOGITS_BYTES = 8 * 4 * V * 4
+  results['parts'] = compare(step(config, (2, 1, 2, 2)), alone)
   results['pieces'] = compare(step(NO_DROPOUT, (1, 2, 2, 2)), alone)
+  results['kernels'] = kernels()
   refused = {}
   odd = dataclasses.replace(BASE.model, width=36, num_heads=6)
   for name, config, shape in (

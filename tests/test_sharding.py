@@ -5,8 +5,19 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
+
+from genecompass_jax import (
+  data,
+  errors,
+  model,
+  optimizer,
+  sharding,
+  train_config,
+  train_step,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -37,7 +48,58 @@ def test_a_step_is_the_same_on_every_mesh(results, mesh):
   found = results[mesh]
   assert found['loss'] < 1e-5
   assert found['grad_norm'] < 1e-5
+  assert found['grads'][0] < 1e-5, found['grads']
   assert found['params'] < 1e-5
+
+
+@pytest.mark.parametrize('kind', ['splash', 'pallas'])
+def test_kernels_give_the_same_on_a_mesh(results, kind):
+  """Queries lie apart over the context axis, heads over the tensor axis."""
+  assert results['kernels'][kind] < 3e-5
+
+
+def devices(platform, hosts, each):
+  """Devices that cannot compute; JAX counts hosts of GPUs as slices too."""
+  return [
+    types.SimpleNamespace(
+      id=i, platform=platform, process_index=i // each, slice_index=i // each
+    )
+    for i in range(hosts * each)
+  ]
+
+
+def test_hosts_of_gpus_may_share_weights_and_slices_of_a_pod_may_not():
+  found = devices('gpu', hosts=2, each=4)
+  mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=8), found)
+  assert mesh.shape['fsdp'] == 8
+  # A group that a host can hold lies on one.
+  mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=4), found)
+  for group in mesh.devices.reshape(2, 4):
+    assert len({device.process_index for device in group}) == 1
+  with pytest.raises(errors.UserError, match='lower mesh.fsdp'):
+    sharding.make_mesh(sharding.MeshConfig(fsdp=8), devices('tpu', 2, 4))
+
+
+@pytest.mark.parametrize(
+  ('layout', 'use_cls', 'kind'),
+  [
+    ('buckets', True, 'cudnn'),
+    ('buckets', False, 'pallas'),
+    ('packed', True, 'pallas'),
+  ],
+)
+def test_cudnn_needs_cells_at_the_first_slot(layout, use_cls, kind):
+  """It knows lengths alone: a CLS that nobody sees would push the last gene
+
+  out of its sight.
+  """
+  config = train_config.TrainConfig(
+    corpus='',
+    model=model.ModelConfig(dtype='bfloat16', use_cls=use_cls),
+    optimizer=optimizer.OptimizerConfig(),
+    data=data.DataConfig(layout=layout),
+  )
+  assert train_step.for_platform(config, 'gpu').model.attention == kind
 
 
 def test_weights_and_moments_are_shared_as_asked(results):
