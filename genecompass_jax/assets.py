@@ -69,6 +69,11 @@ def save(folder: paths.PathLike, assets: Assets) -> dict[str, str]:
   return file_hashes(folder)
 
 
+def knowledge_sha256(knowledge: knowledge_lib.Knowledge) -> str:
+  """One hash of all prior tables, the same wherever they were read."""
+  return paths.sha256_bytes(_knowledge_bytes(knowledge))
+
+
 def file_hashes(folder: paths.PathLike) -> dict[str, str]:
   """Hashes of the files of a folder, by its manifest, and of the manifest."""
   hashes = read_manifest(folder)['sha256']

@@ -227,7 +227,7 @@ class Evaluator:
     params: model_lib.Params,
     knowledge: knowledge_lib.Knowledge,
     mesh: jax.sharding.Mesh,
-    on_batch: Callable[[], None] = lambda: None,
+    on_batch: Callable[[tuple[int, ...]], None] = lambda shape: None,
   ) -> dict[str, Any]:
     """Scores parameters; in several processes all call it, and all are told.
 
@@ -235,7 +235,8 @@ class Evaluator:
       params: of the model.
       knowledge: tables on the devices.
       mesh: of the devices.
-      on_batch: called after every batch.
+      on_batch: called before every batch with the shape of its slots; a new one
+        is compiled for.
 
     Returns:
       `eval_loss`, `eval_id_loss`, `eval_value_loss`, `null_*`, `eval_cells`,
@@ -249,6 +250,7 @@ class Evaluator:
     owned_B = sharding.owned_rows(mesh, self._num_rows)
     place = sharding.batch_sharding(mesh)
     for host_batch in self._batches(rows=held_B):
+      on_batch(host_batch.batch.cells.segments_BL.shape)
       batch = sharding.put_batch(host_batch.batch, mesh, self._num_rows)
       id_BK, value_BK = _slot_losses(
         params, batch, knowledge, self._config, place
@@ -262,7 +264,6 @@ class Evaluator:
           slots |= self._nulls.losses(mine)
         self._add(sums, mine, slots)
       jax.block_until_ready(id_BK)
-      on_batch()
     merged = _added(processes.gather(sums))
     if score_nulls:
       self._null_sums = {

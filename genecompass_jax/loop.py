@@ -91,7 +91,7 @@ class Run:
         if host_batch.index != next_batch:
           state = self._jump(state, next_batch, host_batch.index)
         next_batch = host_batch.index + 1
-        self.watch.expect(host_batch.batch.masked_slots_BK.shape)
+        self.watch.expect(host_batch.batch.cells.segments_BL.shape)
         state, values = self.step_fn(
           state, self._put(host_batch), self.knowledge
         )
@@ -159,6 +159,9 @@ class Run:
     self.watch.beat(compiles=True)
     with self.log.spent('evaluate'):
       line = self.evaluate(
-        state.params, self.knowledge, self.mesh, self.watch.beat
+        state.params,
+        self.knowledge,
+        self.mesh,
+        lambda shape: self.watch.expect(('evaluate', *shape)),
       )
     self.log.evaluation(step, line)

@@ -65,14 +65,21 @@ def open_workdir(
 
 
 def check_processes(
-  config: train_config.TrainConfig, corpus: corpus_lib.Corpus
+  config: train_config.TrainConfig,
+  corpus: corpus_lib.Corpus,
+  assets: assets_lib.Assets,
 ) -> None:
   """Refuses processes that train on different things."""
+  if processes.count() == 1:
+    return
   values = dataclasses.asdict(config)
   for place in ('corpus', 'priors'):  # may be mounted elsewhere
     del values[place]
   processes.check_equal('the configuration', values)
   processes.check_equal('the corpus', _manifest_sha256(corpus))
+  # Every process puts its own tables on its devices: they must not differ.
+  tables = assets_lib.knowledge_sha256(assets.knowledge)
+  processes.check_equal('what the prior tables hold', tables)
 
 
 def _manifest_sha256(corpus: corpus_lib.Corpus) -> str:

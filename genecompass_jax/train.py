@@ -130,7 +130,7 @@ def train_and_evaluate(
   # The corpus and what follows from it.
   corpus = corpus_lib.Corpus.open(config.corpus)
   config, assets = resolve_config(config, corpus)
-  opening.check_processes(config, corpus)
+  opening.check_processes(config, corpus, assets)
   mesh = sharding.make_mesh(config.mesh)
   train_step.check_mesh(config, mesh)
   step_config = train_step.for_devices(config, mesh)
@@ -174,6 +174,7 @@ def train_and_evaluate(
     )
     with interruption.StopSignals() as signals, watch:
       while True:
+        watch.beat(compiles=True)  # a large state takes its time to be read
         latest = checkpoints.latest()
         if latest is None:
           state, memory = init(), ()

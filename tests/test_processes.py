@@ -9,7 +9,20 @@ import time
 import numpy as np
 import pytest
 
-from genecompass_jax import checkpoint, errors, metrics, processes
+from genecompass_jax import (
+  assets,
+  checkpoint,
+  corpus as corpus_lib,
+  data,
+  errors,
+  knowledge,
+  metrics,
+  model,
+  opening,
+  optimizer,
+  processes,
+  train_config,
+)
 from tests.test_train import ROOT, STEPS, lines
 
 
@@ -201,3 +214,32 @@ def test_a_mistake_of_one_process_ends_all_with_one_line(
     ]
     assert len(text) == 1 and message in text[0], said
   assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def test_processes_compare_what_their_prior_tables_hold(
+  tiny_corpus, monkeypatch
+):
+  """Each puts its own on its devices; their places may differ."""
+  corpus = corpus_lib.Corpus.open(tiny_corpus)
+  monkeypatch.setattr(processes, 'count', lambda: 2)
+
+  def compared(value: float, place: str):
+    found = {}
+    monkeypatch.setattr(processes, 'check_equal', found.__setitem__)
+    config = train_config.TrainConfig(
+      corpus='here',
+      model=model.ModelConfig(),
+      optimizer=optimizer.OptimizerConfig(),
+      data=data.DataConfig(),
+      priors=(('grn', place),),
+    )
+    tables = {'grn': (('ENSG00000000003',), np.full((1, 2), value, np.float32))}
+    aligned = knowledge.align(corpus.vocabulary, tables)
+    opening.check_processes(config, corpus, assets.Assets(aligned))
+    return found
+
+  here, there, other = compared(1, 'a'), compared(1, 'b'), compared(2, 'a')
+  assert here == there
+  assert [what for what in here if here[what] != other[what]] == [
+    'what the prior tables hold'
+  ]

@@ -1,11 +1,11 @@
 """Meshes of eight devices give what one device gives, and share what they say."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import types
 
 import pytest
 
@@ -58,14 +58,18 @@ def test_kernels_give_the_same_on_a_mesh(results, kind):
   assert results['kernels'][kind] < 3e-5
 
 
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """One that cannot compute."""
+
+  id: int
+  platform: str
+  slice_index: int
+
+
 def devices(platform, hosts, each):
-  """Devices that cannot compute; JAX counts hosts of GPUs as slices too."""
-  return [
-    types.SimpleNamespace(
-      id=i, platform=platform, process_index=i // each, slice_index=i // each
-    )
-    for i in range(hosts * each)
-  ]
+  """JAX counts hosts of GPUs as slices too."""
+  return [Device(i, platform, i // each) for i in range(hosts * each)]
 
 
 def test_hosts_of_gpus_may_share_weights_and_slices_of_a_pod_may_not():
@@ -75,7 +79,7 @@ def test_hosts_of_gpus_may_share_weights_and_slices_of_a_pod_may_not():
   # A group that a host can hold lies on one.
   mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=4), found)
   for group in mesh.devices.reshape(2, 4):
-    assert len({device.process_index for device in group}) == 1
+    assert len({device.slice_index for device in group}) == 1
   with pytest.raises(errors.UserError, match='lower mesh.fsdp'):
     sharding.make_mesh(sharding.MeshConfig(fsdp=8), devices('tpu', 2, 4))
 
