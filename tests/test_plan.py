@@ -359,6 +359,37 @@ def test_kernels_that_take_whole_rows_are_said_before_they_run():
   assert row.status == plan.REFUSED and 'mesh.context=1' in row.message
 
 
+def test_estimates_share_what_a_run_shares():
+  def plan_on(machine, **axes):
+    config = tiny_config(mesh=sharding.MeshConfig(**axes))
+    question = plan.Question(price=1.0, mean_genes=62)
+    return plan.make_row('x', config, topologies.parse(machine), question)
+
+  alone = plan_on('h100:1').memory['state']
+  assert alone == pytest.approx(16 * plan_on('h100:1').parameters, abs=100)
+  # Tables of tokens lie whole on devices that share heads.
+  tables = 16 * 300 * 64
+  heads = plan_on('h100:2', tensor=2).memory['state']
+  assert (alone + tables) / 2 < heads < alone
+  assert plan_on('h100:2', fsdp=2).memory['state'] < 0.6 * alone
+  for axes, words in (
+    ({'tensor': 8}, 'model.num_heads=4'),
+    ({'data': 2, 'fsdp': 2}, 'mesh.data=2 x 2'),
+  ):
+    row = plan_on('h100:8', **axes)
+    assert row.status == plan.REFUSED and words in row.message
+
+
+def test_a_chip_of_two_devices_is_paid_for_once(monkeypatch):
+  answered(monkeypatch, {'status': 'compiled', 'memory': {'total': 2**30}})
+  question = plan.Question(price=1.0, search=0)
+  row = plan.make_row(
+    'x', tiny_config(), topologies.parse('v7x:2x2x1'), question
+  )
+  assert row.devices == 8
+  assert row.cost == pytest.approx(row.days * 24 * 4)
+
+
 def has_libtpu() -> bool:
   if os.environ.get(topologies.LIBTPU):
     return True

@@ -11,7 +11,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from genecompass_jax import attention, flops, model, train_config
+from genecompass_jax import (
+  attention,
+  errors,
+  flops,
+  model,
+  packing,
+  train_config,
+  train_step,
+)
 from genecompass_jax.scaling import (
   compilation,
   compile_worker,
@@ -197,6 +205,9 @@ def _fixed(config, topology, devices, groups, question):
   if min(shared, devices) < 1 or devices % shared or groups < 1:
     return _refused(row, f'mesh.fsdp x mesh.context x mesh.tensor = {shared} '
                     f'does not divide {devices} devices'), 0, ()  # fmt: skip
+  if mesh.data not in (-1, devices // shared):
+    return _refused(row, f'mesh.data={mesh.data} x {shared} devices that share '
+                    f'weights or rows are not {devices}; set it to -1'), 0, ()  # fmt: skip
   axes = {'data': devices // shared, 'fsdp': mesh.fsdp}
   axes |= {'context': mesh.context, 'tensor': mesh.tensor}
   row = dataclasses.replace(
@@ -346,19 +357,18 @@ def _next_size(used, fits, kept: int, limit: int, part: int) -> int | None:
 
 def _estimated(row: Row, config, topology) -> Row:
   """Memory by arithmetic, for machines that are not compiled for here."""
-  kind = attention.choose(
-    config.model.attention,
-    platform='gpu',
-    dtype=config.model.dtype,
-    one_cell_a_row=config.data.layout != 'packed',
-  )
+  try:
+    model_config = train_step.for_platform(config, 'gpu').model
+    memory = estimates.memory(config, row.slots, row.devices)
+  except errors.UserError as error:
+    return _refused(row, str(error))
+  kind = model_config.attention
   if config.mesh.context > 1 and kind in attention.FUSED:
     return _refused(
       row,
       f'attention {kind!r} takes whole rows: set --config.mesh.context=1, or '
       '--config.model.attention=chunked',
     )
-  memory = estimates.memory(config, row.slots, row.device_slots)
   limit = topology.chip.limit
   fits = memory['total'] <= limit
   return dataclasses.replace(
@@ -400,7 +410,11 @@ def _timed(row: Row, config, topology, question: Question) -> Row:
   days = question.cells / rate / DAY
   cost = None
   if question.price is not None:
-    cost = days * 24 * row.devices * question.price
+    chips = row.devices / topology.chip.devices
+    cost = days * 24 * chips * question.price
+  notes = row.notes
+  if config.data.layout != packing.PACKED:
+    notes = (*notes, 'time as if every cell needed the longest bucket')
   return dataclasses.replace(
-    row, step_s=step_s, cells_per_s=rate, days=days, cost=cost
+    row, step_s=step_s, cells_per_s=rate, days=days, cost=cost, notes=notes
   )
