@@ -85,8 +85,8 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> jax.sharding.Mesh:
   if min(data, *inner) < 1 or data * config.shared != num_devices:
     shape = ' x '.join(f'mesh.{a}={getattr(config, a)}' for a in AXES)
     raise errors.UserError(
-      f'{shape} does not take {num_devices} devices; set mesh.data=-1 and the '
-      'others so that their product divides it'
+      f'{shape} does not come to the number of devices here, {num_devices}; '
+      'set mesh.data=-1 and the others so that their product divides it'
     )
   is_tpu = devices[0].platform == 'tpu'
   # JAX calls a host of GPUs a slice as well: between those weights may be

@@ -133,6 +133,9 @@ class TrainingLog:
       peak_source=self._peak.source,
       memory_source=utilisation.memory_peak()[1],
     )
+    if not is_new:
+      total = config.optimizer.total_steps
+      logging.info('goes on from step %d of %d', first_step, total)
     logging.info('utilisation is of: %s', self._peak.source)
 
   def _reset(self, now: float) -> None:
@@ -143,10 +146,11 @@ class TrainingLog:
   @contextlib.contextmanager
   def progress(self) -> Iterator[None]:
     """The loop: its progress bar, and its time is that of training."""
-    left = self._config.optimizer.total_steps - self._step
+    total = self._config.optimizer.total_steps
     self._clock.enter('train')
     try:
-      with progress.Progress(left, 'steps', 'training') as self._bar:
+      with progress.Progress(total, 'steps', 'training') as self._bar:
+        self._bar.skip(self._step)  # of a run that goes on
         yield
     finally:
       self._clock.enter('checkpoint')  # what is still being written

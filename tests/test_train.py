@@ -200,6 +200,10 @@ def test_a_run_killed_and_stopped_ends_in_the_same_bits(
   assert result.returncode == 0, result.stderr
   assert events(workdir) == ['start', 'resume', 'stopped', 'resume', 'done']
   assert_same_run(workdir, trained)
+  # Whoever looks at its output sees the whole run, not what is left of it.
+  _, total = last_event(workdir)
+  assert f'goes on from step {stopped} of {total}' in result.stderr
+  assert f'100% of {total} steps' in result.stderr
 
 
 @pytest.mark.slow  # 90 s: programs are compiled again in every process
@@ -561,7 +565,7 @@ def test_help_ends_well():
     ({'data.rows_per_batch': 8, 'data.streams': 3}, 'multiple of'),
     ({'encoding.max_genes': 100}, 'encoding.max_genes=100 is more than'),
     ({'data.buckets': (32,)}, 'cannot hold a cell of 63 genes'),
-    ({'mesh.fsdp': 3}, 'does not take 1 devices'),
+    ({'mesh.fsdp': 3}, 'the number of devices here, 1'),
     ({'model.num_heads': 5}, 'must be divisible by num_heads=5'),
     ({'data.rows_per_batch': 4096}, 'lower data.rows_per_batch'),
     ({'data.source_weights': (('x', 2.0),)}, "weight of source 'x'"),

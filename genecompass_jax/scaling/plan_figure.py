@@ -120,7 +120,7 @@ def _time(axes: Any, rows: Sequence[plan.Row], question: plan.Question) -> None:
       axes.text(0.002, y, 'no time: ' + row.status, **_WORDS)
       continue
     axes.barh(y, row.step_s, 0.6, color=_GREY)
-    text = f' {row.cells_per_s:,.0f} cells/s, {row.days:,.1f} days'
+    text = f' {row.cells_per_s:,.0f} cells/s, {row.days:,.3g} days'
     axes.text(row.step_s, y, text, **_WORDS)
   title = (
     f's a step, ASSUMING {question.utilisation:.0%} utilisation; days for '
