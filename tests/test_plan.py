@@ -118,6 +118,14 @@ HLO = textwrap.dedent("""\
     ROOT %b = f32[32]{0} all-to-all(%p)
   }
 
+  %begun (p: bf16[8]) -> bf16[16] {
+    ROOT %p1 = bf16[16]{0} collective-permute(%p), channel_id=7, frontend_attributes={chain_id="2"}
+  }
+
+  %overlapped (p: bf16[8]) -> bf16[16] {
+    ROOT %p2 = bf16[16]{0} collective-permute(%p), channel_id=7, frontend_attributes={chain_id="2"}
+  }
+
   ENTRY %main (p: f32[8]) -> f32[8] {
     %k = f32[8] conditional(%i, %p, %p), branch_computations={%little, %much}
     %l = f32[8] conditional(%i, %p, %p), true_computation=%much, false_computation=%little
@@ -128,6 +136,8 @@ HLO = textwrap.dedent("""\
     %m = f32[4]{0} reduce-scatter(%p), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}
     %h = (f32[4], f32[64]) all-gather-start(%p), dimensions={0}
     %z = f32[64] all-gather-done(%h)
+    %y = (bf16[8], bf16[16]) fusion(%p), kind=kCustom, calls=%begun
+    %x = bf16[16] fusion(%y), kind=kOutput, calls=%overlapped
   }
   """)  # fmt: skip # noqa: E501
 
@@ -139,6 +149,7 @@ def test_collectives_are_counted_with_the_trips_of_their_loops():
     'all-gather': (2, 16 * 4 + 64 * 4),
     'reduce-scatter': (2, 4 * 4 * 4 + 4 * 4 * 2),
     'all-to-all': (2, 2 * 32 * 4),  # of two branches one runs
+    'collective-permute': (1, 16 * 2),  # one, overlapped with two fusions
   }
 
 

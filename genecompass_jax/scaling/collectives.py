@@ -2,7 +2,9 @@
 
 A loop's body stands in the text once and runs many times: the bodies of
 `while` are multiplied by their trips, which the loop's condition compares with.
-Of a conditional the branch that sends most is counted: one of them runs.
+Of a conditional the branch that sends most is counted: one of them runs. TPUs
+overlap a collective with the computations around it: the text then holds it in
+several fusions, which one chain joins, and it is counted in the first of them.
 """
 
 import dataclasses
@@ -46,6 +48,7 @@ _CALLED = re.compile(
   r'(?:\{([^}]*)\}|%?([\w.\-]+))'
 )
 _CONSTANT = re.compile(r' [su](?:32|64)\[\][^=]* constant\((\d+)\)')
+_CHAIN = re.compile(r'channel_id=(\d+).*\bchain_id="')
 _GROUPS = re.compile(r'replica_groups=\{\{([\d,]*)\}')
 _GROUPS_IOTA = re.compile(r'replica_groups=\[(\d+),(\d+)\]')
 _GROUPS_MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}')
@@ -81,9 +84,15 @@ def parse(text: str) -> list[Traffic]:
 
 
 def _computations(text: str) -> dict[str, list[str]]:
-  """Name -> lines of every computation."""
+  """Name -> lines of every computation; a chain's later links are left out."""
   found, current = {}, None
+  chains = set()
   for line in text.splitlines():
+    chain = _CHAIN.search(line)
+    if chain is not None:
+      if chain.group(1) in chains:
+        continue
+      chains.add(chain.group(1))
     match = _COMPUTATION.match(line)
     if match is not None:
       current = found.setdefault(match.group(1), [])
