@@ -243,9 +243,10 @@ def resolve(values: Mapping[str, Any], args: argparse.Namespace, question):
     )
     rows = len(assets.vocabulary.genes.gene_ids) + 2
     question = dataclasses.replace(question, prior_rows=rows)
+    widths = [f'{name} ({width})' for name, width in config.model.priors]
     told = (
-      f'{config.model.vocabulary_size:,} tokens and priors '
-      f'{dict(config.model.priors)} of {corpus}'
+      f'{config.model.vocabulary_size:,} tokens of {corpus}, priors: '
+      f'{", ".join(widths) or "none"}'
     )
     return config, question, told
   names = [name for name, _ in priors] or [

@@ -97,13 +97,18 @@ def _memory(axes: Any, rows: Sequence[plan.Row]) -> None:
         edgecolor='white',
       )
       start += width
-    axes.text(start, y, f' {start:.1f}', **_WORDS)
+    axes.text(start, y, f' {_figures(start)}', **_WORDS)
   label = 'GiB a device, compiled (hatched: estimated); line: limit'
   axes.set_xlabel(label, size=8)
   axes.margins(x=0.12)
   if seen:
     axes.legend(fontsize=7, frameon=False, ncols=4, loc='lower left',
                 bbox_to_anchor=(0, 1))  # fmt: skip
+
+
+def _figures(number: float) -> str:
+  """One place behind the point, or two figures of what is small."""
+  return f'{number:,.1f}' if number >= 1 else f'{number:.2g}'
 
 
 def _once(label: str, seen: set[str]) -> str | None:
@@ -120,7 +125,7 @@ def _time(axes: Any, rows: Sequence[plan.Row], question: plan.Question) -> None:
       axes.text(0.002, y, 'no time: ' + row.status, **_WORDS)
       continue
     axes.barh(y, row.step_s, 0.6, color=_GREY)
-    text = f' {row.cells_per_s:,.0f} cells/s, {row.days:,.3g} days'
+    text = f' {row.cells_per_s:,.0f} cells/s, {_figures(row.days)} days'
     axes.text(row.step_s, y, text, **_WORDS)
   title = (
     f's a step, ASSUMING {question.utilisation:.0%} utilisation; days for '
@@ -129,3 +134,5 @@ def _time(axes: Any, rows: Sequence[plan.Row], question: plan.Question) -> None:
   axes.set_xlabel('\n'.join(textwrap.wrap(title, 48)), size=8)
   axes.margins(x=0.6)
   axes.set_xlim(left=0)
+  # A power of ten in the corner would lie on the title.
+  axes.xaxis.set_major_formatter(lambda value, _: f'{value:.3g}')
