@@ -31,6 +31,11 @@ _GRACE_S = 30.0
 # After SIGTERM: the time that a step and a checkpoint may take.
 _GRACE_STOP_S = 600.0
 _CHECK_S = 0.05
+# To read what ended processes have left in their pipes.
+_GRACE_OUTPUT_S = 5.0
+_LONGEST_LINE = 1 << 16  # bytes; longer ones are broken, not remembered
+# More would take the memory of a host long before they are ready to train.
+_MOST_A_CORE = 16
 _DEVICES = '--xla_force_host_platform_device_count'
 
 
@@ -87,6 +92,12 @@ def run(arguments: argparse.Namespace) -> int:
       raise errors.UserError(
         f'--{flag}={getattr(arguments, name)} must be at least {low}'
       )
+  most = _MOST_A_CORE * (os.cpu_count() or 1)
+  if arguments.processes > most:
+    raise errors.UserError(
+      f'--processes={arguments.processes}: this host has {os.cpu_count()} '
+      f'cores; give at most {most}, or start some on other hosts'
+    )
   flags = arguments.flags
   found = re.search(r'(?:^|\0)--?workdir[=\0]([^\0]*)', '\0'.join(flags))
   if not found:
@@ -130,6 +141,7 @@ class Supervisor:
     self._max_restarts = max_restarts
     self._asked: int | None = None  # the signal that asked to stop
     self._passed_on = False
+    self._seen: list[str] = []  # checkpoints, at the last look
 
   def run(self) -> int:
     """Runs to the end.
@@ -139,8 +151,10 @@ class Supervisor:
       stopped them or they came no further.
     """
     before = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
       before[number] = signal.signal(number, self._stop)
+    if before[signal.SIGHUP] == signal.SIG_IGN:  # as nohup wants it
+      signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
       return self._run()
     finally:
@@ -192,8 +206,11 @@ class Supervisor:
       for reader in readers:
         reader.start()
       self._wait(processes)
+      for process in processes:  # and what it has left behind
+        _kill(process)
+      deadline = time.monotonic() + _GRACE_OUTPUT_S
       for reader in readers:
-        reader.join(_GRACE_S)
+        reader.join(max(deadline - time.monotonic(), 0.0))
     finally:
       for process in processes:
         _kill(process)
@@ -201,6 +218,8 @@ class Supervisor:
 
   def _start(self, index: int, port: int) -> subprocess.Popen:
     environment = dict(os.environ)
+    for name in ('COORDINATOR_ADDRESS', 'NUM_PROCESSES', 'PROCESS_ID'):
+      environment.pop(f'JAX_{name}', None)  # of another job
     if self._num > 1:
       environment |= {
         'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
@@ -257,11 +276,18 @@ class Supervisor:
   def _progress(self) -> list[str]:
     """Sealed checkpoints: another list is progress."""
     folder = paths.join(self._workdir, workdir_lib.CHECKPOINTS)
-    names = paths.listdir(folder) if paths.exists(folder) else []
-    return [name for name in names if name.endswith('.sha256.json')]
+    try:
+      names = paths.listdir(folder) if paths.exists(folder) else []
+    except (errors.RetryableError, OSError) as error:
+      # A store that is away for a while must not end the supervisor, too.
+      self._say(errors.first_line(error))
+      return self._seen
+    self._seen = [name for name in names if name.endswith('.sha256.json')]
+    return self._seen
 
   def _say(self, text: str) -> None:
-    print(f'launch: {text}', file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody listens: no reason to end
+      print(f'launch: {text}', file=sys.stderr, flush=True)
 
 
 def verdict(codes: Sequence[int]) -> int:
@@ -290,11 +316,21 @@ def _free_port() -> int:
 
 
 def _copy(index: int, stream: Any, out: Any) -> None:
-  """Passes lines on, with the number of their process before them."""
-  for line in stream:
+  """Passes lines on, with the number of their process before them.
+
+  It goes on reading when nobody takes them any more (`| head`, a closed
+  terminal, a full disk): a process whose lines nobody reads would wait.
+  """
+  while line := stream.readline(_LONGEST_LINE):
     end = b'' if line.endswith(b'\n') else b'\n'
-    out.write(b'[%d] ' % index + line + end)
-    out.flush()
+    with contextlib.suppress(OSError):
+      _write(out.fileno(), b'[%d] ' % index + line + end)
+
+
+def _write(file: int, data: bytes) -> None:
+  """Writes without a buffer, which would be tried again at the end."""
+  while data:
+    data = data[os.write(file, data) :]
 
 
 def _kill(process: subprocess.Popen) -> None:

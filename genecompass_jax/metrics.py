@@ -1,6 +1,7 @@
 """metrics.jsonl: one JSON object a line, every step once."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -8,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from genecompass_jax import paths, uploads
+from genecompass_jax import goodput, paths, uploads
 
 FILE = 'metrics.jsonl'
 _LAST_WAIT = 30.0  # seconds to copy the last lines up for, at the end
@@ -123,16 +124,65 @@ def read(workdir: paths.PathLike) -> list[dict[str, Any]]:
 
 
 def parse(data: bytes) -> list[dict[str, Any]]:
-  """The lines of a part of a file; what is damaged or unfinished is left out."""
+  """The lines of a part of a file.
+
+  What is damaged, unfinished, or written by something else is left out, so
+  that whoever reads them finds steps, times and numbers where they belong.
+  """
   found = []
   for line in data.decode('utf-8', 'replace').splitlines():
     try:
       values = paths.parse_json(line)
     except ValueError:
       continue  # damaged, or what a running or killed process is writing
-    if isinstance(values, dict):
+    if isinstance(values, dict) and _is_ours(values):
       found.append(values)
   return found
+
+
+_COUNTS = ('step', 'last_step')
+_TIMES = ('time', 'began', 'last_time', 'compile_s')
+_LARGEST = 2**63  # what is larger was never counted, and is no float either
+
+
+def _is_ours(line: Mapping[str, Any]) -> bool:
+  """Whether the values of a line are of the kinds that a run writes."""
+  if not all(
+    type(line[key]) is int and 0 <= line[key] < _LARGEST
+    for key in _COUNTS
+    if key in line
+  ):
+    return False
+  if not all(_is_finite(line[key]) for key in _TIMES if key in line):
+    return False
+  if 'event' in line:
+    if line['event'] != goodput.EVENT:
+      return isinstance(line['event'], str)
+    seconds = line.get('seconds')
+    return isinstance(seconds, dict) and all(map(_is_finite, seconds.values()))
+  groups = line.get('by', {})
+  return (
+    'step' in line
+    and isinstance(groups, dict)
+    and all(isinstance(group, dict) for group in groups.values())
+    and all(
+      _is_number(value)
+      for values in (line, *groups.values())
+      for key, value in values.items()
+      if key != 'by'
+    )
+  )
+
+
+def _is_number(value: Any) -> bool:
+  """A number or a truth; losses need not be finite."""
+  return isinstance(value, float) or (
+    isinstance(value, int) and abs(value) < _LARGEST
+  )
+
+
+def _is_finite(value: Any) -> bool:
+  return _is_number(value) and math.isfinite(value) and abs(value) < _LARGEST
 
 
 def strongest_null(

@@ -204,7 +204,9 @@ def _time_left(lines, training, step: int, total: int | None) -> float | None:
     return None
   steps = recent[-1]['step'] - recent[0]['step']
   seconds = recent[-1]['time'] - recent[0]['time']
-  return (total - step) * seconds / steps if steps > 0 else None
+  if steps <= 0 or seconds < 0:  # the clock was put back
+    return None
+  return (total - step) * seconds / steps
 
 
 def _curves(training, held_out, width: int, height: int) -> list[str]:
@@ -218,7 +220,7 @@ def _curves(training, held_out, width: int, height: int) -> list[str]:
     null = _strongest(held_out, key)
     panel = text_plot.plot(
       {
-        '.': [(line['step'], line[key]) for line in training],
+        '.': [(line['step'], line[key]) for line in training if key in line],
         'o': [
           (line['step'], line[f'eval_{key}'])
           for line in held_out
@@ -301,7 +303,7 @@ def _rates(training, lines) -> list[str]:
   if 'compiles' in last:
     parts.append(
       f'{last["compiles"]} programs compiled in '
-      f'{progress.duration(last["compile_s"])}'
+      f'{progress.duration(last.get("compile_s", 0.0))}'
     )
   if parts:
     text.append(f'  machine      {", ".join(parts)}')

@@ -40,6 +40,15 @@ FAKE = textwrap.dedent("""
       time.sleep(0.05)
   elif act == 'kill':
     os.kill(os.getpid(), signal.SIGKILL)
+  elif act == 'talk':
+    for _ in range(10):
+      os.write(1, b'x' * 100_000)  # without a line's end
+    sys.exit(0)
+  elif act == 'leave':
+    import subprocess
+    left = subprocess.Popen(['sleep', '500'])  # it holds the pipe
+    (folder / 'left').write_text(str(left.pid))
+    sys.exit(0)
   elif act == 'progress':
     (folder / 'checkpoints').mkdir(exist_ok=True)
     (folder / 'checkpoints' / f'{attempt}.sha256.json').touch()
@@ -224,3 +233,55 @@ def test_mistakes_are_one_line(arguments, message, capsys):
   assert cli.main(['launch', *arguments]) == errors.EXIT_USAGE
   said = capsys.readouterr().err
   assert message in said and len(said.splitlines()) == 1
+
+
+def test_output_that_nobody_takes_or_that_has_no_end_holds_nobody_up(tmp_path):
+  (tmp_path / 'plan.json').write_text(json.dumps([{'0': 'talk'}]))
+  script = (
+    'import sys; from genecompass_jax import launch\n'
+    's = launch.Supervisor([sys.executable, "-c", sys.argv[1], sys.argv[2]], '
+    'sys.argv[2], num_processes=2)\n'
+    'sys.exit(s.run())'
+  )
+  process = subprocess.Popen(
+    [sys.executable, '-c', script, FAKE, str(tmp_path)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    cwd=ROOT,
+  )
+  process.stdout.close()
+  _, err = process.communicate(timeout=60)
+  assert (process.returncode, err) == (0, b'')
+
+
+def test_long_lines_are_broken(tmp_path, capfd):
+  assert supervise(tmp_path, [{'0': 'talk'}])[0] == 0
+  found = capfd.readouterr().out.splitlines()
+  assert max(map(len, found)) < 70_000
+  assert sum(line.count('x') for line in found) == 1_000_000
+
+
+def test_what_a_process_leaves_behind_is_ended(tmp_path):
+  assert supervise(tmp_path, [{'0': 'leave'}]) == (0, [1, 1])
+  status = pathlib.Path('/proc', (tmp_path / 'left').read_text(), 'status')
+  for _ in range(100):  # until the system has ended it
+    if not status.exists() or 'State:\tZ' in status.read_text():
+      return
+    time.sleep(0.1)
+  raise AssertionError('it lives')
+
+
+def test_more_processes_than_a_host_can_hold_are_refused(capsys):
+  assert cli.main(['launch', 'local', '-n', '100000', '--', '--workdir=x']) == 2
+  assert 'give at most' in capsys.readouterr().err
+
+
+def test_a_store_that_is_away_does_not_end_the_supervisor(
+  tmp_path, monkeypatch, capfd
+):
+  def away(name):
+    raise errors.RetryableError('s3://bucket: the store does not answer')
+
+  monkeypatch.setattr(launch.paths, 'exists', away)
+  assert supervise(tmp_path, [{'1': 42}, {}]) == (0, [2, 2])
+  assert 'does not answer' in capfd.readouterr().err

@@ -291,3 +291,26 @@ def test_a_scale_of_logarithms_and_what_has_none():
     {'.': [(7, 5.0)]}, {}, width=20, height=2
   )  # one point: no scale
   assert '7' in axis and top.strip().startswith('5')
+
+
+def test_lines_that_no_run_writes_are_left_out():
+  whole = [*RUN]
+  for wrong in (
+    {'time': 'noon'}, {'step': -1}, {'step': 1.5}, {'step': 10**30},
+    {'loss': None}, {'loss': '1'}, {'loss': [1]}, {'time': float('inf')},
+    {'event': 3}, {'event': 'goodput'}, {'event': 'goodput', 'seconds': 1},
+    {'event': 'goodput', 'seconds': {'train': 'x'}}, {'by': {'human': 1}},
+    {'compile_s': float('nan')}, {'last_step': None, 'event': 'resume'},
+  ):  # fmt: skip
+    whole.insert(3, {**training(10, 20.0), **wrong})
+  data = '\n'.join(json.dumps(line) for line in whole).encode()
+  assert metrics.parse(data) == RUN
+  for line in ([], 3, None, 'x', {'loss': 1.0}):  # without a step
+    assert metrics.parse(json.dumps(line).encode()) == []
+
+
+def test_a_clock_that_was_put_back():
+  lines = [start(1000.0), training(10, 990.0), training(20, 900.0)]
+  text = watch.describe('RUN', lines, 100, now=800.0)
+  assert 'left' not in text[0]
+  assert '-' not in text[0]
