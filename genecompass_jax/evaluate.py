@@ -264,7 +264,7 @@ class Evaluator:
           slots |= self._nulls.losses(mine)
         self._add(sums, mine, slots)
       jax.block_until_ready(id_BK)
-    merged = _added(processes.gather(sums))
+    merged = processes.gather(sums, _added)
     if score_nulls:
       self._null_sums = {
         group: {k: v for k, v in values.items() if k.startswith('null_')}

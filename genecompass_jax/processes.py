@@ -252,10 +252,16 @@ def from_first(make: Callable[[], Any]) -> Any:
   return json.loads(_joined.client.blocking_key_value_get(key, _LONG_MS))
 
 
-def gather(value: Any) -> list[Any]:
-  """JSON values of all processes, in their order, on every process."""
+def gather(value: Any, combine: Callable[[list[Any]], Any] = list) -> Any:
+  """JSON values of all processes, in their order, or what is made of them.
+
+  Args:
+    value: of this process.
+    combine: is called with all values on process 0 alone: its result goes to
+      everyone, and it may be smaller.
+  """
   if _joined.count == 1:
-    return [value]
+    return combine([value])
   folder = f'genecompass/{_joined.rounds + 1}/all/'
   _joined.client.key_value_set(
     f'{folder}{_joined.index:08d}', json.dumps(value)
@@ -265,7 +271,7 @@ def gather(value: Any) -> list[Any]:
   def collect():  # one process asks for all: not everyone everyone
     found = dict(_joined.client.key_value_dir_get(folder))
     _joined.client.key_value_delete(folder)
-    return [json.loads(found[key]) for key in sorted(found)]
+    return combine([json.loads(found[key]) for key in sorted(found)])
 
   return from_first(collect)
 

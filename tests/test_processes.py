@@ -129,6 +129,7 @@ def test_alone_nothing_is_waited_for():
   assert processes.is_first()
   processes.barrier('none')
   assert processes.gather({'a': 1}) == [{'a': 1}]
+  assert processes.gather(3, sum) == 3
   assert processes.from_first(lambda: 3) == 3
   processes.check_equal('this', 1)
   processes.leave()
