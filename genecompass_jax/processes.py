@@ -296,6 +296,7 @@ def is_lost_peer(error: Exception) -> bool:
   text = str(error)
   return type(error).__name__ in ('JaxRuntimeError', 'XlaRuntimeError') and (
     'Gloo' in text
+    or 'NCCL' in text  # INTERNAL, whatever happened to the other side
     or text.startswith(('UNAVAILABLE', 'ABORTED', 'CANCELLED', 'DEADLINE'))
   )
 

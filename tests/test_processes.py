@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -133,6 +134,21 @@ def test_alone_nothing_is_waited_for():
   assert processes.from_first(lambda: 3) == 3
   processes.check_equal('this', 1)
   processes.leave()
+
+
+@pytest.mark.parametrize(
+  'text, is_lost',
+  [
+    ('UNKNOWN: Gloo AllReduce failed: Connection closed by peer', True),
+    ('INTERNAL: NCCL operation ncclAllReduce failed: remote process', True),
+    ('UNAVAILABLE: Socket closed', True),
+    ('INTERNAL: Autotuning failed', False),
+    ('RESOURCE_EXHAUSTED: Out of memory', False),
+  ],
+)
+def test_a_broken_connection_is_told_from_other_faults(text, is_lost):
+  assert processes.is_lost_peer(jax.errors.JaxRuntimeError(text)) == is_lost
+  assert not processes.is_lost_peer(RuntimeError(text))
 
 
 # Training
