@@ -17,7 +17,6 @@ import optax
 from genecompass_jax import (
   attention,
   errors,
-  evaluate,
   knowledge as knowledge_lib,
   losses,
   model as model_lib,
@@ -25,6 +24,7 @@ from genecompass_jax import (
   optimizer as optimizer_lib,
   packing,
   schemas,
+  scoring,
   sharding,
   train_config,
 )
@@ -189,7 +189,7 @@ def gradients(
   value_weight = jnp.sum(batch.value_weights_BK)
 
   def loss(params, batch, key):
-    id_BK, value_BK = evaluate.slot_losses(
+    id_BK, value_BK = scoring.slot_losses(
       params,
       batch,
       knowledge,

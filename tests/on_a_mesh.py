@@ -16,12 +16,12 @@ from genecompass_jax import (
   data,
   encoding,
   errors,
-  evaluate,
   knowledge as knowledge_lib,
   masking,
   model,
   optimizer,
   rows,
+  scoring,
   sharding,
   train_config,
   train_step,
@@ -217,7 +217,7 @@ def main():
     microbatches=2,
   )
   # Logits of a device: 8 rows x 16 predictions x 64 tokens of 4 bytes.
-  evaluate._LOGITS_BYTES = 8 * 4 * V * 4
+  scoring._LOGITS_BYTES = 8 * 4 * V * 4
   results['parts'] = compare(step(config, (2, 1, 2, 2)), alone)
   results['pieces'] = compare(step(NO_DROPOUT, (1, 2, 2, 2)), alone)
   results['kernels'] = kernels()

@@ -9,13 +9,13 @@ import pytest
 
 from genecompass_jax import (
   chips,
-  evaluate,
   flops,
   knowledge,
   layers,
   losses,
   model,
   schemas,
+  scoring,
 )
 
 GENES, VOCABULARY = 2048, 50_558
@@ -97,7 +97,7 @@ def unrolled(config, params, batch, tables):
   config = dataclasses.replace(config, unroll=config.num_layers)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(layers, 'recomputed', lambda f: f)
-    id_BK, value_BK = evaluate.slot_losses(params, batch, tables, config)
+    id_BK, value_BK = scoring.slot_losses(params, batch, tables, config)
   ones = jnp.ones_like(id_BK)
   sums = losses.loss_sums(id_BK, ones, value_BK, ones)
   return sums.means(losses.LossConfig())[0]

@@ -38,6 +38,7 @@ LEVELS = (
   (2, 'utilisation'),
   (2, 'data'),
   (3, 'nulls convert pretrained'),
+  (3, 'scoring'),
   (3, 'evaluate'),
   (4, 'train_config'),
   (4, 'training_log'),

@@ -15,12 +15,12 @@ import pytest
 from genecompass_jax import (
   encoding,
   errors,
-  evaluate,
   knowledge as knowledge_lib,
   losses,
   masking,
   model,
   rows,
+  scoring,
 )
 
 V = 30
@@ -132,7 +132,7 @@ def loss_and_grads(config, params, batch, knowledge):
   """(loss, slot losses), gradients."""
 
   def loss(params):
-    slots = evaluate.slot_losses(params, batch, knowledge, config)
+    slots = scoring.slot_losses(params, batch, knowledge, config)
     id_BK, value_BK = slots
     sums = losses.loss_sums(
       id_BK, batch.id_weights_BK, value_BK, batch.value_weights_BK
@@ -493,7 +493,7 @@ def test_logits_in_pieces_change_nothing(monkeypatch):
   logits = model.token_logits
   for pieces in (24, 6):
     limit = 3 * 24 // pieces * V * 4
-    monkeypatch.setattr(evaluate, '_LOGITS_BYTES', limit)
+    monkeypatch.setattr(scoring, '_LOGITS_BYTES', limit)
     monkeypatch.setattr(
       model,
       'token_logits',

@@ -14,7 +14,6 @@ from genecompass_jax import (
   data,
   encoding,
   errors,
-  evaluate,
   knowledge as knowledge_lib,
   losses,
   masking,
@@ -22,6 +21,7 @@ from genecompass_jax import (
   model,
   pretrained,
   rows,
+  scoring,
 )
 from genecompass_jax.analysis import report
 from tests import test_masking, test_model, test_train
@@ -260,7 +260,7 @@ def test_ids_are_scored_where_they_are_asked(id_share):
     return losses.id_losses(network.id_logits(hidden_BKD), batch.id_labels_BK)
 
   def as_trained(params):
-    return evaluate.slot_losses(params, batch, knowledge, config)[0]
+    return scoring.slot_losses(params, batch, knowledge, config)[0]
 
   def total(losses_of):
     return lambda params: (batch.id_weights_BK * losses_of(params)).sum()
@@ -288,7 +288,7 @@ def test_the_vector_of_hidden_ranks_is_learned():
 
   def position_grad(which_BK):
     def loss(params):
-      id_BK, value_BK = evaluate.slot_losses(params, batch, knowledge, config)
+      id_BK, value_BK = scoring.slot_losses(params, batch, knowledge, config)
       return (which_BK * (id_BK + value_BK)).sum()
 
     return jax.grad(loss)(params)['embedding']

@@ -18,10 +18,10 @@ from genecompass_jax import (
   config_values,
   corpus as corpus_lib,
   data,
-  evaluate,
   main,
   nulls,
   pretrained,
+  scoring,
   train_config,
   workdir,
 )
@@ -50,7 +50,7 @@ def train_and_score(corpus_path: str, folder, variant: str):
   model = pretrained.load(folder)
   null_models = nulls.NullModels.load(folder / workdir.NULLS)
   slot_losses = jax.jit(
-    functools.partial(evaluate.slot_losses, config=model.config)
+    functools.partial(scoring.slot_losses, config=model.config)
   )
   corpus = corpus_lib.Corpus.open(corpus_path)
   sums_3C = np.zeros((3, corpus.num_cells('validation')))

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from genecompass_jax import evaluate, losses, model, optimizer
+from genecompass_jax import losses, model, optimizer, scoring
 from tests.test_model import (
   TINY,
   apart_batch,
@@ -73,7 +73,7 @@ def coordinates(width, base_width, steps=6):
   )
 
   def loss(params):
-    id_BK, value_BK = evaluate.slot_losses(params, batch, knowledge, config)
+    id_BK, value_BK = scoring.slot_losses(params, batch, knowledge, config)
     sums = losses.loss_sums(
       id_BK, batch.id_weights_BK, value_BK, batch.value_weights_BK
     )

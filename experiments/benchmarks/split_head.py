@@ -5,7 +5,7 @@
       [--max_genes 63] [--rate 0.5] [--size tiny]
 
 Under `split` every other masked slot is asked its value, not its id
-(evaluate.slot_losses). Both arms have the same parameters and cells; their
+(scoring.slot_losses). Both arms have the same parameters and cells; their
 losses must agree to 1e-5, or the program fails. Milliseconds are the median of
 `--steps` gradients of one batch, arms in turn.
 """
@@ -24,16 +24,16 @@ from genecompass_jax import (
   corpus as corpus_lib,
   data,
   encoding,
-  evaluate,
   knowledge as knowledge_lib,
   losses,
   masking,
   model,
+  scoring,
 )
 
 
 def in_full(params, batch, knowledge, config):
-  """What `evaluate.slot_losses` is under the other objectives."""
+  """What `scoring.slot_losses` is under the other objectives."""
   network = model.bind(config, params)
   hidden_BKD = jnp.take_along_axis(
     network(batch.cells, knowledge), batch.masked_slots_BK[..., None], axis=1
@@ -86,7 +86,7 @@ def main() -> None:
   arms = {}
   for name, losses_of in (
     ('all masked slots', in_full),
-    ('ids alone', evaluate.slot_losses),
+    ('ids alone', scoring.slot_losses),
   ):
     loss = functools.partial(_loss, losses_of, batch, knowledge, config)
     arms[name] = jax.jit(jax.value_and_grad(loss))

@@ -25,6 +25,7 @@ from genecompass_jax import (
   paths,
   pretrained,
   prior_tables,
+  scoring,
   train_config,
   vocabulary as vocabulary_lib,
   workdir,
@@ -82,7 +83,7 @@ def score(folder: str, corpus_path: str, root: str, atlas=None) -> dict:
 
 @functools.partial(jax.jit, static_argnums=3)
 def _slots(params, batch, knowledge, config):
-  return evaluate.slot_losses(params, batch, knowledge, config)
+  return scoring.slot_losses(params, batch, knowledge, config)
 
 
 def _batches(config, opened):
