@@ -257,12 +257,12 @@ def _hashes(folder: paths.PathLike) -> dict[str, str]:
 def check_seal(folder: paths.PathLike) -> str | None:
   """What is wrong with a sealed folder, None when it is whole."""
   try:
-    text = paths.read_text(f'{folder}{_SEAL}')
+    hashes = paths.read_json(f'{folder}{_SEAL}')
   except OSError:
     return 'it was never completed (its seal is missing)'
-  try:
-    hashes = dict(paths.parse_json(text))
-  except (ValueError, TypeError):
+  except ValueError:  # no text, or no JSON
+    return 'its seal is damaged'
+  if not isinstance(hashes, dict) or not hashes:
     return 'its seal is damaged'
   for name, sha256 in hashes.items():
     file = paths.join(folder, name)

@@ -28,6 +28,11 @@ def to_dataclass(
         f'{where}.{key} is not known; fields are {", ".join(fields)}'
       )
     if dataclasses.is_dataclass(hints[key]):
+      if not hasattr(value, 'items'):  # a ConfigDict is no Mapping
+        raise errors.UserError(
+          f'{where}.{key}={value!r} is a group of fields: give it one by one, '
+          f'such as --{where}.{key}.FIELD=VALUE'
+        )
       value = to_dataclass(hints[key], value, f'{where}.{key}')
     elif isinstance(value, list | tuple):
       value = tuple(tuple(v) if isinstance(v, list) else v for v in value)

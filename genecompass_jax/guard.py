@@ -20,6 +20,7 @@ from typing import Any
 from genecompass_jax import errors, paths
 
 FILE = 'rollbacks.json'
+_MOST_BATCHES = 2**31  # devices count them in 32 bits
 # Losses that a spike is judged by, at least.
 _FEWEST = 16
 # Deviation of a normal distribution over its median absolute deviation.
@@ -180,7 +181,8 @@ def _read(folder: paths.PathLike) -> list[dict[str, Any]]:
   try:
     found = paths.read_json(path)['rollbacks']
     if all(
-      isinstance(d['first'], int) and isinstance(d['stop'], int) and 'step' in d
+      type(d['first']) is type(d['stop']) is type(d['step']) is int
+      and 0 <= d['first'] < d['stop'] < _MOST_BATCHES
       for d in found
     ):
       return found

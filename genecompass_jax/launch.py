@@ -9,7 +9,6 @@ Nothing survives it: the processes end with it, even if it is killed itself.
 
 import argparse
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -21,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from genecompass_jax import errors, paths, workdir as workdir_lib
+from genecompass_jax import children, errors, paths, workdir as workdir_lib
 
 MODULE = 'genecompass_jax.main'
 # Between starts that came no further; doubled each time up to the second.
@@ -207,13 +206,13 @@ class Supervisor:
         reader.start()
       self._wait(processes)
       for process in processes:  # and what it has left behind
-        _kill(process)
+        children.kill(process)
       deadline = time.monotonic() + _GRACE_OUTPUT_S
       for reader in readers:
         reader.join(max(deadline - time.monotonic(), 0.0))
     finally:
       for process in processes:
-        _kill(process)
+        children.kill(process)
     return [_code(process.returncode) for process in processes]
 
   def _start(self, index: int, port: int) -> subprocess.Popen:
@@ -239,7 +238,7 @@ class Supervisor:
       env=environment,
       # Ctrl-C comes to this process alone, which passes on what is polite.
       start_new_session=True,
-      preexec_fn=_die_with(os.getpid()),
+      preexec_fn=children.die_with(os.getpid()),
     )
 
   def _wait(self, processes: Sequence[subprocess.Popen]) -> None:
@@ -331,26 +330,3 @@ def _write(file: int, data: bytes) -> None:
   """Writes without a buffer, which would be tried again at the end."""
   while data:
     data = data[os.write(file, data) :]
-
-
-def _kill(process: subprocess.Popen) -> None:
-  """Ends a process and all that it has started."""
-  with contextlib.suppress(ProcessLookupError, PermissionError):  # it is gone
-    os.killpg(process.pid, signal.SIGKILL)
-  process.wait()
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-  """What makes a new process end with this one (Linux; elsewhere nothing)."""
-  try:
-    library = ctypes.CDLL(None, use_errno=True)
-    set_option = library.prctl
-  except (OSError, AttributeError):
-    return lambda: None
-
-  def before_it_runs() -> None:
-    set_option(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died in between
-      os._exit(errors.EXIT_RETRY)
-
-  return before_it_runs

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from absl import app, flags, logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from genecompass_jax import config_values, errors, paths, processes, progress
 
@@ -128,6 +128,12 @@ def _values(config: flags.FlagHolder) -> dict[str, Any]:
     _exit(errors.EXIT_USAGE, ' '.join(str(error).split()))
   except AttributeError:
     _exit(errors.EXIT_USAGE, '--config: get_config must return a ConfigDict')
+  except config_dict.RequiredValueError:
+    _exit(
+      errors.EXIT_USAGE,
+      '--config: the file has a required_placeholder without a value; give it '
+      'as --config.KEY=VALUE',
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -173,8 +179,13 @@ def main(argv: list[str]) -> None:
   except ImportError as error:  # a package for some kind of URL
     _exit(errors.EXIT_USAGE, str(error))
   except OSError as error:  # a full disk or a store out of reach may pass
-    is_user = errors.is_mistake(error)
-    _exit(errors.EXIT_USAGE if is_user else errors.EXIT_RETRY, str(error))
+    if errors.is_mistake(error):
+      _exit(errors.EXIT_USAGE, str(error))
+    _exit(
+      errors.EXIT_RETRY,
+      f'{_WORKDIR.value}: {error}; when that is mended (a full disk, a file '
+      'system that is away), start the same command again',
+    )
   except Exception as error:
     if processes.count() == 1:
       raise

@@ -97,6 +97,12 @@ def detect(
     return _checked(
       Job(found[0] or '', *numbers, 'environment'), found, ', '.join(names)
     )
+  for name in (names[0], names[2]):
+    if environment.get(name):  # else each would train alone, in one workdir
+      raise errors.UserError(
+        f'{name} is set, but JAX_NUM_PROCESSES is not: set '
+        f'{", ".join(names)}, or none of them'
+      )
   # srun sets the first; the script of sbatch itself is one process.
   if _number(environment, 'SLURM_STEP_NUM_TASKS') > 1:
     return Job(found_by='SLURM')
@@ -126,7 +132,7 @@ def _checked(job: Job, given, names: str) -> Job:
       'numbered from 0'
     )
   host, _, port = job.coordinator.rpartition(':')
-  if not host or not port.isdigit() or int(port) > 65535:
+  if not host or not port.isdecimal() or int(port) > 65535:
     raise errors.UserError(
       f'coordinator {job.coordinator!r}: give HOST:PORT of process 0'
     )
@@ -135,7 +141,7 @@ def _checked(job: Job, given, names: str) -> Job:
 
 def _number(environment: Mapping[str, str], name: str) -> int:
   text = environment.get(name, '')
-  return int(text) if text.isdigit() else 0
+  return int(text) if text.isdecimal() else 0
 
 
 def _has_tpu_devices() -> bool:

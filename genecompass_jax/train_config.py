@@ -89,6 +89,8 @@ class TrainConfig:
       checkpoint_every=0,
       keep_checkpoints=1,
     )
+    if not -(2**63) <= self.seed < 2**63:
+      raise errors.UserError(f'config.seed={self.seed} must fit 64 bits')
     if self.id_bias not in ('zeros', 'frequency'):
       raise errors.UserError(
         f'id_bias={self.id_bias!r}: choose zeros or frequency'

@@ -62,6 +62,9 @@ def test_a_flipped_bit_a_lost_file_and_a_lost_seal_are_seen(tmp_path, caplog):
     checkpoint.latest_step(tmp_path)
   for name in ('3.sha256.json', '4.sha256.json'):
     (tmp_path / name).write_text('[1]')
+  for damage in (b'', b'\xff{', b'{}', b'[]', b'null', b'{"a"'):
+    (tmp_path / '1.sha256.json').write_bytes(damage)
+    assert checkpoint.check_seal(tmp_path / '1') == 'its seal is damaged'
   with pytest.raises(errors.UserError, match='its seal is damaged'):
     checkpoint.latest_step(tmp_path)
 

@@ -102,9 +102,11 @@ def test_decisions_are_kept_and_come_to_an_end(tmp_path):
   guard.commit(tmp_path, config, guard.RollBack('spike', 30), 20, 27)
   with pytest.raises(FloatingPointError, match='has not helped 2 times'):
     guard.commit(tmp_path, config, guard.RollBack('spike', 14), 5, 5)
-  (tmp_path / guard.FILE).write_text('{}')
-  with pytest.raises(errors.UserError, match='rollbacks.json is damaged'):
-    guard.left_out(tmp_path)
+  endless = {'step': 5, 'reason': 'spike', 'first': 5, 'stop': 10**14}
+  for damaged in ({}, [], {'rollbacks': [1]}, {'rollbacks': [endless]}):
+    (tmp_path / guard.FILE).write_text(json.dumps(damaged))
+    with pytest.raises(errors.UserError, match='rollbacks.json is damaged'):
+      guard.left_out(tmp_path)
 
 
 # In a run

@@ -19,7 +19,7 @@ LEVELS = (
   (0, 'compiles goodput writers text_plot config_values'),
   (0, 'web stores'),
   (0, 'paths processes'),
-  (0, 'locks'),
+  (0, 'locks children'),
   (0, 'interruption uploads checkpoint_copies watchdog guard'),
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'layers'),
@@ -89,7 +89,7 @@ NO_JAX = (
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
   *('kernels', 'ranking', 'tie_ranking', 'cli', 'main', 'pickled'),
   *('prior_tables', 'goodput', 'writers', 'text_plot', 'watch', 'tail'),
-  *('config_values', 'chips', 'processes', 'launch'),
+  *('config_values', 'chips', 'processes', 'launch', 'children'),
 )
 
 

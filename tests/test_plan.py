@@ -5,7 +5,10 @@ import importlib.util
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import textwrap
+import time
 
 import pytest
 
@@ -336,6 +339,16 @@ def test_the_command_estimates_gpus(tmp_path, capsys):
     (['--config=nowhere.py', '--topology', 'h100:8'], 'no such file'),
     ([BASE, '--config.model.wide=3', '--topology', 'h100:8'], 'model.wide'),
     ([BASE, '--topology', 'h100:8', '-o', 'p.nothing'], '.png'),
+    ([BASE, '--topology', 'h100:8', '-o', '.'], 'no name of a file'),
+    ([BASE, '--topology', 'h100:8', '--json', '.'], 'no name of a file'),
+    ([BASE, '--topology', 'h100:8', '--json', 'http://a/b'], 'read only'),
+    ([BASE, '--topology', ','], 'is empty'),
+    ([BASE, '--topology', f'h100:{"9" * 5000}'], 'no machine'),
+    ([BASE, '--topology', 'h100:8', '--cells', 'inf'], 'at most'),
+    ([BASE, '--topology', 'h100:8', '--price', 'inf'], '--price'),
+    ([BASE, '--topology', 'h100:8', '--vocabulary-size', '9' * 20], 'at most'),
+    ([BASE, '--topology', 'h100:8', '--config.priors=3'], 'pairs of a name'),
+    ([BASE, '--topology', 'h100:8', f'--config.seed={"9" * 20}'], '64 bits'),
   ],
 )
 def test_wrong_use_is_one_line(words, says, capsys):
@@ -422,3 +435,49 @@ def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
   assert 0 < row.memory['total'] < row.limit
   assert sum(t['bytes'] for t in row.traffic) > 2 * row.parameters
   assert row.step_s > 0
+
+
+@pytest.mark.parametrize(
+  'text, says',
+  [
+    ('return 3', 'must return'),
+    ('raise RuntimeError("boom")', 'boom'),
+    ('return C(corpus="", model=3, optimizer={}, data={})', 'a group of'),
+    ('return C(corpus=config_dict.required_placeholder(str))', 'placeholder'),
+  ],
+)
+def test_a_config_that_cannot_be_used_is_one_line(text, says, tmp_path, capsys):
+  (tmp_path / 'bad.py').write_text(
+    'from ml_collections import config_dict\n'
+    'C = lambda **values: config_dict.ConfigDict(values)\n'
+    f'def get_config():\n  {text}\n'
+  )
+  words = [f'--config={tmp_path / "bad.py"}', '--topology', 'h100:8']
+  test_wrong_use_is_one_line(words, says, capsys)
+
+
+def test_a_killed_plan_leaves_no_compiler(tmp_path, monkeypatch):
+  (tmp_path / 'worker.py').write_text(
+    'import os, pathlib, time\n'
+    f'pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))\n'
+    'time.sleep(500)\n'
+  )
+  script = (
+    'from genecompass_jax.scaling import compilation, topologies\n'
+    f'compilation.WORKER = ({str(tmp_path / "worker.py")!r},)\n'
+    'compilation.compile_apart({}, topologies.parse("v5e:4x4"), 600)\n'
+  )
+  root = pathlib.Path(__file__).resolve().parents[1]
+  process = subprocess.Popen([sys.executable, '-c', script], cwd=root)
+  pid = tmp_path / 'pid'
+  while not pid.exists() or not pid.read_text():
+    assert process.poll() is None
+    time.sleep(0.05)
+  process.kill()
+  process.wait()
+  status = pathlib.Path('/proc', pid.read_text(), 'status')
+  for _ in range(100):
+    if not status.exists() or 'State:\tZ' in status.read_text():
+      return
+    time.sleep(0.1)
+  raise AssertionError('the compiler lives')

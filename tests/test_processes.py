@@ -115,6 +115,7 @@ def test_a_process_knows_what_job_it_is_of():
     (('host', 2, 0), {}, 'give HOST:PORT'),
     (('host:70000', 2, 0), {}, 'give HOST:PORT'),
     ((), {'JAX_NUM_PROCESSES': '2'}, 'needs JAX_COORDINATOR_ADDRESS'),
+    ((), {'JAX_PROCESS_ID': '0'}, 'JAX_NUM_PROCESSES is not'),
     ((), {'JAX_NUM_PROCESSES': 'x'}, "JAX_NUM_PROCESSES='x'"),
     ((), {'OMPI_COMM_WORLD_SIZE': '2'}, 'does not name its first host'),
   ],

@@ -3,16 +3,16 @@
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
 from typing import Any
 
-from genecompass_jax import errors
+from genecompass_jax import children, errors
 from genecompass_jax.scaling import compile_worker, topologies
 
 TOO_SLOW = 'did not compile in time'
+_COUNT_S = 300.0  # for a process to say what devices are here
 WORKER = ('-m', 'genecompass_jax.scaling.compile_worker')
 
 
@@ -20,15 +20,22 @@ def count_here() -> int:
   """Devices of this host, counted in a process of its own.
 
   Raises:
-    UserError: JAX finds none.
+    UserError: JAX finds none, or looks for them without end.
   """
-  found = subprocess.run(
-    [sys.executable, '-c', 'import jax; print(jax.device_count())'],
-    env=_environment(topologies.parse(topologies.HERE)),
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  try:
+    found = subprocess.run(
+      [sys.executable, '-c', 'import jax; print(jax.device_count())'],
+      env=_environment(topologies.parse(topologies.HERE)),
+      capture_output=True,
+      text=True,
+      check=False,
+      timeout=_COUNT_S,
+    )
+  except subprocess.TimeoutExpired:
+    raise errors.UserError(
+      f'--topology here: JAX finds no device in {_COUNT_S:g} s; look what holds '
+      'them, or set JAX_PLATFORMS=cpu'
+    ) from None
   if found.returncode:
     line = found.stderr.strip().splitlines()[-1:] or ['no word why']
     raise errors.UserError(f'--topology here: JAX finds no device ({line[0]})')
@@ -54,6 +61,7 @@ def compile_apart(
         stderr=log,
         env=_environment(topology),
         start_new_session=True,
+        preexec_fn=children.die_with(os.getpid()),
       )
       too_slow = False
       try:
@@ -61,9 +69,7 @@ def compile_apart(
       except subprocess.TimeoutExpired:
         too_slow, code = True, None
       finally:
-        if process.poll() is None:
-          os.killpg(process.pid, signal.SIGKILL)
-          process.wait()
+        children.kill(process)
       log.seek(0)
       lines = [line for line in log.read().splitlines() if line.strip()]
     result = None

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -179,27 +180,63 @@ def _tell(text: str) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-  for name, low in {
-    'cells': 1,
-    'mean_genes': 1,
-    'time_limit': 1,
-    'search': 0,
-    'rows': 0,
-    'num_priors': 0,
-    'prior_width': 1,
-    'vocabulary_size': 3,
-  }.items():
-    if not getattr(args, name) >= low:
+  for name, (low, high) in _RANGES.items():
+    if not low <= getattr(args, name) <= high:
       flag = name.replace('_', '-')
-      raise errors.UserError(
-        f'--{flag}={getattr(args, name)} must be at least {low}'
-      )
+      bound = f'at least {low}'
+      if getattr(args, name) > high:
+        bound = f'at most {high:,.0f}'
+      raise errors.UserError(f'--{flag}={getattr(args, name)} must be {bound}')
   if not 0 < args.utilisation <= 1:
     raise errors.UserError(
       f'--utilisation={args.utilisation} is a share: give one above 0, up to 1'
     )
-  if args.price is not None and not args.price >= 0:
-    raise errors.UserError(f'--price={args.price} must not be negative')
+  if args.price is not None and not 0 <= args.price < math.inf:
+    raise errors.UserError(f'--price={args.price} must be a number from 0 on')
+  # Before hours of compiling, not behind them.
+  if not any(text.strip(' ,') for text in args.topology):
+    raise errors.UserError('--topology is empty; give such as v5e:16x16')
+  for flag, place in (('--json', args.json), ('-o', args.output)):
+    if place is not None:
+      _check_place(flag, place)
+
+
+def _check_place(flag: str, place: str) -> None:
+  """Refuses a file that cannot be written; makes the folder for it."""
+  is_picture = flag == '-o'
+  paths.check_writable(place)
+  if paths.is_url(place) and not is_picture:
+    return
+  if is_picture and paths.is_url(place):
+    raise errors.UserError(f'-o {place}: give a file of this machine')
+  if not place or os.path.isdir(place):
+    raise errors.UserError(
+      f'{flag} {place!r} is no name of a file; give such as '
+      f'{os.path.join(place, "plan.png" if is_picture else "plan.json")}'
+    )
+  ending = os.path.splitext(place)[1]
+  if is_picture and ending not in ('.png', '.svg', '.pdf'):
+    raise errors.UserError(
+      f'-o {place}: give a name ending in .png, .svg or .pdf'
+    )
+  folder = os.path.dirname(os.path.abspath(place))
+  os.makedirs(folder, exist_ok=True)
+  if not os.access(folder, os.W_OK):
+    raise errors.UserError(f'{flag} {place}: {folder} cannot be written')
+
+
+# Least and largest of the options that are numbers. The largest are beyond any
+# machine; what is larger still overflows, or takes a day to count.
+_RANGES = {
+  'cells': (1, 1e15),
+  'mean_genes': (1, 1e9),
+  'time_limit': (1, 1e7),
+  'search': (0, 100),
+  'rows': (0, 10**9),
+  'num_priors': (0, 100),
+  'prior_width': (1, 10**7),
+  'vocabulary_size': (3, 10**9),
+}
 
 
 def _name(text: str) -> str:
@@ -233,9 +270,8 @@ def resolve(values: Mapping[str, Any], args: argparse.Namespace, question):
   values.pop('simulated_cells', None)
   corpus = values.get('corpus') or ''
   known = corpus not in ('', 'simulated', 'independent')
-  priors = values.get('priors') or ()
   if not known:
-    values |= {'corpus': 'none', 'priors': ()}
+    values['corpus'] = 'none'
   config = config_values.to_dataclass(train_config.TrainConfig, values)
   if known:
     config, assets = train.resolve_config(
@@ -249,7 +285,7 @@ def resolve(values: Mapping[str, Any], args: argparse.Namespace, question):
       f'{", ".join(widths) or "none"}'
     )
     return config, question, told
-  names = [name for name, _ in priors] or [
+  names = [name for name, _ in config.priors] or [
     f'prior{i + 1}' for i in range(args.num_priors)
   ]
   model = dataclasses.replace(
@@ -264,7 +300,7 @@ def resolve(values: Mapping[str, Any], args: argparse.Namespace, question):
     longest = -(-(config.encoding.max_genes + 1) // 128) * 128
     fitting = tuple(b for b in default if b < longest)
     batches = dataclasses.replace(batches, buckets=(*fitting[:5], longest))
-  config = dataclasses.replace(config, model=model, data=batches)
+  config = dataclasses.replace(config, model=model, data=batches, priors=())
   told = (
     f'no corpus: {args.vocabulary_size:,} tokens, {len(names)} priors of '
     f'{args.prior_width} columns (--vocabulary-size, --num-priors, '

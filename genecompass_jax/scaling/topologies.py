@@ -18,7 +18,8 @@ EXAMPLES = 'v5e:16x16, v4:4x4x8, 2xv5p:4x4x4 (two slices), h100:8 or here'
 # Names a libtpu.so for plans alone: where JAX can import the package, or finds
 # TPU_LIBRARY_PATH, every process looks for a TPU.
 LIBTPU = 'GENECOMPASS_LIBTPU'
-_SHAPE = re.compile(r'(?:(\d+)x)?([a-z][a-z0-9-]*):(\d+(?:x\d+)*)', re.I)
+_SHAPE = re.compile(r'(?:(\d+)x)?([a-z][a-z0-9-]*):(\d+(?:x\d+)*)', re.I | re.A)
+_DIGITS = 6  # of a million devices along an axis, which nobody has
 # Axes of a slice: v4 and v5p are cubes, v5e and v6e are squares.
 _AXES = {'v4': 3, 'v5e': 2, 'v5p': 3, 'v6e': 2, 'v7x': 3}
 _NAMES = {'v7x': 'tpu7x'}  # what libtpu calls it, if it is another name
@@ -79,6 +80,11 @@ def parse(text: str) -> Topology:
     raise errors.UserError(
       f'--topology {text!r}: the chip {name!r} is not known; choose one of '
       f'{", ".join(chips.NAMES)}'
+    )
+  if max(map(len, (slices or '', *shape.split('x')))) > _DIGITS:
+    raise errors.UserError(
+      f'--topology {text[:40]!r}: no machine is as large; give such as '
+      f'{EXAMPLES}'
     )
   sizes = tuple(int(size) for size in shape.split('x'))
   axes = _AXES.get(chip.name, 1)
