@@ -24,7 +24,8 @@ def die_with(parent: int) -> Callable[[], None]:
     parent: this process.
 
   Returns:
-    A `preexec_fn` of `subprocess.Popen`.
+    To be called by the new process: a `preexec_fn` of `subprocess.Popen`, or,
+    where this one has loaded JAX, by the program itself.
   """
   try:
     library = ctypes.CDLL(None, use_errno=True)

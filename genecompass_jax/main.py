@@ -142,7 +142,11 @@ def main(argv: list[str]) -> None:
     _exit(errors.EXIT_USAGE, f'unknown arguments: {" ".join(argv[1:])}')
   absl_logging.use_absl_handler()
   logging.getLogger().setLevel(logging.INFO)
-  logging.getLogger('absl').setLevel(logging.WARNING)  # Orbax tells each write
+  # Orbax tells each write, and of one that fails in every thread, with
+  # tracebacks; it raises too, and that is told in one line.
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+  sys.unraisablehook = _told_once
   logging.getLogger('jax').setLevel(logging.WARNING)
   try:
     job = processes.detect(
@@ -190,6 +194,12 @@ def main(argv: list[str]) -> None:
     if processes.count() == 1:
       raise
     _fail_unexpectedly(error)
+
+
+def _told_once(found: Any) -> None:
+  """Leaves out what TensorStore's threads print behind a write that failed."""
+  if str(found.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(found)
 
 
 def _fail_unexpectedly(error: Exception) -> None:
@@ -240,4 +250,13 @@ def _exit(code: int, message: str) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  try:
+    app.run(main, flags_parser=_parse)
+  except SystemExit as end:
+    if end.code == errors.EXIT_RETRY:
+      # All is saved or cannot be. At once: threads that wrote to a full disk
+      # print tracebacks while the interpreter ends.
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(errors.EXIT_RETRY)
+    raise

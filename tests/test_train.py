@@ -420,6 +420,20 @@ def test_a_full_disk_at_a_checkpoint_is_to_be_tried_again(
   tiny_run(tmp_path / 'run')
 
 
+def test_files_that_cannot_grow_are_told_in_one_line(train_command, tmp_path):
+  # A checkpoint is larger: as on a full disk.
+  limited = ('bash', '-c', 'ulimit -f 64; exec "$@"', 'limited')
+  result = subprocess.run(
+    [*limited, *train_command(tmp_path / 'run', {'eval_every': 0})],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == errors.EXIT_RETRY, result.stderr
+  assert 'start the same command again' in result.stderr.splitlines()[-1]
+  assert 'Traceback' not in result.stderr
+
+
 def test_what_may_change_does(trained, tmp_path, tiny_corpus, tiny_run):
   workdir = tmp_path / 'run'
   shutil.copytree(trained, workdir)

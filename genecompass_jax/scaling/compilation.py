@@ -53,6 +53,7 @@ def compile_apart(
   """
   with tempfile.TemporaryDirectory(prefix='genecompass_plan_') as folder:
     question, answer = (pathlib.Path(folder) / n for n in ('ask', 'answer'))
+    request = {**request, 'parent': os.getpid()}
     question.write_text(json.dumps(request), encoding='utf-8')
     with open(pathlib.Path(folder) / 'log', 'w+', encoding='utf-8') as log:
       process = subprocess.Popen(
@@ -61,7 +62,6 @@ def compile_apart(
         stderr=log,
         env=_environment(topology),
         start_new_session=True,
-        preexec_fn=children.die_with(os.getpid()),
       )
       too_slow = False
       try:
