@@ -66,7 +66,8 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
     RetryableError: it was stopped; the same call goes on.
   """
   # Imported late: wrong flags must be reported in a moment, not after JAX.
-  from genecompass_jax import train, train_config
+  from genecompass_jax import train
+  from genecompass_jax.training import train_config
 
   paths.path(workdir)  # refuses URLs of other kinds
   values = dict(config)

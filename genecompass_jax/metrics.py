@@ -9,7 +9,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from genecompass_jax import goodput, paths, uploads
+from genecompass_jax import (
+  goodput,
+  paths,
+  uploads,
+)
 
 FILE = 'metrics.jsonl'
 _LAST_WAIT = 30.0  # seconds to copy the last lines up for, at the end

@@ -16,23 +16,25 @@ import jax
 from genecompass_jax import (
   assets as assets_lib,
   checkpoint,
-  compiles,
   corpus as corpus_lib,
   data as data_lib,
   errors,
-  guard,
-  interruption,
   knowledge as knowledge_lib,
-  loop,
-  opening,
   paths,
   processes,
   sharding,
+  workdir,
+)
+from genecompass_jax.training import (
+  compiles,
+  guard,
+  interruption,
+  loop,
+  opening,
   train_config,
   train_step,
   training_log,
   watchdog,
-  workdir,
   writers,
 )
 

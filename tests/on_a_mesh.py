@@ -23,6 +23,8 @@ from genecompass_jax import (
   rows,
   scoring,
   sharding,
+)
+from genecompass_jax.training import (
   train_config,
   train_step,
 )

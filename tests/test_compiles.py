@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from genecompass_jax import compiles
+from genecompass_jax.training import compiles
 
 
 def program(scale):

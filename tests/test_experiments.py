@@ -9,7 +9,8 @@ import typing
 
 import pytest
 
-from genecompass_jax import metrics, train_config
+from genecompass_jax import metrics
+from genecompass_jax.training import train_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / 'experiments').glob('*.py'))

@@ -9,7 +9,13 @@ import textwrap
 import numpy as np
 import pytest
 
-from genecompass_jax import checkpoint, data, errors, guard, metrics
+from genecompass_jax import (
+  checkpoint,
+  data,
+  errors,
+  metrics,
+)
+from genecompass_jax.training import guard
 from tests.test_train import arrays, lines
 
 CHANGES = {'eval_every': 0, 'optimizer.total_steps': 20}

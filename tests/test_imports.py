@@ -12,15 +12,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'genecompass_jax'
 
 # A module imports modules of earlier lines only; a package (nulls, simulate, prepare,
-# tasks, analysis, scaling) counts as one module. The number of a line is the
+# training, tasks, analysis, scaling) counts as one module. The number of a line is the
 # level of the architecture.
 LEVELS = (
   (0, 'errors schemas progress kernels meter chips'),
-  (0, 'compiles goodput writers text_plot config_values'),
+  (0, 'goodput text_plot config_values'),
   (0, 'web stores'),
   (0, 'paths processes'),
   (0, 'locks children'),
-  (0, 'interruption uploads checkpoint_copies watchdog guard'),
+  (0, 'uploads checkpoint_copies'),
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'layers'),
   (0, 'attention'),
@@ -33,17 +33,13 @@ LEVELS = (
   (1, 'corpus_writer'),
   (1, 'model_config'),
   (1, 'embedding'),
-  (2, 'reading model checkpoint prepare tensor_files profiling'),
+  (2, 'reading model checkpoint prepare tensor_files'),
   (2, 'flops'),
-  (2, 'utilisation'),
   (2, 'data'),
   (3, 'nulls convert pretrained'),
   (3, 'scoring'),
   (3, 'evaluate'),
-  (4, 'train_config'),
-  (4, 'training_log'),
-  (4, 'train_step'),
-  (4, 'opening loop'),
+  (4, 'training'),
   (4, 'train'),
   (5, 'tasks analysis scaling'),
   (6, 'doctor demo corpus_bench'),
@@ -67,11 +63,11 @@ OWNERS = {
   'tiledbsoma': ('prepare',),
   'cellxgene_census': ('prepare',),
   'flax': ('layers', 'embedding', 'model'),
-  'optax': ('optimizer', 'train_step', 'tasks', 'scaling'),
+  'optax': ('optimizer', 'training', 'tasks', 'scaling'),
   'ml_collections': ('main',),
   'gensim': ('prepare',),
-  'tensorboardX': ('writers',),
-  'wandb': ('writers',),
+  'tensorboardX': ('training',),
+  'wandb': ('training',),
 }
 FORBIDDEN = ('torch', 'tensorflow', 'pickle', 'cloudpickle', 'dill', 'joblib')
 NO_JAX = (

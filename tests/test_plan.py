@@ -19,7 +19,6 @@ from genecompass_jax import (
   model,
   optimizer,
   sharding,
-  train_config,
 )
 from genecompass_jax.scaling import (
   collectives,
@@ -29,6 +28,7 @@ from genecompass_jax.scaling import (
   plan_table,
   topologies,
 )
+from genecompass_jax.training import train_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BASE = f'--config={ROOT / "experiments/base.py"}'

@@ -19,9 +19,11 @@ from genecompass_jax import (
   knowledge,
   metrics,
   model,
-  opening,
   optimizer,
   processes,
+)
+from genecompass_jax.training import (
+  opening,
   train_config,
 )
 from tests.test_train import ROOT, STEPS, lines

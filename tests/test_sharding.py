@@ -15,6 +15,8 @@ from genecompass_jax import (
   model,
   optimizer,
   sharding,
+)
+from genecompass_jax.training import (
   train_config,
   train_step,
 )

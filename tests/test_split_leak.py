@@ -22,10 +22,10 @@ from genecompass_jax import (
   nulls,
   pretrained,
   scoring,
-  train_config,
   workdir,
 )
 from genecompass_jax.prepare import simulated
+from genecompass_jax.training import train_config
 from tests import test_tie_leak
 
 NUM_CELLS = 3000

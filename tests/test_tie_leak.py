@@ -22,10 +22,10 @@ from genecompass_jax import (
   nulls,
   pretrained,
   scoring,
-  train_config,
   workdir,
 )
 from genecompass_jax.prepare import simulated
+from genecompass_jax.training import train_config
 
 # 60 CPU seconds for both models; 0.5 nats of leak against 0.035 of error.
 NUM_CELLS = 3000

@@ -472,7 +472,7 @@ COMMANDS = textwrap.dedent("""
 
 def test_a_model_with_priors_is_given_by_their_widths():
   """config.priors are tables, config.model.priors what a saved run has."""
-  from genecompass_jax import train_config
+  from genecompass_jax.training import train_config
 
   values = {
     'corpus': 'corpus',

@@ -15,6 +15,8 @@ from genecompass_jax import (
   goodput,
   metrics,
   optimizer,
+)
+from genecompass_jax.training import (
   profiling,
   train_config,
   training_log,

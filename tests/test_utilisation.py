@@ -17,8 +17,8 @@ from genecompass_jax import (
   flops,
   model as model_lib,
   schemas,
-  utilisation,
 )
+from genecompass_jax.training import utilisation
 
 CONFIG = model_lib.ModelConfig(
   vocabulary_size=50, width=8, num_heads=2, num_layers=2, feed_forward=16,

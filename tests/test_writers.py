@@ -9,6 +9,8 @@ from genecompass_jax import (
   config_values,
   errors,
   metrics,
+)
+from genecompass_jax.training import (
   train_config,
   writers,
 )

@@ -67,6 +67,8 @@ from genecompass_jax import (
   model,
   optimizer,
   schemas,
+)
+from genecompass_jax.training import (
   train_config,
   train_step,
 )

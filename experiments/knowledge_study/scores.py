@@ -26,10 +26,10 @@ from genecompass_jax import (
   pretrained,
   prior_tables,
   scoring,
-  train_config,
   vocabulary as vocabulary_lib,
   workdir,
 )
+from genecompass_jax.training import train_config
 
 MASK_SEED = 0
 RARE = 0.01  # of the training cells of a species

@@ -14,8 +14,8 @@ from genecompass_jax import (
   paths,
   pretrained,
   train,
-  train_config,
 )
+from genecompass_jax.training import train_config
 
 STEPS = 5000  # of cells of up to SHORT slots; of longer ones in proportion
 SHORT = 384

@@ -25,10 +25,12 @@ from genecompass_jax import (
   flops,
   knowledge as knowledge_lib,
   sharding,
+)
+from genecompass_jax.scaling import collectives, topologies
+from genecompass_jax.training import (
   train_config,
   train_step,
 )
-from genecompass_jax.scaling import collectives, topologies
 
 COMPILED, NO_MEMORY, FAILED, REFUSED = (
   *('compiled', 'out of memory', 'failed', 'refused'),

@@ -5,7 +5,11 @@ import math
 
 import jax
 
-from genecompass_jax import sharding, train_config, train_step
+from genecompass_jax import sharding
+from genecompass_jax.training import (
+  train_config,
+  train_step,
+)
 
 
 def memory(

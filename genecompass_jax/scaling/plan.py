@@ -17,14 +17,16 @@ from genecompass_jax import (
   flops,
   model,
   packing,
-  train_config,
-  train_step,
 )
 from genecompass_jax.scaling import (
   compilation,
   compile_worker,
   estimates,
   topologies,
+)
+from genecompass_jax.training import (
+  train_config,
+  train_step,
 )
 
 # States of a row.

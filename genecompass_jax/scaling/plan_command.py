@@ -263,8 +263,8 @@ def resolve(values: Mapping[str, Any], args: argparse.Namespace, question):
     corpus as corpus_lib,
     data,
     train,
-    train_config,
   )
+  from genecompass_jax.training import train_config
 
   values = dict(values)
   values.pop('simulated_cells', None)

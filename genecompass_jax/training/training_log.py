@@ -17,13 +17,15 @@ from typing import Any
 import jax
 
 from genecompass_jax import (
-  compiles,
   goodput,
   metrics,
   paths,
-  profiling,
   progress,
   schemas,
+)
+from genecompass_jax.training import (
+  compiles,
+  profiling,
   train_config,
   utilisation,
   writers,

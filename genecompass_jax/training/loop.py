@@ -16,11 +16,13 @@ import numpy as np
 from genecompass_jax import (
   data as data_lib,
   evaluate as evaluate_lib,
-  guard as guard_lib,
-  interruption,
   knowledge as knowledge_lib,
   progress,
   sharding,
+)
+from genecompass_jax.training import (
+  guard as guard_lib,
+  interruption,
   train_config,
   train_step,
   training_log,

@@ -26,8 +26,8 @@ from genecompass_jax import (
   schemas,
   scoring,
   sharding,
-  train_config,
 )
+from genecompass_jax.training import train_config
 
 
 def check_mesh(

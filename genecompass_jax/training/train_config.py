@@ -6,12 +6,14 @@ from genecompass_jax import (
   data as data_lib,
   encoding as encoding_lib,
   errors,
-  guard as guard_lib,
   losses,
   model as model_lib,
   optimizer as optimizer_lib,
-  profiling,
   sharding,
+)
+from genecompass_jax.training import (
+  guard as guard_lib,
+  profiling,
 )
 
 

@@ -12,13 +12,15 @@ from genecompass_jax import (
   corpus as corpus_lib,
   errors,
   evaluate,
-  guard,
   model as model_lib,
   nulls,
   paths,
   processes,
-  train_config,
   workdir,
+)
+from genecompass_jax.training import (
+  guard,
+  train_config,
 )
 
 
