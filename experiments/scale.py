@@ -85,6 +85,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   }
   config.mesh = {'data': -1, 'fsdp': fsdp, 'context': context, 'tensor': 1}
   config.microbatches = 1
+  config.guard = {}  # losses that are not finite, spikes, hangs: the default
   config.log_every = 50
   config.eval_every = 5_000
   config.eval_cells = 20_000

@@ -231,7 +231,7 @@ def test_mistakes_are_one_line(changes, message, tiny_run, tmp_path):
 
 HANGS = textwrap.dedent("""
   import sys, threading
-  from genecompass_jax import watchdog
+  from genecompass_jax.training import watchdog
 
   def wait_for_ever():
     threading.Event().wait()

@@ -123,7 +123,7 @@ def test_what_a_mesh_cannot_share_is_said(results):
   assert 'data.rows_per_batch=16 must be divisible by 8' in refused['rows']
   assert 'microbatches=3' in refused['rows']
   assert 'mesh.data=3' in refused['devices']
-  assert '8 devices' in refused['devices']
+  assert 'devices here, 8;' in refused['devices']
   assert 'mesh.context=-1' in refused['slots']
   assert 'kernel' in refused['whole']
   assert '(6, 999)' in refused['whole']

@@ -108,7 +108,8 @@ PROCESS = textwrap.dedent("""
   port, index = sys.argv[1:]
   jax.distributed.initialize(
     f'localhost:{port}', num_processes=2, process_id=int(index))
-  from genecompass_jax import sharding, utilisation
+  from genecompass_jax import sharding
+  from genecompass_jax.training import utilisation
 
   # Inside of a training mesh, as in the loop.
   with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig())):
