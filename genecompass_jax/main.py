@@ -1,9 +1,9 @@
 """python -m genecompass_jax.main --config=FILE.py[:variant] --workdir=DIR.
 
 Trains, or resumes what is in DIR. Any field of the configuration is a flag,
-such as --config.optimizer.total_steps=200; `TrainConfig` in train_config.py says what
-the fields are. Exit codes: 0 done, 1 permanent failure, 2 wrong usage, 42
-stopped and to be started again.
+such as --config.optimizer.total_steps=200; `TrainConfig` in
+training/train_config.py says what the fields are. Exit codes: 0 done, 1
+permanent failure, 2 wrong usage, 42 stopped and to be started again.
 """
 
 import logging
