@@ -1,13 +1,39 @@
 """Processes that this one starts, and that must not outlive it."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Sequence
 
 from genecompass_jax import errors
+
+# A program that binds itself to its parent and becomes another one. It is a
+# program, not a `preexec_fn`: what runs between fork and exec in a process that
+# has threads, as every one that has loaded JAX, may wait for ever for a lock
+# that some thread held at the fork.
+_BIND = f"""
+import ctypes, os, sys
+try:
+  set_option = ctypes.CDLL(None).prctl
+except (OSError, AttributeError):
+  pass  # Linux alone knows it
+else:
+  set_option(1, {int(signal.SIGKILL)})  # PR_SET_PDEATHSIG, which exec keeps
+  if os.getppid() != int(sys.argv[1]):  # it died in between
+    os._exit({errors.EXIT_RETRY})
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def bound(command: Sequence[str | os.PathLike[str]]) -> list[str]:
+  """A command that ends with the thread that starts it, even if that is killed.
+
+  Elsewhere than on Linux it is the command alone that runs.
+  """
+  binding = [sys.executable, '-I', '-S', '-c', _BIND, str(os.getpid())]
+  return [*binding, *map(os.fspath, command)]
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -15,27 +41,3 @@ def kill(process: subprocess.Popen) -> None:
   with contextlib.suppress(ProcessLookupError, PermissionError):  # it is gone
     os.killpg(process.pid, signal.SIGKILL)
   process.wait()
-
-
-def die_with(parent: int) -> Callable[[], None]:
-  """What makes a new process end with this one (Linux; elsewhere nothing).
-
-  Args:
-    parent: this process.
-
-  Returns:
-    To be called by the new process: a `preexec_fn` of `subprocess.Popen`, or,
-    where this one has loaded JAX, by the program itself.
-  """
-  try:
-    library = ctypes.CDLL(None, use_errno=True)
-    set_option = library.prctl
-  except (OSError, AttributeError):
-    return lambda: None
-
-  def before_it_runs() -> None:
-    set_option(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died in between
-      os._exit(errors.EXIT_RETRY)
-
-  return before_it_runs

@@ -231,14 +231,13 @@ class Supervisor:
       flags = ' '.join([*kept, f'{_DEVICES}={self._devices}'])
       environment |= {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
     return subprocess.Popen(
-      self._command,
+      children.bound(self._command),
       stdin=subprocess.DEVNULL,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       env=environment,
       # Ctrl-C comes to this process alone, which passes on what is polite.
       start_new_session=True,
-      preexec_fn=children.die_with(os.getpid()),
     )
 
   def _wait(self, processes: Sequence[subprocess.Popen]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 _CACHE = 'JAX_COMPILATION_CACHE_DIR'
+_SLOW_LIMIT_S = 3600.0
 
 # A run of seconds: what experiments/tiny.py:smoke is changed to.
 TINY_RUN = {
@@ -42,6 +43,15 @@ def pytest_configure(config):
     config.add_cleanup(
       lambda: shutil.rmtree(os.environ.pop(_CACHE), ignore_errors=True)
     )
+
+
+def pytest_collection_modifyitems(items):
+  """Slow tests may take longer before they count as hanging."""
+  for item in items:
+    if item.get_closest_marker('slow') and not item.get_closest_marker(
+      'timeout'
+    ):
+      item.add_marker(pytest.mark.timeout(_SLOW_LIMIT_S))
 
 
 def _folder(variable: str, default: str) -> pathlib.Path:

@@ -53,11 +53,10 @@ def compile_apart(
   """
   with tempfile.TemporaryDirectory(prefix='genecompass_plan_') as folder:
     question, answer = (pathlib.Path(folder) / n for n in ('ask', 'answer'))
-    request = {**request, 'parent': os.getpid()}
     question.write_text(json.dumps(request), encoding='utf-8')
     with open(pathlib.Path(folder) / 'log', 'w+', encoding='utf-8') as log:
       process = subprocess.Popen(
-        [sys.executable, *WORKER, question, answer],
+        children.bound([sys.executable, *WORKER, question, answer]),
         stdout=log,
         stderr=log,
         env=_environment(topology),

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from genecompass_jax import (
-  children,
   config_values,
   errors,
   flops,
@@ -232,10 +231,7 @@ def main(argv: list[str]) -> None:
     os.replace(f'{result}.part', result)
 
   with open(request, encoding='utf-8') as file:
-    asked = json.load(file)
-  # Not before this program runs: JAX is in the other, and must not be forked.
-  children.die_with(asked['parent'])()
-  run(asked, save)
+    run(json.load(file), save)
 
 
 if __name__ == '__main__':
