@@ -175,12 +175,12 @@ def join(job: Job | None, heartbeat_s: int = HEARTBEAT_S) -> None:
 
   Raises:
     RetryableError: not all processes came.
-    UserError: the cluster does not say what it should.
+    UserError: the cluster does not say what it should, or this version of JAX
+      is not known to keep its client where it is looked for.
   """
   if job is None or _joined.client is not None:
     return
   import jax
-  from jax._src import distributed  # the client has no public name
 
   arguments = {}
   if job.num_processes:
@@ -210,15 +210,51 @@ def join(job: Job | None, heartbeat_s: int = HEARTBEAT_S) -> None:
     raise errors.RetryableError(
       f'the other processes were not found ({errors.first_line(error)[:200]})'
     ) from error
-  _joined.client = distributed.global_state.client
-  _joined.count = distributed.global_state.num_processes
-  _joined.index = distributed.global_state.process_id
+  state = _jax_state()
+  if state is None:
+    if jax.process_count() == 1:  # who is alone asks nobody
+      return
+    raise errors.UserError(
+      f'jax {jax.__version__} keeps the client of its coordination service '
+      'where it is not looked for, so that several processes cannot wait for '
+      'each other: install jax 0.10.2, or train in one process'
+    )
+  _joined.client = state.client
+  _joined.count, _joined.index = state.num_processes, state.process_id
   if _joined.count == 1:
     return
   _joined.monitor = threading.Thread(
     target=_await_failure, daemon=True, name='genecompass-failures'
   )
   _joined.monitor.start()
+
+
+# What is asked of the client.
+_CALLS = (
+  *('wait_at_barrier', 'key_value_set', 'key_value_delete'),
+  *('blocking_key_value_get', 'key_value_dir_get'),
+)
+
+
+def _jax_state() -> Any:
+  """What `jax.distributed` knows of the job; None where it is not found.
+
+  The client has no public name (jax 0.10.2), and what has one
+  (jax.experimental.multihost_utils) talks through the devices: a wait would
+  stand behind the steps that are under way. So it is looked at before it is
+  used: another version may keep it elsewhere.
+  """
+  try:
+    from jax._src import distributed
+  except ImportError:
+    return None
+  state = getattr(distributed, 'global_state', None)
+  client = getattr(state, 'client', None)
+  known = all(hasattr(client, name) for name in _CALLS) and all(
+    type(getattr(state, name, None)) is int
+    for name in ('num_processes', 'process_id')
+  )
+  return state if known else None
 
 
 def count() -> int:

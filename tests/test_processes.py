@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import time
+import types
 
 import jax
 import numpy as np
@@ -152,6 +153,33 @@ def test_alone_nothing_is_waited_for():
 def test_a_broken_connection_is_told_from_other_faults(text, is_lost):
   assert processes.is_lost_peer(jax.errors.JaxRuntimeError(text)) == is_lost
   assert not processes.is_lost_peer(RuntimeError(text))
+
+
+def test_a_jax_that_keeps_its_client_elsewhere_is_one_line(monkeypatch):
+  from jax._src import distributed
+
+  joined = []
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda **kwargs: joined.append(kwargs)
+  )
+  job = processes.Job('host:1', 2, 1)
+  for state in (
+    types.SimpleNamespace(),
+    types.SimpleNamespace(client=object(), num_processes=2, process_id=1),
+    None,
+  ):
+    if state is None:
+      monkeypatch.delattr(distributed, 'global_state')
+    else:
+      monkeypatch.setattr(distributed, 'global_state', state)
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with pytest.raises(errors.UserError, match=f'jax {jax.__version__}') as e:
+      processes.join(job)
+    assert '\n' not in str(e.value)
+    monkeypatch.setattr(jax, 'process_count', lambda: 1)  # a TPU of one host
+    processes.join(processes.Job(found_by='TPU'))
+    assert processes.count() == 1
+  assert len(joined) == 6
 
 
 # Training
