@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 
 import numpy as np
 import pytest
@@ -59,6 +60,23 @@ def _folder(variable: str, default: str) -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip(f'{variable} is not set and {default} is not beside the code')
   return folder
+
+
+@pytest.fixture
+def stop_clock(monkeypatch):
+  """stop_clock(module) -> [seconds]: the time that this module is told.
+
+  The clock of no other: a loop of some store's client that runs in a thread of
+  this process would wait for ever beside a `time.monotonic` that stands still.
+  """
+
+  def stop(module, seconds: float = 0.0) -> list[float]:
+    now = [seconds]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0])
+    monkeypatch.setattr(module, 'time', clock)
+    return now
+
+  return stop
 
 
 @pytest.fixture(scope='session')

@@ -33,9 +33,8 @@ def test_programs_are_counted_once_and_while_it_listens():
   assert counter.seconds > 0
 
 
-def test_the_time_of_what_runs_inside_is_counted_once(monkeypatch):
-  now = [0.0]
-  monkeypatch.setattr(compiles.time, 'monotonic', lambda: now[0])
+def test_the_time_of_what_runs_inside_is_counted_once(stop_clock):
+  now = stop_clock(compiles)
   counter = compiles.Counter()
   trace, lower, compiled = compiles._PARTS
 

@@ -19,9 +19,8 @@ def line(time, step):
   return {'time': time, 'step': step, 'loss': 1.0}
 
 
-def test_a_clock_has_one_kind_at_a_time(monkeypatch):
-  now = [100.0]
-  monkeypatch.setattr(goodput.time, 'monotonic', lambda: now[0])
+def test_a_clock_has_one_kind_at_a_time(stop_clock):
+  now = stop_clock(goodput, 100.0)
   clock = goodput.Clock()
   now[0] += 5
   clock.enter('train')

@@ -44,9 +44,8 @@ def test_nothing_done_has_no_estimate():
   assert '? left' in progress.Progress(5, stream=io.StringIO()).line()
 
 
-def test_compiling_is_no_rate(monkeypatch):
-  now = [0.0]
-  monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+def test_compiling_is_no_rate(stop_clock):
+  now = stop_clock(progress)
   bar = progress.Progress(5000, 'steps', 'training', io.StringIO())
   for _ in range(5):  # five shapes are compiled, one after the other
     now[0] += 23.0
@@ -59,9 +58,8 @@ def test_compiling_is_no_rate(monkeypatch):
   assert '10 steps/s  5 min 00 s left' in bar.line()
 
 
-def test_what_was_done_before_has_no_rate(monkeypatch):
-  now = [0.0]
-  monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+def test_what_was_done_before_has_no_rate(stop_clock):
+  now = stop_clock(progress)
   with progress.Progress(100, stream=io.StringIO()) as bar:
     bar.skip(50)
     for _ in range(3):

@@ -175,9 +175,8 @@ def test_only_what_is_new_is_read_and_cut_lines_go(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['s3', 'http'])
-def test_a_run_in_a_store(store, kind, monkeypatch):
-  now = [0.0]
-  monkeypatch.setattr(tail_lib.time, 'monotonic', lambda: now[0])
+def test_a_run_in_a_store(store, kind, stop_clock):
+  now = stop_clock(tail_lib)
   tail = tail_lib.Tail(test_stores.url(store, kind, 'run'))
   assert steps(tail) == []
   now[0] += tail_lib.SECONDS_BETWEEN_DOWNLOADS
