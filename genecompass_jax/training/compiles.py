@@ -95,9 +95,10 @@ def keep_programs() -> None:
   JAX_COMPILATION_CACHE_DIR, or what a program set, is left as it is; empty
   means none. Else runs of one process keep them in the cache folder of the
   user, by kind of host: programs for one CPU may crash on another. Jobs of
-  several processes keep none by themselves: the first process alone writes,
-  and what it would find and the others compile anew may differ between them;
-  give them a folder that all of them see.
+  several processes keep none by themselves, be they on one host: JAX writes
+  from the first process alone. On CPUs the others never find what it wrote,
+  for the name of a program has the process in it (jax 0.10.2, gloo): the first
+  is done at once, waits for the others in a sum, and gives up after 30 s.
   """
   chosen = jax.config.jax_compilation_cache_dir is not None
   if chosen or 'JAX_COMPILATION_CACHE_DIR' in os.environ:
