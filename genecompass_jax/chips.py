@@ -8,12 +8,14 @@ Sources: TPUs, the pages "System architecture" of docs.cloud.google.com/tpu/docs
 (v4, v5e, v5p, v6e, tpu7x). GPUs, the data sheets of nvidia.com (A100, H100,
 H200, L4, L40S, A10) and of HGX B200; a data sheet that gives only figures with
 sparsity is halved. Usable memory of TPUs: the limit that the TPU compiler names
-when a program does not fit (libtpu 0.0.42, deviceless).
+when a program does not fit (libtpu 0.0.42, deviceless). Memory of GPUs: the
+total that nvidia-smi shows (github.com/modal-labs/modal-client/pull/2797; H100
+NVL, GH200, H200 and B200 from outputs of it in public repositories).
 """
 
 import dataclasses
 
-_GIB = 2**30
+_GIB, _MIB = 2**30, 2**20
 _T = 1e12
 _GB = 1e9
 
@@ -60,11 +62,13 @@ def _tpu(name, kinds, peak, memory, usable, link, devices=1) -> Chip:
 
 
 def _gpu(name, kinds, bfloat16, float32, memory, link) -> Chip:
-  # Gigabytes are decimal on NVIDIA's data sheets. JAX takes 75 % of the memory
-  # unless XLA_PYTHON_CLIENT_MEM_FRACTION says more: what is usable is a choice.
+  # A gigabyte of NVIDIA's names and data sheets is about 2**30 bytes, less what
+  # firmware and the error correction of GDDR6 (a sixteenth: A10, L4, L40S)
+  # keep: so the driver's total. JAX takes 75 % of it unless
+  # XLA_PYTHON_CLIENT_MEM_FRACTION says more: what is usable is a choice.
   return Chip(
     *(name, kinds, bfloat16 * _T, float32 * _T),
-    *(int(memory * _GB), None, link * _GB),
+    *(memory * _MIB, None, link * _GB),
   )
 
 
@@ -75,21 +79,21 @@ CHIPS: tuple[Chip, ...] = (
   _tpu('v5p', ('TPU v5p', 'TPU v5'), 459, 95, 95, 600),
   _tpu('v6e', ('TPU v6 lite', 'TPU v6e'), 918, 32, 31.25, 400),
   _tpu('v7x', ('TPU7x', 'TPU v7x'), 1153.5, 96, None, 300, 2),
-  # name, kinds; TFLOP/s bfloat16, TF32, GB, GB/s one way.
+  # name, kinds; TFLOP/s bfloat16, TF32, MiB, GB/s one way.
   _gpu('a100-40', ('NVIDIA A100-SXM4-40GB', 'NVIDIA A100-PCIE-40GB'),
-       312, 156, 40, 300),
+       312, 156, 40_960, 300),
   _gpu('a100-80', ('NVIDIA A100-SXM4-80GB', 'NVIDIA A100 80GB PCIe'),
-       312, 156, 80, 300),
+       312, 156, 81_920, 300),
   _gpu('h100', ('NVIDIA H100 80GB HBM3', 'NVIDIA H100 SXM'),
-       989.4, 494.7, 80, 450),
-  _gpu('h100-pcie', ('NVIDIA H100 PCIe',), 756, 378, 80, 300),
-  _gpu('h100-nvl', ('NVIDIA H100 NVL',), 835.5, 417.5, 94, 300),
-  _gpu('gh200', ('NVIDIA GH200',), 989.4, 494.7, 96, 450),
-  _gpu('h200', ('NVIDIA H200',), 989.4, 494.7, 141, 450),
-  _gpu('b200', ('NVIDIA B200',), 2250, 1125, 180, 900),
-  _gpu('l4', ('NVIDIA L4',), 121, 60, 24, 32),
-  _gpu('l40s', ('NVIDIA L40S',), 362, 183, 48, 32),
-  _gpu('a10', ('NVIDIA A10',), 125, 62.5, 24, 32),
+       989.4, 494.7, 81_559, 450),
+  _gpu('h100-pcie', ('NVIDIA H100 PCIe',), 756, 378, 81_559, 300),
+  _gpu('h100-nvl', ('NVIDIA H100 NVL',), 835.5, 417.5, 95_830, 300),
+  _gpu('gh200', ('NVIDIA GH200',), 989.4, 494.7, 97_871, 450),
+  _gpu('h200', ('NVIDIA H200',), 989.4, 494.7, 143_771, 450),
+  _gpu('b200', ('NVIDIA B200',), 2250, 1125, 183_359, 900),
+  _gpu('l4', ('NVIDIA L4',), 121, 60, 23_034, 32),
+  _gpu('l40s', ('NVIDIA L40S',), 362, 183, 46_068, 32),
+  _gpu('a10', ('NVIDIA A10',), 125, 62.5, 23_028, 32),
 )  # fmt: skip
 NAMES = tuple(chip.name for chip in CHIPS)
 

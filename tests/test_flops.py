@@ -1,6 +1,7 @@
 """FLOPs by hand, against the original's figures and the compiler's count."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -202,3 +203,15 @@ def test_chips_are_found_by_what_jax_calls_them():
   assert chips.peak_flops('NVIDIA H200', 'float32') == 494.7e12
   with pytest.raises(ValueError, match='float16'):
     chips.peak_flops('NVIDIA H200', 'float16')
+
+
+def test_gigabytes_in_a_name_are_binary_and_not_all_there():
+  named = [
+    (int(digits), chip)
+    for chip in chips.CHIPS
+    for kind in chip.kinds
+    for digits in re.findall(r'(\d+) ?GB', kind)
+  ]
+  assert len(named) >= 5
+  for number, chip in named:
+    assert 0.93 < chip.memory / (number * 2**30) <= 1, chip.name
