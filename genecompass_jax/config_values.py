@@ -50,17 +50,19 @@ def to_dataclass(
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:
-  """The value, if it is of a type; whole numbers do where broken ones do."""
+  """The value, if it is of a type.
+
+  Whole numbers do where broken ones do, and one value alone is a tuple of it:
+  --config.skip_batches=12 needs neither brackets nor comma.
+  """
   wanted = typing.get_origin(hint) or hint
+  if wanted is tuple and (type(value), ...) == typing.get_args(hint):
+    value = (value,)
   if wanted is float and type(value) is int:
     value = float(value)
   if type(value) is not wanted:
-    alone = ''
-    if wanted is tuple and type(value) in (str, int):
-      quoted = f'"{value}"' if type(value) is str else value
-      alone = f'; one value alone is written with a comma: ({quoted},)'
     raise errors.UserError(
-      f'{where}={value!r} must be of type {wanted.__name__}{alone}'
+      f'{where}={value!r} must be of type {wanted.__name__}'
     )
   return value
 

@@ -212,6 +212,9 @@ def _fail_unexpectedly(error: Exception) -> None:
   _exit(errors.EXIT_FAILED, f'{type(error).__name__}: {line}')
 
 
+_HELP = ('help', '?', 'helpshort', 'helpfull', 'helpxml')  # flags of absl
+
+
 def _parse(
   argv: list[str], values: flags.FlagValues = flags.FLAGS
 ) -> list[str]:
@@ -227,8 +230,14 @@ def _parse(
       )
   try:
     return values(argv)
-  except SystemExit:  # --help, after which absl exits with 1
-    sys.exit(errors.EXIT_OK)
+  except SystemExit as end:
+    if any(arg.lstrip('-') in _HELP for arg in argv[1:]):  # absl exits with 1
+      sys.exit(errors.EXIT_OK)
+    _exit(
+      errors.EXIT_USAGE,
+      f'--config: the file ends the program (sys.exit({end.code!r})); it must '
+      'only define get_config',
+    )
   except flags.Error as error:
     # An error in the file comes with its traceback: the last line says it.
     _exit(errors.EXIT_USAGE, str(error).strip().splitlines()[-1])

@@ -31,6 +31,7 @@ SILENCE_AT_START_S = 900.0
 RECENT = 20  # lines that rates and the time left are judged by
 EVENTS = 4
 _BEGIN = ('start', 'resume')
+_NOT_FINITE = 'not_finite'
 
 Line = Mapping[str, Any]
 
@@ -151,6 +152,10 @@ def _is_training(line: Line) -> bool:
   return 'loss' in line and 'event' not in line
 
 
+def _has_trained(line: Line) -> bool:
+  return _is_training(line) or line.get('event') == _NOT_FINITE
+
+
 def _state(lines: Sequence[Line], now: float) -> str:
   """Whether it runs, has ended, or has fallen silent."""
   told = [line for line in lines if line.get('event') != goodput.EVENT]
@@ -163,7 +168,6 @@ def _state(lines: Sequence[Line], now: float) -> str:
   ends = {
     'done': 'done',
     'stopped': 'stopped; the same command goes on',
-    'not_finite': 'the loss of the last batch was not finite',
     'hung': 'it hung and has ended itself; the same command goes on',
   }
   if last in ends:
@@ -172,7 +176,7 @@ def _state(lines: Sequence[Line], now: float) -> str:
     (i for i, line in enumerate(lines) if line.get('event') in _BEGIN),
     default=0,
   )
-  if not any(_is_training(line) for line in lines[begin:]):
+  if not any(map(_has_trained, lines[begin:])):
     if age > SILENCE_AT_START_S:
       return f'SILENT since it started, {progress.duration(age)} ago'
     return f'starting: compiling, or evaluating; {ago}'
@@ -184,6 +188,8 @@ def _state(lines: Sequence[Line], now: float) -> str:
       f'SILENT: nothing written for {progress.duration(age)}, where a line '
       f'came every {progress.duration(usual)}: it may be dead'
     )
+  if last == _NOT_FINITE:  # the guard leaves the batch out and goes on
+    return f'running, the last batch was not finite and is left out; {ago}'
   return f'running; {ago}'
 
 

@@ -270,6 +270,10 @@ def test_rows_that_do_not_divide_are_said():
   row = plan.make_row('x', shared, machine, question)
   assert row.status == plan.REFUSED
   assert 'does not divide 6 devices' in row.message
+  uneven = tiny_config(mesh=sharding.MeshConfig(data=5))
+  row = plan.make_row('x', uneven, machine, question)
+  assert row.status == plan.REFUSED
+  assert 'mesh.data=5' in row.message and 'not 6' in row.message
 
 
 @pytest.mark.parametrize(
@@ -443,6 +447,7 @@ def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
     ('return 3', 'must return'),
     ('raise RuntimeError("boom")', 'boom'),
     ('return C(corpus="", model=3, optimizer={}, data={})', 'a group of'),
+    ('import sys; sys.exit(0)', 'ends the program (sys.exit(0))'),
     ('return C(corpus=config_dict.required_placeholder(str))', 'placeholder'),
   ],
 )

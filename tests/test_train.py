@@ -517,6 +517,7 @@ def test_wrong_commands_are_one_line(train_command, tmp_path):
     ([f'--config={tmp_path}/none.py', where], 'get_config'),
     ([f'--config={tmp_path}/raises.py', where], 'RuntimeError: because'),
     ([f'--config={tmp_path}/number.py', where], 'must return a ConfigDict'),
+    ([f'--config={tmp_path}/ends.py', where], 'ends the program (sys.exit(0))'),
     ([*good, '--workdir='], '--workdir is empty'),
     ([*good, '--workdir=file:///x'], 'URLs may begin with gs, s3'),
     ([*good, '--config.model.width=0'], 'model.width=0 must be at least 1'),
@@ -530,6 +531,7 @@ def test_wrong_commands_are_one_line(train_command, tmp_path):
     ('none', ''),
     ('raises', 'def get_config():\n  raise RuntimeError("because")'),
     ('number', 'def get_config():\n  return 3'),
+    ('ends', 'import sys\nsys.exit(0)'),
   ):
     (tmp_path / f'{name}.py').write_text(text)
   commands = [arguments for arguments, _ in wrong]

@@ -323,10 +323,37 @@ def test_accounts_are_written_between_checkpoints(tmp_path, monkeypatch):
   assert steps == [1, 2, 3, 3]
 
 
-@pytest.mark.parametrize('steps', [(3,), (0, 4), (5, 4), (1, 2, 3), ('1', 2)])
+@pytest.mark.parametrize('steps', [(0,), (0, 4), (5, 4), (1, 2, 3), ('1', 2)])
 def test_a_window_that_is_none_is_refused(steps):
   with pytest.raises(errors.UserError, match='first and the last step'):
     config(profile_steps=steps)
+
+
+def test_one_step_is_a_window(tmp_path, monkeypatch):
+  calls = []
+  for name in ('start_trace', 'stop_trace'):
+    monkeypatch.setattr(
+      jax.profiler, name, lambda *_, name=name, **__: calls.append(name)
+    )
+  window = profiling.Window(tmp_path, config(profile_steps=(3,)).profile_steps)
+  assert [window.opens_at(step) for step in (2, 3, 4)] == [False, True, False]
+  window.before(3)
+  assert window.last == 3
+  window.close()
+  assert not window.opens_at(4)
+  assert calls == ['start_trace', 'stop_trace']
+
+
+def test_a_run_that_is_done_says_so_and_no_rate(tmp_path, caplog, capsys):
+  caplog.set_level('INFO')
+  with training_log.TrainingLog(tmp_path) as log:
+    log.open(config(total=3), 3, is_new=False)
+    with log.progress():
+      pass
+    log.end('done', 3)
+  assert 'done already: step 3 of 3' in caplog.text
+  assert 'goes on' not in caplog.text
+  assert 'steps' not in capsys.readouterr().err
 
 
 def test_what_cannot_be_written_to_a_url_is_local(tmp_path):

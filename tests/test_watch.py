@@ -116,9 +116,11 @@ def test_a_run_that_trains():
     ([*RUN, start(111.0, 'stopped')], 9999.0, 'stopped; the same command'),
     (
       [*RUN, start(111.0, 'not_finite', loss='nan')],
-      9999.0,
-      'the last batch was not finite',
+      113.0,
+      'running, the last batch was not finite and is left out; last line 2 s',
     ),
+    ([start(), start(9.0, 'not_finite')], 11.0, 'running, the last batch'),
+    ([*RUN, start(111.0, 'not_finite')], 9999.0, 'SILENT'),
     ([{'step': 3, 'loss': 1.0, 'id_loss': 1.0}], 9.0, 'an earlier version'),
   ],
 )

@@ -5,16 +5,8 @@ import types
 
 import pytest
 
-from genecompass_jax import (
-  config_values,
-  errors,
-  metrics,
-)
-from genecompass_jax.training import (
-  train_config,
-  writers,
-)
-from tests.test_training_log import config
+from genecompass_jax import errors, metrics
+from genecompass_jax.training import writers
 
 LINES = (
   {'event': 'start', 'step': 0},
@@ -126,11 +118,3 @@ def test_what_is_missing_is_said_before_anything_is_done(
   with pytest.raises(errors.UserError, match='choose from tensorboard, wandb'):
     tiny_run(tmp_path / 'run', {'writers': ('mlflow',)})
   assert not (tmp_path / 'run').exists()
-
-
-def test_one_name_alone_is_shown_how_to_be_written():
-  with pytest.raises(errors.UserError, match=r'\("tensorboard",\)'):
-    config_values.to_dataclass(
-      train_config.TrainConfig, {'writers': 'tensorboard'}
-    )
-  assert config(writers=('wandb',)).writers == ('wandb',)

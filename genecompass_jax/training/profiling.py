@@ -18,13 +18,14 @@ def check_steps(steps: tuple[int, ...]) -> None:
   """Refuses a window that is none.
 
   Raises:
-    UserError: neither empty nor a first step and one that is not before it.
+    UserError: neither empty, nor one step, nor a first step and one that is
+      not before it.
   """
-  is_pair = len(steps) == 2 and all(type(step) is int for step in steps)
-  if steps and not (is_pair and 1 <= steps[0] <= steps[1]):
+  are_steps = len(steps) <= 2 and all(type(step) is int for step in steps)
+  if steps and not (are_steps and 1 <= steps[0] <= steps[-1]):
     raise errors.UserError(
-      f'profile_steps={steps} must be empty or the first and the last step to '
-      'profile, such as (100, 104)'
+      f'profile_steps={steps} must be empty, or the first and the last step to '
+      "profile, from 1 on: --config.profile_steps='(100, 104)', or 100 alone"
     )
 
 
@@ -44,7 +45,7 @@ class Window:
   """
 
   def __init__(self, workdir: paths.PathLike, steps: tuple[int, ...]):
-    """A window of the steps from `steps[0]` to `steps[1]`; () is none.
+    """A window from the first of `steps` to the last; () is none.
 
     A run that is resumed inside it profiles what is left of it.
     """
@@ -56,7 +57,7 @@ class Window:
   @property
   def last(self) -> int | None:
     """The last step of an open window."""
-    return self._steps[1] if self._open else None
+    return self._steps[-1] if self._open else None
 
   def opens_at(self, step: int) -> bool:
     """Whether `before` this step opens the window."""
@@ -78,7 +79,7 @@ class Window:
       self._step.__enter__()
 
   def _holds(self, step: int) -> bool:
-    return bool(self._steps) and self._steps[0] <= step <= self._steps[1]
+    return bool(self._steps) and self._steps[0] <= step <= self._steps[-1]
 
   def close(self) -> None:
     """Ends an open window; the steps in it must be done on the devices."""
@@ -91,7 +92,8 @@ class Window:
     except (RuntimeError, OSError) as error:  # a full disk; training goes on
       logging.warning('the profile is lost: %s', errors.first_line(error))
       return
-    logging.info('profile of steps %d to %d: %s', *self._steps, self.folder)
+    first, last = self._steps[0], self._steps[-1]
+    logging.info('profile of steps %d to %d: %s', first, last, self.folder)
 
   def _leave_step(self) -> None:
     if self._step is not None:

@@ -51,7 +51,7 @@ class TrainConfig:
     skip_batches: numbers of batches that are left out, as metrics.jsonl names
       them.
     profile_steps: first and last step of a window that JAX profiles into
-      WORKDIR/profile; empty for none.
+      WORKDIR/profile, or one step; empty for none.
     writers: what is told the lines of metrics.jsonl too: 'tensorboard',
       'wandb'; each needs the extra of its name.
   """
@@ -100,6 +100,6 @@ class TrainConfig:
     profiling.check_steps(self.profile_steps)
     if not all(type(b) is int and b >= 0 for b in self.skip_batches):
       raise errors.UserError(
-        f'skip_batches={self.skip_batches}: give whole numbers from 0, each '
-        'with a comma behind it'
+        f'skip_batches={self.skip_batches}: give whole numbers from 0, such as '
+        "'(7, 12)'"
       )

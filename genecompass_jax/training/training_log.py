@@ -135,8 +135,11 @@ class TrainingLog:
       peak_source=self._peak.source,
       memory_source=utilisation.memory_peak()[1],
     )
+    total = config.optimizer.total_steps
+    if first_step >= total:
+      logging.info('done already: step %d of %d', first_step, total)
+      return
     if not is_new:
-      total = config.optimizer.total_steps
       logging.info('goes on from step %d of %d', first_step, total)
     logging.info('utilisation is of: %s', self._peak.source)
 
@@ -149,6 +152,9 @@ class TrainingLog:
   def progress(self) -> Iterator[None]:
     """The loop: its progress bar, and its time is that of training."""
     total = self._config.optimizer.total_steps
+    if self._step >= total:  # nothing to do, and no rate of it
+      yield
+      return
     self._clock.enter('train')
     try:
       with progress.Progress(total, 'steps', 'training') as self._bar:
