@@ -9,27 +9,14 @@ import importlib.util
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from genecompass_jax import errors
+from genecompass_jax import errors, metrics
 
 # Name in the configuration -> package that must be there.
 PACKAGES = {'tensorboard': 'tensorboardX', 'wandb': 'wandb'}
 # Bookkeeping of lines, not measurements.
 _NO_CURVES = ('step', 'time')
-
-
-class Writer(Protocol):
-  """Something that is told the lines of metrics.jsonl."""
-
-  def write(self, line: Mapping[str, Any]) -> None:
-    """Takes a line."""
-
-  def flush(self) -> None:
-    """Makes what was taken durable."""
-
-  def close(self) -> None:
-    """Ends."""
 
 
 def check(names: Sequence[str]) -> None:
@@ -59,7 +46,7 @@ def open_writers(
   title: str,
   config: Mapping[str, Any],
   step: int,
-) -> list[Writer]:
+) -> list[metrics.Follower]:
   """Opens the writers of a run.
 
   Args:
@@ -74,7 +61,7 @@ def open_writers(
   Raises:
     UserError: W&B has no account and was not told to work offline.
   """
-  found: list[Writer] = []
+  found: list[metrics.Follower] = []
   if 'tensorboard' in names:
     found.append(_Guarded('tensorboard', _TensorBoard(folder, step)))
   if 'wandb' in names:
@@ -101,8 +88,9 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
 class _Guarded:
   """A writer that is left out once it failed."""
 
-  def __init__(self, name: str, writer: Writer):
-    self._name, self._writer = name, writer
+  def __init__(self, name: str, writer: metrics.Follower):
+    self._name = name
+    self._writer: metrics.Follower | None = writer
 
   def _do(self, method: str, *args: Any) -> None:
     if self._writer is None:
