@@ -33,6 +33,7 @@ test: $(STAMP) lint
 
 test-full: $(FULL) lint
 	GENECOMPASS_LIBTPU=$(CURDIR)/$(VENV)/plan/libtpu/libtpu.so \
+	  GENECOMPASS_CUDA=$(CURDIR)/$(VENV)/plan-gpu \
 	  $(BIN)/python -m pytest -n $(JOBS) --durations=15
 
 lint: $(STAMP)
@@ -58,13 +59,16 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	  --config-settings editable_mode=compat -e '.[test]'
 	@touch $(STAMP)
 
-# The optional readers, Beam and gensim, in the same environment. libtpu stands
-# apart: where JAX can import it, every process looks for a TPU.
+# The optional readers, Beam and gensim, in the same environment. The compilers of
+# plans stand apart: where JAX can import one, every process looks for its devices.
 $(FULL): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt \
 	  --config-settings editable_mode=compat -e '.[test,full]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps \
 	  --upgrade --target $(VENV)/plan libtpu
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps \
+	  --upgrade --target $(VENV)/plan-gpu jax-cuda12-plugin jax-cuda12-pjrt \
+	  nvidia-cuda-nvcc-cu12
 	touch $(FULL)
 
 clean:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import time
 import pytest
 
 from genecompass_jax import (
+  chips,
   cli,
   data,
   errors,
@@ -24,6 +26,7 @@ from genecompass_jax.scaling import (
   collectives,
   compilation,
   compile_worker,
+  gpu_targets,
   plan,
   plan_table,
   topologies,
@@ -32,6 +35,15 @@ from genecompass_jax.training import train_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BASE = f'--config={ROOT / "experiments/base.py"}'
+
+
+has_cuda = topologies.has_cuda
+
+
+@pytest.fixture(autouse=True)
+def gpus_are_estimated(monkeypatch):
+  """Whatever is installed here; what is about compiling for GPUs says so."""
+  monkeypatch.setattr(topologies, 'has_cuda', lambda: False)
 
 
 def tiny_config(**changes) -> train_config.TrainConfig:
@@ -139,6 +151,8 @@ HLO = textwrap.dedent("""\
     %m = f32[4]{0} reduce-scatter(%p), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}
     %h = (f32[4], f32[64]) all-gather-start(%p), dimensions={0}
     %z = f32[64] all-gather-done(%h)
+    %j = ((f32[2]{0}, bf16[2,2]{1,0}), (f32[8]{0}, /*index=1*/bf16[4,4]{1,0})) all-gather-start(%p, %q), dimensions={0}
+    %n = ((f32[8]{0}, f32[8,2]{1,0}), (f32[2]{0}, f32[2,2]{1,0})) reduce-scatter-start(%p, %q), replica_groups={{0,1,2,3}}
     %y = (bf16[8], bf16[16]) fusion(%p), kind=kCustom, calls=%begun
     %x = bf16[16] fusion(%y), kind=kOutput, calls=%overlapped
   }
@@ -149,8 +163,8 @@ def test_collectives_are_counted_with_the_trips_of_their_loops():
   found = {t.kind: (t.count, t.bytes) for t in collectives.parse(HLO)}
   assert found == {
     'all-reduce': (15, 15 * (8 * 4 + 8 * 2)),
-    'all-gather': (2, 16 * 4 + 64 * 4),
-    'reduce-scatter': (2, 4 * 4 * 4 + 4 * 4 * 2),
+    'all-gather': (3, 16 * 4 + 64 * 4 + (8 * 4 + 16 * 2)),
+    'reduce-scatter': (3, 4 * 4 * 4 + 4 * 4 * 2 + (8 + 16) * 4),
     'all-to-all': (2, 2 * 32 * 4),  # of two branches one runs
     'collective-permute': (1, 16 * 2),  # one, overlapped with two fusions
   }
@@ -439,6 +453,75 @@ def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
   assert 0 < row.memory['total'] < row.limit
   assert sum(t['bytes'] for t in row.traffic) > 2 * row.parameters
   assert row.step_s > 0
+
+
+@pytest.mark.slow  # half a minute on two quiet cores
+@pytest.mark.skipif(not has_cuda(), reason='needs the extra plan-gpu')
+def test_a_step_is_compiled_for_gpus_that_are_not_there(monkeypatch):
+  monkeypatch.setattr(topologies, 'has_cuda', has_cuda)
+  config = tiny_config(mesh=sharding.MeshConfig(fsdp=2))
+  wide = dataclasses.replace(
+    config.model, width=128, num_heads=2, dtype='bfloat16'
+  )
+  config = dataclasses.replace(config, model=wide)
+  question = plan.Question(search=0, time_limit=900)
+  row = plan.make_row('x', config, topologies.parse('h100:4'), question)
+  assert row.status == plan.FITS, row.message
+  assert row.attention == 'pallas'
+  held = row.memory['arguments']
+  whole = 3 * 4 * row.parameters
+  assert whole / 2 < held < whole < row.limit
+  sent = {t['kind']: t['bytes'] for t in row.traffic}
+  assert sent['all-reduce'] + sent['reduce-scatter'] > 2 * row.parameters
+  assert sent['all-gather'] > row.parameters
+  assert row.counted is not None and row.step_s > 0
+
+
+def test_gpus_that_the_compiler_knows_are_compiled_for(monkeypatch, tmp_path):
+  asked = []
+
+  def compile_apart(request, topology, time_limit):
+    asked.append(compilation._environment(topology)['PYTHONPATH'])
+    return {'status': 'compiled', 'memory': {'total': 70 * 10**9}}
+
+  monkeypatch.setattr(compilation, 'compile_apart', compile_apart)
+  monkeypatch.setattr(topologies, 'has_cuda', has_cuda)
+  monkeypatch.setenv(topologies.CUDA, str(tmp_path))
+  question = plan.Question(search=0)
+
+  def row_of(machine):
+    return plan.make_row(
+      'x', tiny_config(), topologies.parse(machine), question
+    )
+
+  with pytest.raises(errors.UserError, match=f'{tmp_path}, where no plugin'):
+    row_of('h100:4')
+  (tmp_path / 'jax_cuda12_plugin').mkdir()
+  row = row_of('h100:4')
+  assert row.status == plan.FITS and row.step_s > 0
+  assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' in row.notes[0]  # 70 GB of 80
+  assert not row_of('h200:4').notes
+  assert all(str(tmp_path) in path.split(os.pathsep) for path in asked)
+  assert row_of('l4:4').status == plan.ESTIMATED  # nobody describes it
+  row_of('v5e:2x2')
+  assert len(asked) == 3 and str(tmp_path) not in asked[2]
+
+
+@pytest.mark.parametrize('name', gpu_targets.NAMES)
+def test_gpus_are_described_as_what_they_are(name):
+  chip = chips.by_name(name)
+  text = gpu_targets.describe(chip)
+  told = dict(re.findall(r'(\w+): (\S+)', text))
+  assert int(told['device_memory_size']) == chip.memory
+  assert chips.by_kind(re.search(r' name: "(.*)"', text).group(1)) == chip
+  assert text.count('{') == text.count('}')
+  # The peak of the data sheet, from what is told here: products of bfloat16 of
+  # a multiprocessor and clock are a power of two, which boost blurs.
+  a_clock = chip.bfloat16 / int(told['core_count']) / 1e9
+  a_clock /= float(told['clock_rate_ghz'])
+  major = int(re.search(r'cuda_compute_capability {\s+major: (\d+)', text)[1])
+  known = {8: 2048, 9: 4096, 10: 8192}[major]
+  assert a_clock == pytest.approx(known, rel=0.12)
 
 
 @pytest.mark.parametrize(

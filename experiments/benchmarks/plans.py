@@ -6,7 +6,7 @@ Compiles one training step a row with `genecompass plan` and puts the tables
 between the marks of the page, with its date and versions. Rows are kept in a
 JSON file beside the page: `--only` makes those again whose name holds the word,
 `--missing` those that are not there. Takes 2 to 10 minutes a row on two cores;
-needs the extra `plan`.
+needs the extras `plan` and `plan-gpu`.
 """
 
 import argparse
@@ -47,6 +47,8 @@ ROWS = {
                     (*SHORT, '--config.model.remat=none'), 27.1),
   'base v5p none': (BASE, 'v5p:4x4x8', 32,
                     (*SHORT, '--config.model.remat=none'), 51.9),
+  'base h100 attention': (BASE, 'h100:8', 0, (), None),
+  'base h200 none': (BASE, 'h200:8', 0, ('--config.model.remat=none',), None),
   '300m v5e': (f'{SCALE}:300m', 'v5e:16x16', 0, (), None),
   '1b v5e': (f'{SCALE}:1b', 'v5e:16x16', 0, (), None),
   '3b v5p': (f'{SCALE}:3b', 'v5p:4x4x8', 4, (), 16.9),
@@ -77,7 +79,8 @@ def versions() -> str:
   found = [f'Python {platform.python_version()}']
   apart = os.environ.get(topologies.LIBTPU)
   places = [str(pathlib.Path(apart).parents[1])] if apart else []
-  for package in ('jax', 'jaxlib', 'libtpu'):
+  places += [p for p in (os.environ.get(topologies.CUDA),) if p]
+  for package in ('jax', 'jaxlib', 'libtpu', 'jax-cuda12-plugin'):
     known = importlib.metadata.distributions(
       name=package, path=[*places, *sys.path]
     )
@@ -114,7 +117,10 @@ def page(kept: dict, picture: pathlib.Path) -> str:
     *lines,
   ]
   dates = sorted({kept[name]['made'] for name in kept})
-  made = f'Made {dates[-1]}; {kept[next(iter(kept))]["versions"]}.'
+  made_with = dict.fromkeys(
+    part for name in kept for part in kept[name]['versions'].split(', ')
+  )
+  made = f'Made {dates[-1]}; {", ".join(made_with)}.'
   plan_figure.draw(rows, question, str(picture))
   shown = f'![Memory and assumed times of the plans]({picture.name})'
   return '\n'.join((made, '', text, '', shown, '', INTRO, '', *beside))

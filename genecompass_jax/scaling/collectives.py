@@ -162,15 +162,22 @@ def _trips(line: str, condition: str, bodies: dict[str, list[str]]) -> int:
 
 def _payload(result: str, kind: str, starts: bool, line: str) -> int:
   """Bytes of an operation's result; of its input for reduce-scatter."""
-  sizes = [
-    _BYTES.get(dtype, 0) * math.prod(int(d) for d in dims.split(',') if d)
-    for dtype, dims in _ARRAY.findall(re.sub(r'\{[^}]*\}', '', result))
-  ]
-  if starts and len(sizes) > 1 and kind != 'all-reduce':
-    # (inputs, results, ...): what is gathered or passed on is the largest.
-    return max(sizes)
-  total = sum(sizes)
+  result = re.sub(r'\{[^}]*\}', '', result)
+  if starts and kind != 'all-reduce':
+    # (inputs, results, ...), tuples both where several operations were joined:
+    # what is gathered or passed on is the largest.
+    parts = re.findall(r'\(([^()]*)\)', result[1:]) or result.split(', ')
+    return max(_size(part) for part in parts)
+  total = _size(result)
   return total * _group_size(line) if kind == 'reduce-scatter' else total
+
+
+def _size(arrays: str) -> int:
+  """Bytes of all arrays of a type, as it is written."""
+  return sum(
+    _BYTES.get(dtype, 0) * math.prod(int(d) for d in dims.split(',') if d)
+    for dtype, dims in _ARRAY.findall(arrays)
+  )
 
 
 def _group_size(line: str) -> int:

@@ -88,9 +88,9 @@ def compile_apart(
   return {**(result or {}), 'status': compile_worker.FAILED, 'message': text}
 
 
-# What a process needs to compile for TPUs that are not there: JAX itself stays
-# on the CPU, libtpu asks no server what machine this is, and several processes
-# may hold it.
+# What a process needs to compile for devices that are not there: JAX itself
+# stays on the CPU, libtpu asks no server what machine this is, and several
+# processes may hold it.
 _ABSENT = {
   'JAX_PLATFORMS': 'cpu',
   'TPU_SKIP_MDS_QUERY': '1',
@@ -100,10 +100,11 @@ _ABSENT = {
 
 def _environment(topology: topologies.Topology) -> dict[str, str]:
   given = dict(os.environ)
-  # The package is found from any folder.
+  # The package is found from any folder, the plugin for CUDA where it is used.
   root = str(pathlib.Path(__file__).resolve().parents[2])
+  cuda = given.get(topologies.CUDA, '') if topology.is_described_gpu else ''
   given['PYTHONPATH'] = os.pathsep.join(
-    p for p in (root, given.get('PYTHONPATH', '')) if p
+    p for p in (root, cuda, given.get('PYTHONPATH', '')) if p
   )
   if topology.is_here:
     return given

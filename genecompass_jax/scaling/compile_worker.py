@@ -69,13 +69,14 @@ def abstract_knowledge(
   )
 
 
-def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+def memory(compiled: jax.stages.Compiled, platform: str) -> dict[str, int]:
   """Bytes of device memory by use, and their `total`.
 
   Results that take the place of arguments (donated state) count once. The
-  compiler's peak is what it holds against the limit of a chip (tried with
+  compiler's peak is what it holds against the limit of a TPU (tried with
   libtpu 0.0.42: the figure of its refusal); its sum of temporaries is up to a
-  sixth more for a training step, which compiles all the same.
+  sixth more for a training step, which compiles all the same. On a GPU a run
+  asks for the sum, in one piece, and holds it for all of the step.
   """
   sizes = compiled.memory_analysis()
   parts = {
@@ -85,7 +86,7 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     'program': sizes.generated_code_size_in_bytes,
   }
   peak = getattr(sizes, 'peak_memory_in_bytes', 0)
-  if peak:
+  if peak and platform != 'gpu':
     held = parts['arguments'] + parts['results']
     parts['temporaries'] = max(0, peak - held)
   return {**parts, 'total': sum(parts.values())}
@@ -195,6 +196,10 @@ def run(request: dict[str, Any], save: Any) -> None:
   except errors.UserError as error:
     save({**result, 'status': REFUSED, 'message': str(error)})
     return
+  except RuntimeError as error:  # a part of the compiler is not there: cuDNN
+    message = f'{errors.first_line(error)} (docs/plans.md says what it needs)'
+    save({**result, 'status': FAILED, 'message': message})
+    return
   if request.get('counts'):
     result['flops'] = count_by_compiler(config, slots, num_rows)
     save({**result, 'status': FAILED, 'message': 'the compiler crashed'})
@@ -213,7 +218,7 @@ def run(request: dict[str, Any], save: Any) -> None:
   result |= {
     'status': COMPILED,
     'compile_s': time.monotonic() - start,
-    'memory': memory(compiled),
+    'memory': memory(compiled, devices[0].platform),
   }
   save(result)
   # Printing a program crashes some versions of the compiler: last.

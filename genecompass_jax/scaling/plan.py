@@ -181,13 +181,25 @@ def make_row(
     group_rows=rows // groups,
     device_slots=rows * fixed.slots // devices,
   )
-  if topology.is_here or topology.is_tpu:
+  if topology.is_compiled:
     row = _compiled(row, planned, topology, question, tell, counts=True)
     row = _largest(row, config, groups, topology, question, tell)
   else:
     row = _estimated(row, planned, topology)
   row = _timed(row, planned, topology, question)
+  notes += _memory_of_gpus(row, topology)
   return dataclasses.replace(row, notes=(*notes, *row.notes))
+
+
+def _memory_of_gpus(row: Row, topology) -> tuple[str, ...]:
+  """A note where a run has to ask for more of a GPU than JAX takes unasked."""
+  if topology.is_here or topology.is_tpu or row.limit is None:
+    return ()
+  if not 0.75 * row.limit < row.memory.get('total', 0) <= row.limit:
+    return ()
+  return (
+    'a run takes 75 % of a GPU: export XLA_PYTHON_CLIENT_MEM_FRACTION=0.95',
+  )
 
 
 def _fixed(config, topology, devices, groups, question):
@@ -365,6 +377,9 @@ def _estimated(row: Row, config, topology) -> Row:
   except errors.UserError as error:
     return _refused(row, str(error))
   kind = model_config.attention
+  told = 'memory by arithmetic: expect it to be off by a third'
+  if topology.is_described_gpu:
+    told += '; docs/plans.md says how to compile for it'
   if config.mesh.context > 1 and kind in attention.FUSED:
     return _refused(
       row,
@@ -380,7 +395,7 @@ def _estimated(row: Row, config, topology) -> Row:
     limit=limit,
     attention=kind,
     advice='' if fits else advice(config),
-    notes=(*row.notes, 'memory by arithmetic: expect it to be off by a third'),
+    notes=(*row.notes, told),
   )
 
 

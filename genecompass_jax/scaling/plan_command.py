@@ -124,6 +124,8 @@ def run(args: argparse.Namespace, read_config: ConfigReader) -> int:
   machines = [topologies.parse(text) for text in texts]
   if any(machine.is_tpu for machine in machines):
     topologies.check_libtpu()
+  if any(machine.is_described_gpu for machine in machines):
+    topologies.has_cuda()
   question = plan.Question(
     cells=int(args.cells),
     mean_genes=args.mean_genes,

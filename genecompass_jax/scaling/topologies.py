@@ -1,10 +1,12 @@
 """Machines that a run may be planned for, and their devices.
 
-TPUs are compiled for without being there: libtpu describes a slice, and its
-compiler runs on any x86 host. GPUs are known from the table of chips alone.
+Both are compiled for without being there, on any x86 host: libtpu describes a
+slice of TPUs, JAX's plugin for CUDA takes a description of a GPU. Where the
+plugin is not installed GPUs are known from the table of chips alone.
 """
 
 import dataclasses
+import glob
 import importlib.util
 import math
 import os
@@ -12,12 +14,16 @@ import re
 from typing import Any
 
 from genecompass_jax import chips, errors
+from genecompass_jax.scaling import gpu_targets
 
 HERE = 'here'
 EXAMPLES = 'v5e:16x16, v4:4x4x8, 2xv5p:4x4x4 (two slices), h100:8 or here'
 # Names a libtpu.so for plans alone: where JAX can import the package, or finds
 # TPU_LIBRARY_PATH, every process looks for a TPU.
 LIBTPU = 'GENECOMPASS_LIBTPU'
+# Names the folder of JAX's plugin for CUDA, for plans alone: where JAX can
+# import it, every process looks for a GPU.
+CUDA = 'GENECOMPASS_CUDA'
 _SHAPE = re.compile(r'(?:(\d+)x)?([a-z][a-z0-9-]*):(\d+(?:x\d+)*)', re.I | re.A)
 _DIGITS = 6  # of a million devices along an axis, which nobody has
 # Axes of a slice: v4 and v5p are cubes, v5e and v6e are squares.
@@ -57,6 +63,18 @@ class Topology:
   def is_tpu(self) -> bool:
     """Whether libtpu compiles for it."""
     return self.chip is not None and self.chip.name in _AXES
+
+  @property
+  def is_described_gpu(self) -> bool:
+    """Whether it is a GPU that JAX's plugin for CUDA can compile for."""
+    return self.chip is not None and self.chip.name in gpu_targets.NAMES
+
+  @property
+  def is_compiled(self) -> bool:
+    """Whether its step is compiled, and not only estimated."""
+    if self.is_described_gpu:
+      return has_cuda()
+    return self.is_here or self.is_tpu
 
 
 def parse(text: str) -> Topology:
@@ -116,17 +134,62 @@ def check_libtpu() -> None:
     )
 
 
-def devices(topology: Topology) -> list[Any]:
-  """JAX devices to make a mesh of; those of a TPU slice cannot be run on.
+def has_cuda() -> bool:
+  """Whether JAX's plugin for CUDA can be found.
 
   Raises:
-    UserError: libtpu knows no such slice.
+    UserError: the folder that is named has none.
+  """
+  folder = os.environ.get(CUDA)
+  if not folder:
+    return any(
+      importlib.util.find_spec(name) is not None
+      for name in ('jax_cuda12_plugin', 'jax_cuda13_plugin')
+    )
+  if not glob.glob(os.path.join(glob.escape(folder), 'jax_cuda1*_plugin')):
+    raise errors.UserError(
+      f'{CUDA} names {folder}, where no plugin is: pip install --no-deps '
+      f'--target {folder} jax-cuda12-plugin jax-cuda12-pjrt '
+      'nvidia-cuda-nvcc-cu12 (docs/plans.md)'
+    )
+  return True
+
+
+def devices(topology: Topology) -> list[Any]:
+  """JAX devices to make a mesh of; absent ones cannot be run on.
+
+  Raises:
+    UserError: the compiler knows no such devices.
   """
   import jax
-  from jax.experimental import topologies
 
   if topology.is_here:
     return jax.devices()
+  describe = _gpus if topology.is_described_gpu else _slice
+  compiler = "JAX's plugin for CUDA" if topology.is_described_gpu else 'libtpu'
+  try:
+    return list(describe(topology).devices)
+  except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+    raise errors.UserError(
+      f'--topology {topology.text}: {compiler} knows no such machine '
+      f'({errors.first_line(error)[:200]})'
+    ) from error
+
+
+def _gpus(topology: Topology) -> Any:
+  """Nodes that NVLink does not join, hosts of a node, GPUs of a host."""
+  from jax.experimental import topologies
+
+  return topologies.get_topology_desc(
+    platform='cuda',
+    topology=f'{topology.slices}x1x{topology.shape[0]}',
+    target_config=gpu_targets.describe(topology.chip),
+  )
+
+
+def _slice(topology: Topology) -> Any:
+  from jax.experimental import topologies
+
   kwargs: dict[str, Any] = {}
   name = _NAMES.get(topology.chip.name, topology.chip.name)
   if topology.slices > 1:
@@ -137,13 +200,6 @@ def devices(topology: Topology) -> list[Any]:
     kwargs['chips_per_host_bounds'] = (2, 2, 1)
     kwargs.setdefault('num_slices', 1)
   shape = 'x'.join(map(str, topology.shape))
-  try:
-    description = topologies.get_topology_desc(
-      platform='tpu', topology_name=f'{name}:{shape}', **kwargs
-    )
-  except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
-    raise errors.UserError(
-      f'--topology {topology.text}: libtpu knows no such slice '
-      f'({errors.first_line(error)[:200]})'
-    ) from error
-  return list(description.devices)
+  return topologies.get_topology_desc(
+    platform='tpu', topology_name=f'{name}:{shape}', **kwargs
+  )
