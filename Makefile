@@ -28,13 +28,14 @@ demo: $(STAMP)
 
 env: $(STAMP)
 
+# The tests of a file run in one worker: what they share is made once.
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 test-full: $(FULL) lint
 	GENECOMPASS_LIBTPU=$(CURDIR)/$(VENV)/plan/libtpu/libtpu.so \
 	  GENECOMPASS_CUDA=$(CURDIR)/$(VENV)/plan-gpu \
-	  $(BIN)/python -m pytest -n $(JOBS) --durations=15
+	  $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=15
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import os
 import pathlib
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,9 @@ TINY_RUN = {
 
 def pytest_configure(config):
   """Compiling is most of the time of tests: do it once, and quickly."""
+  # Jobs in the background of a shell, and all they start, are deaf to Ctrl-C.
+  if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
   if _CACHE not in os.environ:
     os.environ[_CACHE] = tempfile.mkdtemp(prefix='genecompass-tests-')

@@ -10,7 +10,6 @@ import csv
 import gzip
 import hashlib
 import re
-import time
 
 import anndata
 import numpy as np
@@ -114,14 +113,6 @@ def test_a_cell_does_not_depend_on_the_chunk(atlas):
     atlas.sample(n, 0, start) for start, n in ((100, 1), (101, 412), (513, 287))
   ]
   assert _digest(simulate.concatenate(parts)) == _digest(whole)
-
-
-@pytest.mark.slow
-def test_speed(atlas):
-  start = time.process_time()
-  atlas.sample(1 << 14, species=0)
-  # 8,000 cells a second on a quiet core of 2024; here it may be shared.
-  assert (1 << 14) / (time.process_time() - start) > 3000
 
 
 def test_counts_are_negative_binomial():

@@ -247,13 +247,16 @@ def test_ctrl_c_ends_the_live_view(tmp_path):
   )
   os.close(its)
   shown = b''
-  while shown.count(b'\x1b[H') < 2:
-    ready, _, _ = select.select([mine], [], [], 60)
-    assert ready, shown
-    shown += os.read(mine, 1 << 16)
-  process.send_signal(signal.SIGINT)
-  _, complaint = process.communicate(timeout=60)
-  os.close(mine)
+  try:
+    while shown.count(b'\x1b[H') < 2:
+      ready, _, _ = select.select([mine], [], [], 60)
+      assert ready, shown
+      shown += os.read(mine, 1 << 16)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+  finally:
+    process.kill()
+    os.close(mine)
   assert process.returncode == 0
   assert complaint == b''
   assert b'step 100' in shown
