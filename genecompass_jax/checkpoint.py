@@ -18,7 +18,13 @@ from typing import Any
 from etils import epath
 from orbax import checkpoint as ocp
 
-from genecompass_jax import checkpoint_copies, errors, paths, processes
+from genecompass_jax import (
+  checkpoint_copies,
+  errors,
+  paths,
+  processes,
+  scratch,
+)
 
 PARAMS = 'params'
 TRAINING = 'training'
@@ -109,7 +115,7 @@ class Checkpoints:
     self._sealer.shutdown()
     self._checkpointer.close()
     if self._local is not None:
-      paths.remove_tree(self._local)
+      scratch.remove(self._local)
 
   def latest(self) -> int | None:
     """The newest step whose seal holds, None where there is none."""
@@ -181,14 +187,20 @@ def _readable(folder: paths.PathLike, under: str = '') -> Iterator[epath.Path]:
     yield _absolute(folder)
     return
   try:
-    names = paths.read_json(f'{folder}{_SEAL}')
+    hashes = paths.read_json(f'{folder}{_SEAL}')
   except (OSError, ValueError):
     raise errors.UserError(
       f'{folder}{_SEAL} is missing or damaged: it names the files to read; '
       'copy the folder again with its .sha256.json files'
     ) from None
-  names = [name for name in names if name.startswith(under)]
-  with checkpoint_copies.downloaded(folder, names) as local:
+  hashes = {n: x for n, x in hashes.items() if n.startswith(under)}
+  with checkpoint_copies.downloaded(folder, hashes) as local:
+    for name, sha256 in hashes.items():
+      if paths.sha256_file(paths.join(local, name)) != sha256:
+        raise errors.RetryableError(
+          f'{paths.join(folder, name)} did not come as it was written; start '
+          'the same command again'
+        )
     yield _absolute(local)
 
 

@@ -8,12 +8,10 @@ all files, is written last and read first, so nothing has to be listed or rename
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent import futures
 
-from genecompass_jax import paths, stores
+from genecompass_jax import errors, paths, scratch, stores
 
 _AT_ONCE = 8  # files copied
 
@@ -24,24 +22,38 @@ def is_needed(folder: paths.PathLike) -> bool:
 
 
 def new_folder() -> str:
-  """A local folder for checkpoints on their way; $TMPDIR says where.
-
-  As large as one checkpoint.
-  """
-  return tempfile.mkdtemp(prefix='genecompass-checkpoint-')
+  """A local folder for a checkpoint on its way, of its size: `scratch`."""
+  return scratch.new_folder('checkpoint')
 
 
 def upload(local: str, folder: paths.PathLike) -> None:
-  """Copies all files of a local folder up.
+  """Copies all files of a local folder up, and looks whether they are there.
 
   Raises:
-    UserError, RetryableError: as `stores.faults`.
+    UserError: as `stores.faults`.
+    RetryableError: likewise, or the store has not kept what it took.
   """
 
   def copy(name: str) -> None:
     paths.upload(os.path.join(local, name), paths.join(folder, name))
 
-  _at_once(copy, paths.files_below(local))
+  names = paths.files_below(local)
+  _at_once(copy, names)
+  listed = paths.sizes_below(folder) or {}
+  for name in names:
+    size = os.path.getsize(os.path.join(local, name))
+    if listed.get(name) != size and _size(folder, name) != size:
+      raise errors.RetryableError(
+        f'{paths.join(folder, name)}: the store took it and does not have it'
+      )
+
+
+def _size(folder: paths.PathLike, name: str) -> int | None:
+  """Bytes of a file that a listing did not show; it may have been late."""
+  try:
+    return paths.size(paths.join(folder, name))
+  except FileNotFoundError:
+    return None
 
 
 @contextlib.contextmanager
@@ -63,7 +75,7 @@ def downloaded(folder: paths.PathLike, names: Iterable[str]) -> Iterator[str]:
     _at_once(copy, names)
     yield local
   finally:
-    shutil.rmtree(local, ignore_errors=True)
+    scratch.remove(local)
 
 
 def _at_once(copy, names: Iterable[str]) -> None:

@@ -211,7 +211,8 @@ class Supervisor:
       for reader in readers:
         reader.join(max(deadline - time.monotonic(), 0.0))
     finally:
-      for process in processes:
+      # The first one last: the others would tell at length that it is gone.
+      for process in reversed(processes):
         children.kill(process)
     return [_code(process.returncode) for process in processes]
 

@@ -46,8 +46,28 @@ def held(path: str, busy: str, unlink: bool = True) -> Iterator[None]:
           os.unlink(path)
 
 
+class Lease:
+  """That a process is the one in a folder of a store.
+
+  Attributes:
+    lost_to: who has taken it over, once that is known.
+  """
+
+  def __init__(self, path: str, busy: str):
+    self._path, self._busy = path, busy
+    self.lost_to: str | None = None
+
+  def check(self) -> None:
+    """Raises UserError where another process has taken it over."""
+    if self.lost_to is not None:
+      raise errors.UserError(
+        f'{self._busy} ({self.lost_to} took it over while this one did not '
+        f'write {self._path})'
+      )
+
+
 @contextlib.contextmanager
-def leased(path: str, busy: str, seconds: float = 60.0) -> Iterator[None]:
+def leased(path: str, busy: str, seconds: float = 60.0) -> Iterator[Lease]:
   """Holds a lease: what there is where a store has no locks.
 
   The holder writes the file anew every quarter of the time. One that finds a
@@ -55,8 +75,8 @@ def leased(path: str, busy: str, seconds: float = 60.0) -> Iterator[None]:
   refuses; if not, its holder is dead and the lease is taken over. No clocks are
   compared. Two that come within the same moments may both believe that they
   hold it, if the store shows what they wrote late: a lease keeps mistakes away,
-  it proves nothing. A holder that finds another's name in it says so and stops
-  writing.
+  it proves nothing. A holder that finds another's name in it, because it hung
+  or the store was away from it, has lost it: it asks by `Lease.check`, and ends.
 
   Args:
     path: of the file, local or a URL.
@@ -82,10 +102,17 @@ def leased(path: str, busy: str, seconds: float = 60.0) -> Iterator[None]:
       if now != before:
         raise errors.UserError(f'{busy} ({now.get("owner", "unknown")})')
   _write(path, name, 0)
-  time.sleep(min(seconds / 60, 1.0))
-  found = _read(path) or {}
-  if found.get('owner') != name:
-    raise errors.UserError(f'{busy} ({found.get("owner", "unknown")})')
+  deadline = time.monotonic() + seconds / 4
+  while True:
+    time.sleep(min(seconds / 60, 1.0))
+    found = _read(path)
+    # A store may show for a while what was there before.
+    if found not in (None, before) or time.monotonic() > deadline:
+      break
+  owner = (found or {}).get('owner', 'unknown')
+  if owner != name:
+    raise errors.UserError(f'{busy} ({owner})')
+  lease = Lease(path, busy)
   ends = threading.Event()
 
   def renew() -> None:
@@ -93,9 +120,11 @@ def leased(path: str, busy: str, seconds: float = 60.0) -> Iterator[None]:
       if ends.wait(seconds / 4):
         return
       try:
-        owner = (_read(path) or {}).get('owner', name)
-        if owner != name:
+        found = _read(path)
+        owner = (found or {}).get('owner', name)
+        if owner != name and found != before:
           logging.error('%s: %s trains here as well; stop one', path, owner)
+          lease.lost_to = owner
           return
         _write(path, name, number)
       except (OSError, ValueError, RuntimeError) as error:
@@ -104,7 +133,7 @@ def leased(path: str, busy: str, seconds: float = 60.0) -> Iterator[None]:
   thread = threading.Thread(target=renew, daemon=True, name='genecompass-lease')
   thread.start()
   try:
-    yield
+    yield lease
   finally:
     ends.set()
     thread.join()

@@ -3,15 +3,15 @@
 import json
 import math
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from genecompass_jax import (
+  errors,
   goodput,
   paths,
+  scratch,
   uploads,
 )
 
@@ -55,9 +55,9 @@ class MetricsFile:
     self._local = self._target
     self._upload: uploads.Upload | None = None
     if paths.is_url(self._target):
-      self._local = os.path.join(tempfile.mkdtemp(), FILE)
+      self._local = os.path.join(scratch.new_folder('metrics'), FILE)
       if paths.exists(self._target):
-        paths.write_bytes(self._local, paths.read_bytes(self._target))
+        paths.write_bytes(self._local, _whole(self._target))
     os.makedirs(os.path.dirname(os.path.abspath(self._local)), exist_ok=True)
     self._file = open(self._local, 'a', encoding='utf-8')  # noqa: SIM115
     if self._local != self._target:
@@ -98,28 +98,51 @@ class MetricsFile:
     try:
       self.sync(_LAST_WAIT)
     finally:
-      self._file.close()
-      if self._upload is not None:
-        self._upload.close()
-        shutil.rmtree(os.path.dirname(self._local), ignore_errors=True)
+      self.abandon()
+
+  def abandon(self) -> None:
+    """Closes; what is not in a store yet does not come there."""
+    self._file.close()
+    if self._upload is not None:
+      self._upload.close()
+      scratch.remove(os.path.dirname(self._local))
     for follower in self._followers:
       follower.close()
 
 
-def cut_after(workdir: paths.PathLike, step: int) -> None:
+def cut_after(workdir: paths.PathLike, step: int) -> list[dict[str, Any]]:
   """Removes lines of later steps, and a line that was never finished.
 
   A resumed run writes those steps again; events stay, they tell what happened.
+
+  Returns:
+    The lines that are left.
   """
   path = paths.join(workdir, FILE)
   if not paths.exists(path):
-    return
+    return []
   kept = [
-    json.dumps(values) + '\n'
-    for values in read(workdir)
+    values
+    for values in parse(_whole(path))
     if 'event' in values or values.get('step', 0) <= step
   ]
-  paths.write_text(path, ''.join(kept))
+  paths.write_text(path, ''.join(json.dumps(line) + '\n' for line in kept))
+  return kept
+
+
+def _whole(path: str) -> bytes:
+  """A file that is going to be written anew: no line of it may be missing.
+
+  Raises:
+    RetryableError: a part of it came.
+  """
+  data = paths.read_bytes(path)
+  if paths.is_url(path) and len(data) != paths.size(path):
+    raise errors.RetryableError(
+      f'{path}: {len(data)} of {paths.size(path)} bytes came; start the same '
+      'command again'
+    )
+  return data
 
 
 def read(workdir: paths.PathLike) -> list[dict[str, Any]]:

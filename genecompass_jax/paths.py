@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from genecompass_jax import errors, stores, web
 
 PathLike = str | os.PathLike
 _PIECE = 1 << 22  # bytes of a file that are hashed at a time
+_STAGING = '.tmp-'  # in the name of a file, with the process that writes it
 
 
 def is_url(name: PathLike) -> bool:
@@ -184,7 +186,7 @@ def write_bytes(name: PathLike, data: bytes) -> None:
       target.write_bytes(data)
     return
   target.parent.mkdir(parents=True, exist_ok=True)
-  staging = f'{local}.tmp-{os.getpid()}'
+  staging = f'{local}{_STAGING}{os.getpid()}'
   try:
     with open(staging, 'wb') as file:
       file.write(data)
@@ -195,6 +197,19 @@ def write_bytes(name: PathLike, data: bytes) -> None:
     with contextlib.suppress(OSError):
       os.unlink(staging)
     raise
+
+
+def remove_unfinished(folder: str) -> None:
+  """Removes what killed processes were writing in a local folder.
+
+  To be called where no other process writes.
+  """
+  if not os.path.isdir(folder):
+    return
+  for name in os.listdir(folder):
+    if re.fullmatch(rf'.+{re.escape(_STAGING)}\d+', name):
+      with contextlib.suppress(OSError):
+        os.unlink(os.path.join(folder, name))
 
 
 def upload(local: str, name: PathLike) -> None:

@@ -15,7 +15,7 @@ lease.json      of the process that trains here (stores)
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from genecompass_jax import errors, locks, paths
@@ -54,11 +54,14 @@ MAY_CHANGE = (
 
 
 @contextlib.contextmanager
-def locked(workdir: paths.PathLike) -> Iterator[None]:
+def locked(workdir: paths.PathLike) -> Iterator[Callable[[], None]]:
   """Keeps other processes from training in a workdir.
 
   A local one is locked. In a store there is a lease, which keeps a second run
   away that comes later, and may fail for two that come at the same moment.
+
+  Yields:
+    What raises UserError when another process has taken the workdir over.
 
   Raises:
     UserError: one does already, or the folder is no place for a run.
@@ -73,12 +76,14 @@ def locked(workdir: paths.PathLike) -> Iterator[None]:
     '--workdir'
   )
   if paths.is_url(folder):
-    with locks.leased(paths.join(folder, LEASE), busy):
-      yield
+    with locks.leased(paths.join(folder, LEASE), busy) as lease:
+      yield lease.check
     return
   os.makedirs(folder, exist_ok=True)
   with locks.held(os.path.join(folder, LOCK), busy):
-    yield
+    for place in ('', ASSETS, CHECKPOINTS):
+      paths.remove_unfinished(os.path.join(folder, place))
+    yield lambda: None
 
 
 def read_config(workdir: paths.PathLike) -> dict[str, Any] | None:

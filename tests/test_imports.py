@@ -16,7 +16,7 @@ PACKAGE = ROOT / 'genecompass_jax'
 # level of the architecture.
 LEVELS = (
   (0, 'errors schemas progress kernels meter chips'),
-  (0, 'goodput text_plot config_values'),
+  (0, 'goodput text_plot config_values scratch'),
   (0, 'web stores'),
   (0, 'paths processes'),
   (0, 'locks children'),
@@ -85,7 +85,7 @@ NO_JAX = (
   *('shards', 'staging', 'corpus', 'corpus_writer', 'simulate', 'prepare'),
   *('kernels', 'ranking', 'tie_ranking', 'cli', 'main', 'pickled'),
   *('prior_tables', 'goodput', 'writers', 'text_plot', 'watch', 'tail'),
-  *('config_values', 'chips', 'processes', 'launch', 'children'),
+  *('config_values', 'chips', 'processes', 'launch', 'children', 'scratch'),
 )
 
 

@@ -29,14 +29,37 @@ def test_a_lease_of_the_dead_is_taken_over(tmp_path):
       assert json.loads(path.read_text())['owner'] != 'dead'
 
 
+def test_a_store_may_show_the_lease_of_the_dead_for_a_while(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / 'lease.json'
+  path.write_text('{"owner": "dead", "renewed": 7}')
+  dead, read, stale = json.loads(path.read_text()), locks._read, [3]
+
+  def late(name):
+    if json.loads(path.read_text())['owner'] == 'dead' or not stale[0]:
+      return read(name)
+    stale[0] -= 1
+    return dead
+
+  monkeypatch.setattr(locks, '_read', late)
+  with locks.leased(str(path), 'busy', 0.4) as lease:
+    lease.check()
+  assert not stale[0]
+
+
 def test_one_that_is_overtaken_says_so_and_leaves_the_lease(tmp_path, caplog):
   path = tmp_path / 'lease.json'
-  with locks.leased(str(path), 'busy', 0.2):
+  with locks.leased(str(path), 'busy', 0.2) as lease:
+    lease.check()
     path.write_text('{"owner": "another"}')
     deadline = time.monotonic() + 60
-    while 'another trains here as well' not in caplog.text:
+    while lease.lost_to is None:
       assert time.monotonic() < deadline
       time.sleep(0.02)
+    with pytest.raises(errors.UserError, match='busy .another took it over'):
+      lease.check()
+  assert 'another trains here as well' in caplog.text
   assert 'another' in path.read_text()
   assert not any(
     t.name == 'genecompass-lease' and t.is_alive()

@@ -16,6 +16,7 @@ import pytest
 
 from genecompass_jax import (
   checkpoint,
+  checkpoint_copies,
   corpus as corpus_lib,
   data,
   doctor,
@@ -450,6 +451,53 @@ def test_a_corpus_is_built_into_a_store(store, tmp_path):
       assert store.objects[f'corpus/{name}'] == file.read_bytes(), name
   with pytest.raises(errors.UserError, match='is not empty'):
     pipeline.prepare([source], place, far)
+
+
+def test_what_a_store_took_and_has_not_is_found(store, tmp_path, monkeypatch):
+  for name in ('kept', 'lost'):
+    (tmp_path / name).write_text(name)
+  put, listed = store.put, store.listed
+
+  def forgetful(bucket, key, data):
+    if 'lost' not in key:
+      put(bucket, key, data)
+
+  monkeypatch.setattr(store, 'put', forgetful)
+  folder = url(store, 's3', 'folder')
+  with pytest.raises(errors.RetryableError, match='lost: the store took it'):
+    checkpoint_copies.upload(str(tmp_path), folder)
+  monkeypatch.setattr(store, 'put', put)
+  # A listing may be late: what it lacks is asked for.
+  monkeypatch.setattr(
+    store, 'listed', lambda *asked: ([], []) if asked[1] else listed(*asked)
+  )
+  checkpoint_copies.upload(str(tmp_path), folder)
+
+
+def test_half_of_a_file_is_not_taken_for_it(store, monkeypatch):
+  run = url(store, 's3', 'run')
+  text = b'{"event": "start"}\n' * 4
+  store.objects['run/metrics.jsonl'] = text
+  half = len(text) // 2
+  with monkeypatch.context() as change:
+    read = paths.read_bytes
+    change.setattr(paths, 'read_bytes', lambda name: read(name)[:half])
+    with pytest.raises(errors.RetryableError, match=f'{half} of {2 * half} '):
+      metrics.cut_after(run, 0)
+  assert store.objects['run/metrics.jsonl'] == text
+  store.objects['run/5.sha256.json'] = json.dumps(
+    {'params/d': hashlib.sha256(text).hexdigest()}
+  ).encode()
+  step = f'{run}/5'
+  store.objects['run/5/params/d'] = text
+  with checkpoint._readable(step) as folder:
+    assert (folder / 'params' / 'd').read_bytes() == text
+  store.objects['run/5/params/d'] = text[:half]
+  with (
+    pytest.raises(errors.RetryableError, match='params/d did not come as'),
+    checkpoint._readable(step),
+  ):
+    pass
 
 
 @pytest.mark.parametrize('kind', ['s3', 'gs'])
