@@ -173,10 +173,11 @@ def main(argv: list[str]) -> None:
     _exit(errors.EXIT_RETRY, str(error))
   except FloatingPointError as error:
     _exit(errors.EXIT_FAILED, str(error))
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as stop:
+    line = str(stop) or 'stopped before training; nothing is lost'
     if processes.count() > 1:
-      _exit(errors.EXIT_INTERRUPTED, 'stopped before training')
-    print('stopped before training; nothing is lost', file=sys.stderr)
+      _exit(errors.EXIT_INTERRUPTED, line)
+    print(line, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     # At once: an interpreter that ends while XLA compiles may crash.

@@ -143,9 +143,11 @@ def train_and_evaluate(
     rows=sharding.process_rows(mesh, config.data.rows_per_batch),
   )
   is_first = processes.is_first()
-  lock = workdir.locked(folder) if is_first else contextlib.nullcontext()
+  lock = contextlib.nullcontext(lambda: None)
+  if is_first:
+    lock = workdir.locked(folder)
 
-  with lock, jax.set_mesh(mesh), log:
+  with lock as check_lock, jax.set_mesh(mesh), log:
     # The workdir, which is of this run or becomes its own.
     facts = processes.from_first(
       lambda: opening.open_workdir(folder, config, corpus, assets)
@@ -174,12 +176,23 @@ def train_and_evaluate(
       config.guard.hang_after_s,
       lambda seconds: log.event('hung', silent_s=seconds),
     )
+
+    def check() -> None:
+      """Raises what went wrong beside the loop."""
+      checkpoints.check()
+      try:
+        check_lock()
+      except errors.UserError:
+        log.abandon()  # the file is of the other run now
+        raise
+
+    # Until the last checkpoint is sealed: a second signal must not end it.
     with interruption.StopSignals() as signals, watch:
       while True:
         watch.beat(compiles=True)  # a large state takes its time to be read
         latest = checkpoints.latest()
         if latest is None:
-          state, memory = init(), ()
+          state, memory = init(), None
         else:
           with log.spent('restore'):
             state, memory = _restore(checkpoints, latest, shapes, places, facts)
@@ -192,7 +205,7 @@ def train_and_evaluate(
           step_fn=step_fn,
           evaluate=evaluator,
           save=functools.partial(_save, checkpoints, facts),
-          check=checkpoints.check,
+          check=check,
           guard=guard.Guard(config.guard, memory),
           left_out=guard.left_out(folder, config.skip_batches),
           log=log,
@@ -201,21 +214,23 @@ def train_and_evaluate(
         )
         log.open(config, int(state.step), is_new=latest is None)
         try:
-          done = run.train(state, is_new=latest is None)
+          done, is_done = run.train(state, is_new=latest is None)
           break
         except guard.RollBack as decision:
           written = _roll_back(decision, checkpoints, config, folder)
           log.event('rollback', **written)
           log.close()
-    checkpoints.close()
-    if done < config.optimizer.total_steps:
-      log.end('stopped', done)
-      processes.barrier('stopped')  # the first to raise ends the others
-      raise errors.RetryableError(
-        f'stopped by a signal at step {done}; the state is saved, start the '
-        'same command again to go on'
-      )
-    log.end('done', done)
+      watch.beat()
+      checkpoints.close()
+      if not is_done:
+        log.end('stopped', done)
+        processes.barrier('stopped')  # the first to raise ends the others
+        what = 'the state is saved, ' if done else 'nothing is lost, '
+        raise errors.RetryableError(
+          f'stopped by a signal at step {done}; {what}start the same command '
+          'again to go on'
+        )
+      log.end('done', done)
   return done
 
 
@@ -224,7 +239,7 @@ def _save(
   facts: dict[str, Any],
   state: train_step.TrainState,
   step: int,
-  memory: list[float],
+  memory: dict[str, Any],
 ) -> None:
   training = {
     'step': state.step,
@@ -234,7 +249,7 @@ def _save(
   metadata = {
     'step': step,
     'next_batch': int(state.next_batch),
-    'losses': memory,
+    **memory,
     **facts,
   }
   checkpoints.save(step, state.params, training, metadata)
@@ -242,8 +257,8 @@ def _save(
 
 def _restore(
   checkpoints: checkpoint.Checkpoints, step: int, shapes, places, facts
-) -> tuple[train_step.TrainState, list[float]]:
-  """The state of a step, and the losses that its guard remembered."""
+) -> tuple[train_step.TrainState, dict[str, Any]]:
+  """The state of a step, and the metadata that its guard finds itself in."""
   place = paths.join(checkpoints.folder, str(step))
   metadata = checkpoint.read_metadata(place)
   if metadata['assets'] != facts['assets']:
@@ -263,7 +278,7 @@ def _restore(
   }
   params, training = checkpoints.restore(step, target.params, training)
   state = train_step.TrainState(params=params, **training)
-  return state, metadata.get('losses', [])
+  return state, metadata
 
 
 def _roll_back(

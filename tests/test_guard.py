@@ -94,9 +94,15 @@ def test_many_in_a_row_are_too_many():
   watcher = guard.Guard(guard.GuardConfig(max_not_finite=3))
   for batch, accepted in enumerate([False, False, True, False, False]):
     watcher.look(batch, float('nan'), accepted)
-  with pytest.raises(guard.RollBack) as decision:
-    watcher.look(5, float('nan'), False)
-  assert (decision.value.reason, decision.value.stop) == ('not_finite', 6)
+  # One that goes on from a checkpoint in between counts on.
+  again = guard.Guard(
+    guard.GuardConfig(max_not_finite=3),
+    json.loads(json.dumps(watcher.memory())),
+  )
+  for either in (watcher, again):
+    with pytest.raises(guard.RollBack) as decision:
+      either.look(5, float('nan'), False)
+    assert (decision.value.reason, decision.value.stop) == ('not_finite', 6)
 
 
 def test_decisions_are_kept_and_come_to_an_end(tmp_path):

@@ -18,6 +18,7 @@ from genecompass_jax import (
   checkpoint,
   config_values,
   errors,
+  evaluate,
   metrics,
   model,
   pretrained,
@@ -226,6 +227,45 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits(
     process.wait()
   result = run(command, env=environment)
   assert result.returncode == 0, result.stderr
+  assert_same_run(workdir, trained)
+
+
+def test_a_signal_ends_an_evaluation_which_is_done_later(
+  tiny_run, trained, tmp_path, monkeypatch
+):
+  """At a step that is not otherwise saved, and at the last."""
+  score = evaluate.Evaluator.__call__
+  calls = []
+
+  def stop(self, *args):
+    calls.append(None)
+    if len(calls) in (2, 4):  # of step 20; of 40, behind 20 once more
+      os.kill(os.getpid(), signal.SIGTERM)
+    return score(self, *args)
+
+  monkeypatch.setattr(evaluate.Evaluator, '__call__', stop)
+  # A second signal, while the last step is being written, changes nothing.
+  default = signal.getsignal(signal.SIGTERM)
+  close, handlers = checkpoint.Checkpoints.close, []
+
+  def closes(self):
+    handlers.append(signal.getsignal(signal.SIGTERM))
+    close(self)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, 'close', closes)
+  workdir = tmp_path / 'run'
+  rare = {'checkpoint_every': 15}
+  for step in (20, 40):
+    with pytest.raises(errors.RetryableError, match=f'at step {step};'):
+      tiny_run(workdir, rare)
+    assert checkpoint.latest_step(workdir / 'checkpoints') == step
+    assert [x['step'] for x in lines(workdir) if 'eval_loss' in x] == [
+      *range(0, step, 20)
+    ]
+  tiny_run(workdir, rare)
+  assert len(calls) == 5
+  assert len(handlers) == 3 and default not in handlers
+  assert last_event(workdir) == ('done', STEPS)
   assert_same_run(workdir, trained)
 
 

@@ -14,7 +14,7 @@ process and in every repetition.
 import collections
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genecompass_jax import errors, paths
@@ -79,15 +79,27 @@ class RollBack(Exception):  # noqa: N818
 class Guard:
   """Looks at the loss of every batch, in order."""
 
-  def __init__(self, config: GuardConfig, memory: Sequence[float] = ()):
-    """A guard that remembers the last losses: `memory` of an earlier one."""
+  def __init__(
+    self, config: GuardConfig, memory: Mapping[str, Any] | None = None
+  ):
+    """A guard that knows what an earlier one knew: its `memory`."""
     self._config = config
-    self._losses = collections.deque(memory, maxlen=config.spike_window)
-    self._in_a_row = 0
+    memory = memory or {}
+    self._losses = collections.deque(
+      memory.get('losses', ()), maxlen=config.spike_window
+    )
+    self._in_a_row = memory.get('not_finite_in_a_row', 0)
 
-  def memory(self) -> list[float]:
-    """What a checkpoint keeps: a run that goes on from it decides the same."""
-    return list(self._losses)
+  def memory(self) -> dict[str, Any]:
+    """What a checkpoint keeps: a run that goes on from it decides the same.
+
+    As JSON: the last losses, and how many batches in a row were not finite
+    (some, where a signal stopped the run among them).
+    """
+    return {
+      'losses': list(self._losses),
+      'not_finite_in_a_row': self._in_a_row,
+    }
 
   def look(self, batch: int, loss: float, accepted: bool) -> None:
     """Takes the loss of a batch.

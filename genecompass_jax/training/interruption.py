@@ -6,6 +6,12 @@ from typing import Any
 
 from genecompass_jax import processes
 
+_AT_ONCE = 'stopped at once; the same command goes on from the last checkpoint'
+
+
+class Stopped(Exception):  # noqa: N818
+  """What was under way is given up, because a signal asks to stop."""
+
 
 class StopSignals:
   """Turns SIGTERM and SIGINT into a wish to stop after the step.
@@ -20,7 +26,10 @@ class StopSignals:
     self._before: dict[int, Any] = {}
 
   def reached_stop(self) -> bool:
-    """Whether to stop now; to be asked after every batch, by all processes."""
+    """Whether to stop now.
+
+    To be asked by all processes after every batch, of an evaluation too.
+    """
     if processes.count() == 1:
       return self.asked_to_stop
     from jax.experimental import multihost_utils
@@ -46,7 +55,7 @@ class StopSignals:
   def _stop(self, number: int, frame: object) -> None:
     del frame
     if self.asked_to_stop and number == signal.SIGINT:
-      raise KeyboardInterrupt  # asked twice: now
+      raise KeyboardInterrupt(_AT_ONCE)  # asked twice
     self.asked_to_stop = True
     if processes.count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)

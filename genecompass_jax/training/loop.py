@@ -56,7 +56,7 @@ class Run:
   knowledge: knowledge_lib.Knowledge
   step_fn: Callable[..., Any]
   evaluate: evaluate_lib.Evaluator | None
-  save: Callable[[train_step.TrainState, int, list[float]], None]
+  save: Callable[[train_step.TrainState, int, dict[str, Any]], None]
   check: Callable[[], None]
   guard: guard_lib.Guard
   left_out: list[range]
@@ -64,15 +64,21 @@ class Run:
   watch: watchdog.Watchdog
   signals: interruption.StopSignals
 
-  def train(self, state: train_step.TrainState, *, is_new: bool) -> int:
+  def train(
+    self, state: train_step.TrainState, *, is_new: bool
+  ) -> tuple[int, bool]:
     """Trains to the end or to a signal; the last step is saved.
+
+    A step is saved before it is evaluated: a machine that is taken away may
+    have half a minute, which is too short for an evaluation. One that was not
+    done, or not to its end, is done by the run that goes on.
 
     Args:
       state: to begin with; it is given up.
       is_new: whether to evaluate it first.
 
     Returns:
-      The number of updates done.
+      The number of updates done, and whether nothing is left to do.
 
     Raises:
       RollBack: the guard wants to go back to a checkpoint.
@@ -80,14 +86,15 @@ class Run:
     total = self.config.optimizer.total_steps
     step = saved = int(state.step)
     next_batch = int(state.next_batch)
+    lacks = stops = False
     if is_new:
       saved = -1
-      self._evaluate(state, 0)
+    if self._evaluates(step) and (is_new or not self.log.is_evaluated(step)):
+      lacks = stops = not self._evaluate(state, step)
     iterator = self.loader.iterate(next_batch, skip=self.left_out)
     ahead: tuple[int, dict[str, jax.Array]] | None = None
     with self.log.progress(), contextlib.closing(iterator):
       batches = self.log.batches(iterator)
-      stops = False
       while step < total and not stops:
         host_batch = next(batches)
         if host_batch.index != next_batch:
@@ -106,9 +113,7 @@ class Run:
         ahead = host_batch.index, {**values, 'accepted': accepted}
         # Read once: what stops is saved. All processes stop at this batch.
         stops = self.signals.reached_stop()
-        evaluates = step == total or progress.is_due(
-          step, self.config.eval_every
-        )
+        evaluates = self._evaluates(step)
         saves = step == total or progress.is_due(
           step, self.config.checkpoint_every
         )
@@ -117,17 +122,29 @@ class Run:
             step -= 1
             evaluates = saves = False
           ahead = None
-          if evaluates:
-            self.log.catch_up()
-            self._evaluate(state, step)
           # A step that is saved already is not saved again behind a batch
           # that was not accepted: that comes to the same when it is repeated.
           if saves or (stops and step != saved):
-            with self.log.checkpoint(step):
-              self.save(state, step, self.guard.memory())
+            self._save(state, step)
             saved = step
+          if evaluates:
+            lacks = stops or not self._evaluate(state, step)
+            if lacks and step != saved:
+              self._save(state, step)
+            stops = lacks
         self.check()
-    return step
+    return step, step >= total and not lacks
+
+  def _evaluates(self, step: int) -> bool:
+    """Whether a step is to be evaluated."""
+    is_last = step == self.config.optimizer.total_steps
+    return self.evaluate is not None and (
+      is_last or progress.is_due(step, self.config.eval_every)
+    )
+
+  def _save(self, state: train_step.TrainState, step: int) -> None:
+    with self.log.checkpoint(step):
+      self.save(state, step, self.guard.memory())
 
   def _put(self, host_batch) -> Any:
     rows = self.config.data.rows_per_batch
@@ -155,15 +172,20 @@ class Run:
     self.guard.look(batch, float(found['loss']), accepted)
     return accepted
 
-  def _evaluate(self, state: train_step.TrainState, step: int) -> None:
-    if self.evaluate is None:
-      return
+  def _evaluate(self, state: train_step.TrainState, step: int) -> bool:
+    """Evaluates a step; whether that came to its end before a signal."""
+    self.log.catch_up()
     self.watch.beat(compiles=True)
-    with self.log.spent('evaluate'):
-      line = self.evaluate(
-        state.params,
-        self.knowledge,
-        self.mesh,
-        lambda shape: self.watch.expect(('evaluate', *shape)),
-      )
+
+    def on_batch(shape: tuple[int, ...]) -> None:
+      self.watch.expect(('evaluate', *shape))
+      if self.signals.reached_stop():
+        raise interruption.Stopped
+
+    try:
+      with self.log.spent('evaluate'):
+        line = self.evaluate(state.params, self.knowledge, self.mesh, on_batch)
+    except interruption.Stopped:
+      return False
     self.log.evaluation(step, line)
+    return True

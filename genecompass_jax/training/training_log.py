@@ -20,6 +20,7 @@ from genecompass_jax import (
   goodput,
   metrics,
   paths,
+  processes,
   progress,
   schemas,
 )
@@ -58,6 +59,7 @@ class TrainingLog:
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._bar: progress.Progress | None = None
     self._blocked = False  # whether the last values had to be waited for
+    self._evaluated: set[int] = set()  # steps, known to process 0
     # Shapes that a step has met, and the programs that it took.
     self._shapes: set[tuple[int, ...]] = set()
     self._programs: set[str] = set()
@@ -84,6 +86,12 @@ class TrainingLog:
     finally:
       self._file = None
 
+  def abandon(self) -> None:
+    """Writes no more: another process does."""
+    if self._file is not None:
+      self._file.abandon()
+      self._file = None
+
   def open(
     self, config: train_config.TrainConfig, first_step: int, *, is_new: bool
   ) -> None:
@@ -108,16 +116,20 @@ class TrainingLog:
 
   def _open_file(self, config, first_step: int, is_new: bool) -> None:
     facts, run_id = _facts_before(self._folder)
+    folder = ''
+    if config.writers:  # of a store it is a new one, which stays
+      folder = os.path.dirname(profiling.local_folder(self._folder, 'x'))
     followers = writers.open_writers(
       config.writers,
-      folder=os.path.dirname(profiling.local_folder(self._folder, 'x')),
+      folder=folder,
       run_id=run_id,
       title=os.path.basename(os.fspath(self._folder).rstrip('/')),
       config=dataclasses.asdict(config),
       step=first_step,
     )
     # A run without a checkpoint starts again, with its evaluation at step 0.
-    metrics.cut_after(self._folder, -1 if is_new else first_step)
+    kept = metrics.cut_after(self._folder, -1 if is_new else first_step)
+    self._evaluated = {line['step'] for line in kept if 'eval_loss' in line}
     self._file = metrics.MetricsFile(self._folder, followers)
     self._account_written = time.monotonic()
     device = jax.devices()[0]
@@ -336,6 +348,10 @@ class TrainingLog:
       line['compiles'] = self._compiles.number
       line['compile_s'] = round(self._compiles.seconds, 3)
     return line
+
+  def is_evaluated(self, step: int) -> bool:
+    """Whether there was a line of it when the log was opened."""
+    return processes.from_first(lambda: step in self._evaluated)
 
   def evaluation(self, step: int, line: dict[str, Any]) -> None:
     """An evaluation line."""
