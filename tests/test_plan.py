@@ -499,6 +499,7 @@ def test_gpus_that_the_compiler_knows_are_compiled_for(monkeypatch, tmp_path):
   (tmp_path / 'jax_cuda12_plugin').mkdir()
   row = row_of('h100:4')
   assert row.status == plan.FITS and row.step_s > 0
+  assert row.limit < 0.96 * chips.by_name('h100').memory
   assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' in row.notes[0]  # 70 GB of 80
   assert not row_of('h200:4').notes
   assert all(str(tmp_path) in path.split(os.pathsep) for path in asked)

@@ -193,12 +193,15 @@ def make_row(
 
 def _memory_of_gpus(row: Row, topology) -> tuple[str, ...]:
   """A note where a run has to ask for more of a GPU than JAX takes unasked."""
-  if topology.is_here or topology.is_tpu or row.limit is None:
+  if topology.is_here or topology.is_tpu:
     return ()
-  if not 0.75 * row.limit < row.memory.get('total', 0) <= row.limit:
+  unasked = topologies.UNASKED * topology.chip.limit
+  if row.memory.get('total', 0) <= unasked and not row.largest:
     return ()
   return (
-    'a run takes 75 % of a GPU: export XLA_PYTHON_CLIENT_MEM_FRACTION=0.95',
+    f'JAX takes {topologies.UNASKED:.0%} of a GPU, {unasked / GIB:.1f} GiB: '
+    f'XLA_PYTHON_CLIENT_MEM_FRACTION={topologies.GPU_SHARE} gives it what is '
+    'planned with here',
   )
 
 
@@ -213,7 +216,7 @@ def _fixed(config, topology, devices, groups, question):
     slots=slots,
     remat=config.model.remat,
     parameters=model.count_parameters(config.model)['total'],
-    limit=None if topology.is_here else topology.chip.limit,
+    limit=topology.limit,
   )
   mesh, shared = config.mesh, config.mesh.shared
   if min(shared, devices) < 1 or devices % shared or groups < 1:
@@ -386,7 +389,7 @@ def _estimated(row: Row, config, topology) -> Row:
       f'attention {kind!r} takes whole rows: set --config.mesh.context=1, or '
       '--config.model.attention=chunked',
     )
-  limit = topology.chip.limit
+  limit = topology.limit
   fits = memory['total'] <= limit
   return dataclasses.replace(
     row,

@@ -24,6 +24,9 @@ LIBTPU = 'GENECOMPASS_LIBTPU'
 # Names the folder of JAX's plugin for CUDA, for plans alone: where JAX can
 # import it, every process looks for a GPU.
 CUDA = 'GENECOMPASS_CUDA'
+# Most of a GPU's memory that a run is taken to get; it has to be asked for by
+# XLA_PYTHON_CLIENT_MEM_FRACTION, and JAX takes UNASKED otherwise.
+GPU_SHARE, UNASKED = 0.95, 0.75
 _SHAPE = re.compile(r'(?:(\d+)x)?([a-z][a-z0-9-]*):(\d+(?:x\d+)*)', re.I | re.A)
 _DIGITS = 6  # of a million devices along an axis, which nobody has
 # Axes of a slice: v4 and v5p are cubes, v5e and v6e are squares.
@@ -53,6 +56,16 @@ class Topology:
     if self.is_here:
       return 0
     return self.slices * math.prod(self.shape) * self.chip.devices
+
+  @property
+  def limit(self) -> int | None:
+    """Bytes of a device that a program may take; None for `here`.
+
+    Of a GPU `GPU_SHARE`: the rest is taken to be CUDA's and NCCL's own.
+    """
+    if self.is_here:
+      return None
+    return int(self.chip.limit * (1 if self.is_tpu else GPU_SHARE))
 
   @property
   def is_here(self) -> bool:
