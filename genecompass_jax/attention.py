@@ -143,7 +143,7 @@ def _on_each_device(kernel):
   if not sharding.is_shared(mesh):
     return kernel
   spec = jax.sharding.PartitionSpec
-  rows, context = sharding.BATCH_AXES, sharding.CONTEXT
+  rows, context = sharding.batch_axes(), sharding.CONTEXT
   queries = spec(rows, context, sharding.TENSOR, None)
   keys = spec(rows, None, sharding.TENSOR, None)
   return jax.shard_map(

@@ -48,8 +48,12 @@ class ModelConfig:
     dtype: 'float32' or 'bfloat16': the precision of matrix products and of
       states between them. Parameters, norms, softmax and losses are float32
       throughout.
-    gradient_dtype: the precision in which gradients of weights leave their
-      products, and so cross the network; they are summed over steps in float32.
+    gradient_dtype: the precision in which gradients of the weights of products
+      leave them, and so cross the network, where `dtype` is 'bfloat16'. They
+      are summed over parts and steps in float32, and with parts cross the data
+      axis so. Float32 whatever it says: gradients of tables that are looked up
+      (words, positions, species), of biases and norms, and of the words by the
+      id head where its logits are made in pieces.
     attention: how attention is computed, of `attention.KINDS`; 'auto' is the
       fastest that fits the devices. All are equal but for rounding, and but for
       `attention_dropout`.

@@ -74,7 +74,7 @@ def _id_losses(network, hidden_BKD, labels_BK) -> jax.Array:
   rows, num_slots, _ = hidden_BKD.shape
   if shared:
     own = [num_slots, rows]
-    axes = (_PREDICTION_AXES, sharding.BATCH_AXES)
+    axes = (_PREDICTION_AXES, sharding.batch_axes())
     for i, names in enumerate(axes):
       number = math.prod(mesh.shape[n] for n in names)
       if own[i] % number:
@@ -107,7 +107,7 @@ def _id_losses(network, hidden_BKD, labels_BK) -> jax.Array:
     return score(hidden_BKD, labels_BK, word_VD, bias_V)
   if shared:
     spec = jax.sharding.PartitionSpec
-    places = spec(sharding.BATCH_AXES, _PREDICTION_AXES)
+    places = spec(sharding.batch_axes(), _PREDICTION_AXES)
     in_pieces = jax.shard_map(
       in_pieces,
       in_specs=(places, places, spec(), spec()),

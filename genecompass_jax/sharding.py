@@ -131,6 +131,12 @@ def is_shared(mesh: Any) -> bool:
   return set(AXES) <= set(mesh.axis_names) and mesh.size > 1
 
 
+def batch_axes() -> tuple[str, ...]:
+  """`BATCH_AXES` that split what is traced now: not those of a `shard_map`."""
+  manual = jax.sharding.get_abstract_mesh().manual_axes
+  return tuple(axis for axis in BATCH_AXES if axis not in manual)
+
+
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
   """Says where an array of a traced function lies; nothing without our mesh.
 
@@ -147,6 +153,7 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     names = axis if isinstance(axis, tuple) else (axis,)
     return size % math.prod(mesh.shape[n] for n in names if n) == 0
 
+  axes = [batch_axes() if a == BATCH_AXES else a for a in axes]
   kept = [a if fits(a, size) else None for a, size in zip(axes, x.shape)]
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
 

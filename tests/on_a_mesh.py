@@ -24,6 +24,7 @@ from genecompass_jax import (
   scoring,
   sharding,
 )
+from genecompass_jax.scaling import collectives
 from genecompass_jax.training import (
   train_config,
   train_step,
@@ -178,6 +179,24 @@ def furthest(found, alone):
   return max((apart(name), name) for name in alone)
 
 
+def sent_in_parts():
+  """Bytes of gradients that four groups sum in a step of four parts.
+
+  Returns:
+    Bytes of all-reduces, and of all parameters.
+  """
+  small = dataclasses.replace(NO_DROPOUT.model, num_layers=1)
+  config = dataclasses.replace(NO_DROPOUT, model=small, microbatches=4)
+  mesh = sharding.make_mesh(sharding.MeshConfig(4), jax.devices()[:4])
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), knowledge()
+  )
+  lowered = train_step.lower(config, mesh, SLOTS, shapes)
+  found = collectives.parse(lowered.compile().as_text())
+  sent = sum(t.bytes for t in found if t.kind == 'all-reduce')
+  return sent, 4 * model.count_parameters(small)['total']
+
+
 def kernels():
   """Furthest that a kernel on a mesh is from plain attention, gradients too."""
   rng = np.random.default_rng(2)
@@ -218,6 +237,7 @@ def main():
     model=dataclasses.replace(NO_DROPOUT.model, attention='chunked'),
     microbatches=2,
   )
+  results['sent'] = sent_in_parts()
   # Logits of a device: 8 rows x 16 predictions x 64 tokens of 4 bytes.
   scoring._LOGITS_BYTES = 8 * 4 * V * 4
   results['parts'] = compare(step(config, (2, 1, 2, 2)), alone)

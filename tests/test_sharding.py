@@ -54,6 +54,12 @@ def test_a_step_is_the_same_on_every_mesh(results, mesh):
   assert found['params'] < 1e-5
 
 
+def test_gradients_of_parts_cross_the_network_once(results):
+  sent, of_parameters = results['sent']
+  # Four groups, four parts: one sum, and not four.
+  assert of_parameters <= sent < 1.1 * of_parameters
+
+
 @pytest.mark.parametrize('kind', ['splash', 'pallas'])
 def test_kernels_give_the_same_on_a_mesh(results, kind):
   """Queries lie apart over the context axis, heads over the tensor axis."""
