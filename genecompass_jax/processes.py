@@ -15,9 +15,11 @@ others with exit code 134; if process 0 dies, at once.
 
 import contextlib
 import dataclasses
+import errno
 import glob
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -30,6 +32,7 @@ HEARTBEAT_S = 100  # of jax.distributed: a silent process is given up after it
 _FAILURE = 'genecompass/failure'
 _LEFT = 'genecompass/left'
 _DONE = {'code': None}
+_JOIN_S = 300.0  # to wait for process 0, as jax.distributed does
 _GRACE_S = 10.0  # for the others to hear of a failure before process 0 goes
 _LONG_MS = 7 * 24 * 3600 * 1000  # process 0 may count null models for hours
 
@@ -184,6 +187,10 @@ def join(job: Job | None, heartbeat_s: int = HEARTBEAT_S) -> None:
 
   arguments = {}
   if job.num_processes:
+    if job.process_id == 0:
+      _check_port(job.coordinator)
+    else:
+      _await_first(job.coordinator)
     arguments = {
       'coordinator_address': job.coordinator,
       'num_processes': job.num_processes,
@@ -255,6 +262,49 @@ def _jax_state() -> Any:
     for name in ('num_processes', 'process_id')
   )
   return state if known else None
+
+
+def _check_port(coordinator: str) -> None:
+  """Looks whether process 0 can serve the others, before the runtime tries.
+
+  Where another one listens, jaxlib 0.10 crashes; if that is a run like this
+  one, which lets others listen beside it, the processes of both are mixed.
+  """
+  port = int(coordinator.rpartition(':')[2])
+  for family, host in ((socket.AF_INET6, '::'), (socket.AF_INET, '')):
+    try:
+      with socket.socket(family, socket.SOCK_STREAM) as server:
+        # Connections of a run that has just ended are no reason.
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((host, port))
+    except OSError as error:
+      if error.errno == errno.EADDRINUSE:
+        raise errors.RetryableError(
+          f'port {port} of the coordinator {coordinator} is in use by another '
+          'process here: end it, or choose another port for all processes'
+        ) from error
+      if error.errno == errno.EACCES:
+        raise errors.UserError(
+          f'port {port} of the coordinator {coordinator} may not be opened: '
+          'choose one above 1023 for all processes'
+        ) from error
+
+
+def _await_first(coordinator: str) -> None:
+  """Waits until process 0 listens: the runtime would abort with its stacks."""
+  host, _, port = coordinator.rpartition(':')
+  deadline = time.monotonic() + _JOIN_S
+  while True:
+    try:
+      socket.create_connection((host.strip('[]'), int(port)), 10.0).close()
+      return
+    except OSError as error:
+      if time.monotonic() > deadline:
+        raise errors.RetryableError(
+          f'process 0 has not answered at {coordinator} for {_JOIN_S:.0f} s '
+          f'({error}): see that it was started, and that the address is its own'
+        ) from error
+      time.sleep(0.2)
 
 
 def count() -> int:

@@ -155,6 +155,19 @@ def test_a_broken_connection_is_told_from_other_faults(text, is_lost):
   assert not processes.is_lost_peer(RuntimeError(text))
 
 
+def test_a_coordinator_that_cannot_be_is_one_line(monkeypatch):
+  """Found before the runtime tries, which would crash or abort."""
+  monkeypatch.setattr(processes, '_JOIN_S', 0.0)
+  with socket.socket() as server:
+    server.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{server.getsockname()[1]}'
+    with pytest.raises(errors.RetryableError, match='has not answered at'):
+      processes.join(processes.Job(address, 2, 1))
+    server.listen()
+    with pytest.raises(errors.RetryableError, match='is in use by another'):
+      processes.join(processes.Job(address, 2, 0))
+
+
 def test_a_jax_that_keeps_its_client_elsewhere_is_one_line(monkeypatch):
   from jax._src import distributed
 
