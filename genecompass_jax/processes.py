@@ -31,6 +31,7 @@ from genecompass_jax import errors
 HEARTBEAT_S = 100  # of jax.distributed: a silent process is given up after it
 _FAILURE = 'genecompass/failure'
 _LEFT = 'genecompass/left'
+_COUNT = 'genecompass/count'
 _DONE = {'code': None}
 _JOIN_S = 300.0  # to wait for process 0, as jax.distributed does
 _GRACE_S = 10.0  # for the others to hear of a failure before process 0 goes
@@ -234,6 +235,15 @@ def join(job: Job | None, heartbeat_s: int = HEARTBEAT_S) -> None:
     target=_await_failure, daemon=True, name='genecompass-failures'
   )
   _joined.monitor.start()
+  if is_first():
+    _joined.client.key_value_set(_COUNT, str(_joined.count))
+    return
+  told = int(_joined.client.blocking_key_value_get(_COUNT, _LONG_MS))
+  if told != _joined.count:
+    raise errors.UserError(
+      f'this process was told of {_joined.count} processes, process 0 of '
+      f'{told}: give all the same number'
+    )
 
 
 # What is asked of the client.

@@ -4,6 +4,8 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+import textwrap
 import time
 import types
 
@@ -168,10 +170,42 @@ def test_a_coordinator_that_cannot_be_is_one_line(monkeypatch):
       processes.join(processes.Job(address, 2, 0))
 
 
+TOLD = textwrap.dedent("""
+  import sys, time
+  from genecompass_jax import errors, processes
+
+  address, number, index = sys.argv[1:]
+  try:
+    processes.join(processes.Job(address, int(number), int(index)))
+    time.sleep(300)  # until the other one ends it
+  except errors.UserError as error:
+    processes.fail(errors.EXIT_USAGE, str(error))
+""")
+
+
+def test_processes_that_were_told_different_numbers_end():
+  with socket.socket() as server:
+    server.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{server.getsockname()[1]}'
+  both = [
+    subprocess.Popen(
+      [sys.executable, '-c', TOLD, address, str(2 + index), str(index)],
+      cwd=ROOT,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  said = [process.communicate(timeout=300)[1] for process in both]
+  assert [process.returncode for process in both] == 2 * [errors.EXIT_USAGE]
+  assert 'told of 3 processes, process 0 of 2' in said[1]
+
+
 def test_a_jax_that_keeps_its_client_elsewhere_is_one_line(monkeypatch):
   from jax._src import distributed
 
   joined = []
+  monkeypatch.setattr(processes, '_await_first', lambda address: None)
   monkeypatch.setattr(
     jax.distributed, 'initialize', lambda **kwargs: joined.append(kwargs)
   )
