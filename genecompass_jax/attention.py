@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from genecompass_jax import errors, layers, sharding
+from genecompass_jax import chunked_attention, errors, layers, sharding
 
 Array = jax.Array
 
@@ -32,7 +32,6 @@ FUSED = ('splash', 'pallas', 'cudnn')
 KEPT = 'attention'
 
 _LONG = 4096  # slots from which the scores of a row would fill memory
-_CHUNK = 256  # queries at a time
 _LANES = 128  # of a TPU's vector unit: kernels take multiples
 
 
@@ -49,7 +48,7 @@ def choose(
 
   Returns:
     'splash', 'pallas' or 'cudnn' for bfloat16 on accelerators, otherwise
-    'auto', which is 'xla' or 'chunked' by the length of the rows.
+    'auto', which is 'xla' or 'chunked': see `attend`.
 
   Raises:
     UserError: the kind cannot do what is asked.
@@ -83,7 +82,7 @@ def attend(
   *,
   kind: str,
   dropout_rate: float = 0.0,
-  dropout_key: Array | None = None,
+  dropout_keys_B: Array | None = None,
   keep_probabilities: bool = False,
   interpret: bool = False,
 ) -> Array:
@@ -94,9 +93,10 @@ def attend(
     key_BLHK: likewise.
     value_BLHK: likewise.
     segments_BL: cell of each slot, 0 in padding, which no gene looks at.
-    kind: one of `KINDS`; 'auto' is 'chunked' for long rows, else 'xla'.
+    kind: one of `KINDS`; 'auto' is 'xla' where probabilities of rows of less
+        than 4,096 slots are dropped, else 'chunked'.
     dropout_rate: of probabilities; 'xla' and 'chunked' alone.
-    dropout_key: None for evaluation.
+    dropout_keys_B: a key a row; None for evaluation.
     keep_probabilities: whether the backward pass reads probabilities from
       memory or makes them anew; 'xla' alone.
     interpret: run the Pallas kernels in Python, for tests without the device.
@@ -106,7 +106,11 @@ def attend(
   """
   length, head_dim = query_BLHK.shape[1], query_BLHK.shape[3]
   if kind == 'auto':
-    kind = 'chunked' if length >= _LONG else 'xla'
+    # On two CPU cores chunks take half of the time and a third of the memory
+    # for rows of 1,280 slots; but they draw dropout twice, which takes longer
+    # than to read probabilities back.
+    draws = dropout_keys_B is not None and dropout_rate > 0
+    kind = 'chunked' if length >= _LONG or not draws else 'xla'
   scale = 1 / math.sqrt(head_dim)
   if kind == 'splash':
     kernel = functools.partial(_splash, interpret=interpret)
@@ -116,16 +120,23 @@ def attend(
   elif kind == 'cudnn':
     kernel = functools.partial(_cudnn, scale=scale)
   elif kind == 'chunked':
-    kernel = functools.partial(
-      _chunked, scale=scale, rate=dropout_rate, dropout_key=dropout_key
+    return chunked_attention.attend(
+      query_BLHK,
+      key_BLHK,
+      value_BLHK,
+      segments_BL,
+      segments_BL,
+      dropout_keys_B,
+      scale=scale,
+      rate=dropout_rate,
+      kept=KEPT,
     )
-    return kernel(query_BLHK, key_BLHK, value_BLHK, segments_BL, segments_BL)
   else:
     plain = functools.partial(_plain, scale=scale, rate=dropout_rate)
     if not keep_probabilities:
       plain = layers.recomputed(plain)
     out_BLHK = plain(
-      query_BLHK, key_BLHK, value_BLHK, segments_BL, segments_BL, dropout_key
+      query_BLHK, key_BLHK, value_BLHK, segments_BL, segments_BL, dropout_keys_B
     )
     return checkpoint_name(out_BLHK, KEPT)
   return _on_each_device(kernel)(
@@ -160,20 +171,15 @@ def _plain(
   value_BMHK,
   query_segments_BL,
   segments_BM,
-  dropout_key,
+  dropout_keys_B,
   *,
   scale,
   rate,
 ) -> Array:
   """All scores at once, softmax in float32."""
-  own_BLM = query_segments_BL[:, :, None] == segments_BM[:, None, :]
-  # Padding is looked at by nobody. It looks at all cells of its row, as in
-  # the release: no one reads it, but recorded states compare in full.
-  pads_BLM = query_segments_BL[:, :, None] == 0
-  mask_BLM = (own_BLM | pads_BLM) & (segments_BM > 0)[:, None, :]
   # On [B, H, L, M], the largest arrays of a step, as little as possible: the
   # scale goes to the queries, and the mask is added.
-  lowest_BLM = jnp.where(mask_BLM, 0.0, jnp.finfo(jnp.float32).min)
+  lowest_BLM = chunked_attention.added_to_scores(query_segments_BL, segments_BM)
   query_BLHK = query_BLHK * jnp.asarray(scale, query_BLHK.dtype)
   scores_BHLM = jnp.einsum(
     'BLHK,BMHK->BHLM',
@@ -182,59 +188,10 @@ def _plain(
     preferred_element_type=jnp.float32,
   )
   probs_BHLM = jax.nn.softmax(scores_BHLM + lowest_BLM[:, None], axis=-1)
-  probs_BHLM = layers.dropout(probs_BHLM, rate, dropout_key)
+  probs_BHLM = layers.dropout(probs_BHLM, rate, dropout_keys_B)
   return jnp.einsum(
     'BHLM,BMHK->BLHK', probs_BHLM.astype(value_BMHK.dtype), value_BMHK
   )
-
-
-def _chunked(
-  query_BLHK,
-  key_BMHK,
-  value_BMHK,
-  query_segments_BL,
-  segments_BM,
-  *,
-  scale,
-  rate,
-  dropout_key,
-) -> Array:
-  """`_plain`, a chunk of queries after the other, each recomputed."""
-  length = query_BLHK.shape[1]
-  number = -(-length // _CHUNK)
-  chunk = -(-length // number)
-  pad = number * chunk - length
-
-  def cut(x_BL):
-    x_BL = jnp.pad(x_BL, ((0, 0), (0, pad)) + ((0, 0),) * (x_BL.ndim - 2))
-    return jnp.moveaxis(
-      x_BL.reshape(x_BL.shape[0], number, chunk, *x_BL.shape[2:]), 1, 0
-    )
-
-  @layers.recomputed
-  def one(query_BCHK, segments_BC, index):
-    key = None
-    if dropout_key is not None:
-      key = jax.random.fold_in(dropout_key, index)
-    return _plain(
-      query_BCHK,
-      key_BMHK,
-      value_BMHK,
-      segments_BC,
-      segments_BM,
-      key,
-      scale=scale,
-      rate=rate,
-    )
-
-  out_NBCHK = jax.lax.map(
-    lambda x: one(*x), (cut(query_BLHK), cut(query_segments_BL),
-                        jnp.arange(number))
-  )  # fmt: skip
-  out_BLHK = jnp.moveaxis(out_NBCHK, 0, 1).reshape(
-    query_BLHK.shape[0], number * chunk, *query_BLHK.shape[2:]
-  )
-  return checkpoint_name(out_BLHK[:, :length], KEPT)
 
 
 def block_size(length: int, largest: int = 512) -> int:

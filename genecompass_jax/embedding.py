@@ -96,7 +96,7 @@ class KnowledgeEmbedding(nnx.Module):
     knowledge: knowledge_lib.Knowledge | knowledge_lib.Folded,
     *,
     prior_scale: Array | float,
-    dropout_key: Array | None,
+    dropout_keys_B: Array | None,
   ) -> Array:
     """Embeds every slot: x_BLD in the precision of the model."""
     config = self.config
@@ -111,7 +111,7 @@ class KnowledgeEmbedding(nnx.Module):
     x_BLD = layers.layer_norm(
       x_BLD, self.norm, config.norm_epsilon, add=place_BLD + self.token_type[0]
     )
-    x_BLD = layers.dropout(x_BLD, config.hidden_dropout, dropout_key)
+    x_BLD = layers.dropout(x_BLD, config.hidden_dropout, dropout_keys_B)
     if config.use_cls:
       # After norm and dropout, and without a position, as in the release.
       cls_BLD = _rows(self.cls[...], jnp.asarray(batch.species_BL))

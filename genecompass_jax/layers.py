@@ -211,9 +211,34 @@ def quick_gelu(x: Array) -> Array:
   return (wide * jax.nn.sigmoid(1.702 * wide)).astype(x.dtype)
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-  """Zeroes a share of x and scales the rest; nothing without a key."""
-  if key is None or rate == 0.0:
-    return x
-  keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-  return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+def keys_of_rows(key: Array, rows_B: Array) -> Array:
+  """A key a row, by its number in the batch.
+
+  What a row draws then depends neither on the devices that share a batch nor
+  on the parts that it is worked on in.
+  """
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
+
+
+def fold_in(keys_B: Array | None, index: Array | int) -> Array | None:
+  """`jax.random.fold_in` of every row's key; None stays None."""
+  if keys_B is None:
+    return None
+  return jax.vmap(jax.random.fold_in, (0, None))(keys_B, index)
+
+
+def dropout(x_B: Array, rate: float, keys_B: Array | None) -> Array:
+  """Zeroes a share of every row and scales the rest; nothing without keys."""
+  if keys_B is None or rate == 0.0:
+    return x_B
+  *shape, last = x_B.shape[1:]
+
+  def keep(key: Array) -> Array:
+    # 16 bits decide: two draws of a word, whose making is most of the work. The
+    # rate is right within 2**-17.
+    words = jax.random.bits(key, (*shape, -(-last // 2)), jnp.uint32)
+    halves = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)
+    return halves[..., :last] >= round(rate * 65536)
+
+  keep_B = jax.vmap(keep)(keys_B)
+  return jnp.where(keep_B, x_B / (1.0 - rate), 0.0).astype(x_B.dtype)

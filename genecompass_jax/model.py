@@ -70,7 +70,7 @@ class Encoder(nnx.Module):
     x_BLD: Array,
     segments_BL: Array,
     *,
-    dropout_key: Array | None,
+    dropout_keys_B: Array | None,
     every_layer: bool = False,
   ) -> Array:
     """Runs all blocks.
@@ -78,7 +78,7 @@ class Encoder(nnx.Module):
     Args:
       x_BLD: embedded slots.
       segments_BL: cell of each slot, 0 in padding; a gene sees its own cell.
-      dropout_key: None for evaluation.
+      dropout_keys_B: a key a row; None for evaluation.
       every_layer: return the states after every block, [N, B, L, D].
 
     Returns:
@@ -91,10 +91,8 @@ class Encoder(nnx.Module):
 
     def block(x_BLD, layer):
       params, index = layer
-      key = None
-      if dropout_key is not None:
-        key = jax.random.fold_in(dropout_key, index)
-      x_BLD = encoder_block(x_BLD, segments_BL, params, config, key)
+      keys_B = layers.fold_in(dropout_keys_B, index)
+      x_BLD = encoder_block(x_BLD, segments_BL, params, config, keys_B)
       x_BLD = sharding.constrain_slots(x_BLD)
       return x_BLD, (x_BLD if every_layer else None)
 
@@ -118,7 +116,7 @@ def encoder_block(
   segments_BL: Array,
   params: Params,
   config: ModelConfig,
-  dropout_key: Array | None,
+  dropout_keys_B: Array | None,
 ) -> Array:
   """One block: self-attention, then feed-forward, with norms after or before.
 
@@ -127,11 +125,9 @@ def encoder_block(
     segments_BL: cell of each slot, 0 in padding.
     params: of this block.
     config: of the model.
-    dropout_key: None for evaluation.
+    dropout_keys_B: a key a row; None for evaluation.
   """
-  keys = (None, None, None)
-  if dropout_key is not None:
-    keys = jax.random.split(dropout_key, 3)
+  keys = [layers.fold_in(dropout_keys_B, i) for i in range(3)]
   is_pre = config.norm_order == 'pre'
   norm = functools.partial(layers.layer_norm, epsilon=config.norm_epsilon)
 
@@ -150,7 +146,9 @@ def encoder_block(
   return norm(x_BLD, params['output_norm'], add=h_BLD)
 
 
-def _self_attention(x_BLD, segments_BL, params, config, dropout_key) -> Array:
+def _self_attention(
+  x_BLD, segments_BL, params, config, dropout_keys_B
+) -> Array:
   product = functools.partial(layers.product, precision=config.precision)
 
   def project(name):
@@ -159,7 +157,7 @@ def _self_attention(x_BLD, segments_BL, params, config, dropout_key) -> Array:
 
   # Reading dropped probabilities back is cheaper than drawing them twice;
   # without dropout, making them anew halves the memory of a step.
-  drops = dropout_key is not None and config.attention_dropout > 0
+  drops = dropout_keys_B is not None and config.attention_dropout > 0
   attended_BLHK = attention.attend(
     project('query'),
     project('key'),
@@ -167,7 +165,7 @@ def _self_attention(x_BLD, segments_BL, params, config, dropout_key) -> Array:
     segments_BL,
     kind=config.attention,
     dropout_rate=config.attention_dropout,
-    dropout_key=dropout_key,
+    dropout_keys_B=dropout_keys_B,
     keep_probabilities=config.remat != 'none' or drops,
   )
   return product(
@@ -289,7 +287,7 @@ class GeneCompass(nnx.Module):
     knowledge: Tables,
     *,
     prior_scale: Array | float | None = None,
-    dropout_key: Array | None = None,
+    dropout_keys_B: Array | None = None,
     every_layer: bool = False,
   ) -> Array:
     """Hidden states of all slots.
@@ -299,7 +297,7 @@ class GeneCompass(nnx.Module):
       knowledge: prior tables, which must hold the priors of the config, or
         what `fold` made of them.
       prior_scale: overrides the config's factor on projected priors.
-      dropout_key: a key folded from (seed, step); None for evaluation.
+      dropout_keys_B: a key a row (`layers.keys_of_rows`); None for evaluation.
       every_layer: also return the embedding and every block's output.
 
     Returns:
@@ -308,17 +306,15 @@ class GeneCompass(nnx.Module):
     config = self.config
     if prior_scale is None:
       prior_scale = np.float32(config.prior_scale)
-    keys = (None, None)
-    if dropout_key is not None:
-      keys = jax.random.split(dropout_key)
+    keys = [layers.fold_in(dropout_keys_B, i) for i in range(2)]
     segments_BL = jnp.asarray(batch.segments_BL)
     if not config.use_cls:
       segments_BL = jnp.where(batch.is_cls_BL, 0, segments_BL)
     x_BLD = self.embedding(
-      batch, knowledge, prior_scale=prior_scale, dropout_key=keys[0]
+      batch, knowledge, prior_scale=prior_scale, dropout_keys_B=keys[0]
     )
     h = self.encoder(
-      x_BLD, segments_BL, dropout_key=keys[1], every_layer=every_layer
+      x_BLD, segments_BL, dropout_keys_B=keys[1], every_layer=every_layer
     )
     h = jnp.concatenate([x_BLD[None], h]) if every_layer else h
     return h.astype(jnp.float32)

@@ -28,7 +28,7 @@ def slot_losses(
   config: model_lib.ModelConfig,
   *,
   prior_scale: Any = None,
-  dropout_key: Any = None,
+  dropout_keys_B: Any = None,
 ) -> tuple[jax.Array, jax.Array | None]:
   """Losses of every masked slot: id [B, K] in nats, value [B, K] or None.
 
@@ -37,7 +37,10 @@ def slot_losses(
   """
   network = model_lib.bind(config, params)
   hidden_BLD = network(
-    batch.cells, knowledge, prior_scale=prior_scale, dropout_key=dropout_key
+    batch.cells,
+    knowledge,
+    prior_scale=prior_scale,
+    dropout_keys_B=dropout_keys_B,
   )
   hidden_BKD = jnp.take_along_axis(
     hidden_BLD, batch.masked_slots_BK[..., None], axis=1

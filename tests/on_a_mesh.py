@@ -231,17 +231,17 @@ def main():
   for shape in ((4, 2, 1, 1), (1, 2, 2, 2)):
     name = 'x'.join(map(str, shape))
     results[name] = compare(step(BASE, shape), alone)
-  alone = step(NO_DROPOUT, (1, 1, 1, 1), 1)
+  config = dataclasses.replace(BASE, microbatches=2)
+  results['parts'] = compare(step(config, (2, 1, 2, 2)), alone)
   config = dataclasses.replace(
     NO_DROPOUT,
     model=dataclasses.replace(NO_DROPOUT.model, attention='chunked'),
-    microbatches=2,
   )
+  alone = step(NO_DROPOUT, (1, 1, 1, 1), 1)
   results['sent'] = sent_in_parts()
   # Logits of a device: 8 rows x 16 predictions x 64 tokens of 4 bytes.
   scoring._LOGITS_BYTES = 8 * 4 * V * 4
-  results['parts'] = compare(step(config, (2, 1, 2, 2)), alone)
-  results['pieces'] = compare(step(NO_DROPOUT, (1, 2, 2, 2)), alone)
+  results['pieces'] = compare(step(config, (1, 2, 2, 2)), alone)
   results['kernels'] = kernels()
   refused = {}
   odd = dataclasses.replace(BASE.model, width=36, num_heads=6)

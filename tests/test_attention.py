@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genecompass_jax import attention, errors
+from genecompass_jax import attention, errors, layers
 
 B, L, H, K = 2, 256, 2, 64
 
@@ -113,12 +113,52 @@ def test_dropout_keeps_the_mean(kind):
       segments(),
       kind=kind,
       dropout_rate=0.5,
-      dropout_key=key_,
+      dropout_keys_B=layers.keys_of_rows(key_, np.arange(len(query))),
     )
 
   found = np.asarray(once(jax.random.key(0)))[segments() > 0]
   assert abs(found.mean() - 1) < 0.01
   assert found.std() > 0.05
+
+
+def test_the_derivative_of_chunks_knows_dropout():
+  """A row of one chunk draws what plain attention does with its key."""
+  *arrays, weights = inputs()
+  keys_B = layers.keys_of_rows(jax.random.key(0), np.arange(B))
+
+  def run(kind, keys_B):
+    def total(*arrays):
+      out = attention.attend(
+        *arrays,
+        segments(),
+        kind=kind,
+        dropout_rate=0.3,
+        dropout_keys_B=keys_B,
+      )
+      return jnp.sum(
+        jnp.where(segments()[..., None, None] > 0, out, 0) * weights
+      )
+
+    return jax.value_and_grad(total, (0, 1, 2))(*arrays)
+
+  found, expected = (
+    run('chunked', keys_B),
+    run('xla', layers.fold_in(keys_B, 0)),
+  )
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_rows_draw_by_their_number():
+  keys_B = layers.keys_of_rows(jax.random.key(0), np.arange(6))
+  x_B = jnp.ones((6, 40, 33))
+  whole = layers.dropout(x_B, 0.25, keys_B)
+  np.testing.assert_array_equal(
+    layers.dropout(x_B[:2], 0.25, keys_B[4:]), whole[4:]
+  )
+  assert not (whole[0] == whole[1]).all()
+  assert abs(float(whole.mean()) - 1) < 0.02
+  assert set(np.unique(whole)) == {0.0, np.float32(1 / 0.75)}
 
 
 def test_what_auto_is():

@@ -117,6 +117,7 @@ def test_the_count_of_the_compiler(missing_prior):
     max_genes=slots,
     priors=(('a', 128), ('b', 192)),
     missing_prior=missing_prior,
+    attention='xla',  # of a loop the compiler counts one round
     hidden_dropout=0.0,
     attention_dropout=0.0,
   )

@@ -23,6 +23,7 @@ LEVELS = (
   (0, 'uploads checkpoint_copies'),
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'layers'),
+  (0, 'chunked_attention'),
   (0, 'attention'),
   (0, 'vocabulary encoding'),
   (1, 'gene_ids medians masking knowledge losses optimizer simulate'),

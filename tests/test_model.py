@@ -16,6 +16,7 @@ from genecompass_jax import (
   encoding,
   errors,
   knowledge as knowledge_lib,
+  layers,
   losses,
   masking,
   model,
@@ -444,8 +445,11 @@ def test_dropout_follows_its_key_and_is_off_without():
   cells = apart_batch().cells
 
   def run(config=TINY, key=None):
+    keys_B = key
+    if key is not None:
+      keys_B = layers.keys_of_rows(key, np.arange(len(cells.segments_BL)))
     return np.asarray(
-      hidden_states(config, params, cells, knowledge, dropout_key=key)
+      hidden_states(config, params, cells, knowledge, dropout_keys_B=keys_B)
     )
 
   first = run(key=jax.random.key(0))

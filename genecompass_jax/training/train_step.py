@@ -18,6 +18,7 @@ from genecompass_jax import (
   attention,
   errors,
   knowledge as knowledge_lib,
+  layers,
   losses,
   model as model_lib,
   nulls,
@@ -186,29 +187,31 @@ def gradients(
   # Known before the first slot is computed: parts of a batch can be divided by
   # the number of the whole.
   weights = jnp.sum(batch.id_weights_BK), jnp.sum(batch.value_weights_BK)
-  rest = knowledge, prior_scale, weights
+  rest = knowledge, prior_scale, weights, dropout_key
   find = functools.partial(_gradients_of_part, config)
   if config.microbatches == 1:
-    grads, values = find(params, batch, dropout_key, rest)
+    rows_B = jnp.arange(batch.masked_slots_BK.shape[0])
+    grads, values = find(params, (batch, rows_B), rest)
   else:
-    grads, values = _in_parts(find, config, params, batch, dropout_key, rest)
+    grads, values = _in_parts(find, config, params, batch, rest)
   values['masked'] = jnp.sum(
     jnp.maximum(batch.id_weights_BK, batch.value_weights_BK)
   )
   return grads, values
 
 
-def _gradients_of_part(config, params, batch, dropout_key, rest):
+def _gradients_of_part(config, params, part, rest):
   """What the rows of a batch add to its gradients, and to its loss and terms.
 
   Args:
     config: of the run.
     params: float32 parameters.
-    batch: some rows, or all.
-    dropout_key: of these rows.
-    rest: prior tables, their scale, and the sums of both weights of the batch.
+    part: some rows, or all, and their numbers in the batch.
+    rest: prior tables, their scale, the sums of both weights of the batch, and
+      its key.
   """
-  knowledge, prior_scale, (id_weight, value_weight) = rest
+  batch, rows_B = part
+  knowledge, prior_scale, (id_weight, value_weight), dropout_key = rest
 
   def loss(params):
     id_BK, value_BK = scoring.slot_losses(
@@ -217,7 +220,7 @@ def _gradients_of_part(config, params, batch, dropout_key, rest):
       knowledge,
       config.model,
       prior_scale=prior_scale,
-      dropout_key=dropout_key,
+      dropout_keys_B=layers.keys_of_rows(dropout_key, rows_B),
     )
     sums = losses.loss_sums(
       id_BK, batch.id_weights_BK, value_BK, batch.value_weights_BK
@@ -233,48 +236,45 @@ def _gradients_of_part(config, params, batch, dropout_key, rest):
   return jax.grad(loss, has_aux=True)(params)
 
 
-def _in_parts(find, config, params, batch, dropout_key, rest):
+def _in_parts(find, config, params, batch, rest):
   """Sums of `find` over parts of a batch, one after the other.
 
   Every group of the data axis sums its own parts, and the sums are added over
   the network once: left to itself, the compiler adds each part (jax 0.10.2; on
   CPUs as on TPUs). Within a group, fsdp has to: it holds a share of each sum.
   """
-  parts_NB = jax.tree.map(lambda x: _parts(x, config.microbatches), batch)
+  rows_B = jnp.arange(batch.masked_slots_BK.shape[0])
+  parts_NB = jax.tree.map(
+    lambda x: _parts(x, config.microbatches), (batch, rows_B)
+  )
 
-  def accumulate(params, parts_NB, numbers_N1, dropout_key, rest):
+  def accumulate(params, parts_NB, rest):
     def add(sums, part):
-      batch, number = part
-      key = jax.random.fold_in(dropout_key, number[0])
-      return jax.tree.map(jnp.add, sums, find(params, batch, key, rest)), None
+      return jax.tree.map(jnp.add, sums, find(params, part, rest)), None
 
     first = jax.tree.map(lambda x: x[0], parts_NB)
     zeros = jax.tree.map(
       lambda s: jnp.zeros(s.shape, s.dtype),
-      jax.eval_shape(find, params, first, dropout_key, rest),
+      jax.eval_shape(find, params, first, rest),
     )
-    return jax.lax.scan(add, zeros, (parts_NB, numbers_N1))[0]
+    return jax.lax.scan(add, zeros, parts_NB)[0]
 
   def of_all(*given):
     return jax.lax.psum(accumulate(*given), sharding.DATA)
 
-  mesh, groups = jax.sharding.get_abstract_mesh(), 1
-  if sharding.is_shared(mesh):
-    groups = mesh.shape[sharding.DATA]
-  # Groups draw dropout of their own: none knows the rows of the others.
-  numbers_NG = jnp.arange(config.microbatches * groups).reshape(-1, groups)
+  mesh = jax.sharding.get_abstract_mesh()
   sums = accumulate
-  if groups > 1:
+  if sharding.is_shared(mesh) and mesh.shape[sharding.DATA] > 1:
     whole = jax.sharding.PartitionSpec()
     apart = jax.sharding.PartitionSpec(None, sharding.DATA)
     sums = jax.shard_map(
       of_all,
-      in_specs=(whole, apart, apart, whole, whole),
+      in_specs=(whole, apart, whole),
       out_specs=whole,
       axis_names={sharding.DATA},
       check_vma=False,
     )
-  return sums(params, parts_NB, numbers_NG, dropout_key, rest)
+  return sums(params, parts_NB, rest)
 
 
 def _parts(x_B: jax.Array, number: int) -> jax.Array:
