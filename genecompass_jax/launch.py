@@ -205,15 +205,12 @@ class Supervisor:
       for reader in readers:
         reader.start()
       self._wait(processes)
-      for process in processes:  # and what it has left behind
-        children.kill(process)
+      _kill(processes)  # and what they have left behind
       deadline = time.monotonic() + _GRACE_OUTPUT_S
       for reader in readers:
         reader.join(max(deadline - time.monotonic(), 0.0))
     finally:
-      # The first one last: the others would tell at length that it is gone.
-      for process in reversed(processes):
-        children.kill(process)
+      _kill(processes)
     return [_code(process.returncode) for process in processes]
 
   def _start(self, index: int, port: int) -> subprocess.Popen:
@@ -306,6 +303,12 @@ def verdict(codes: Sequence[int]) -> int:
 def _code(returncode: int) -> int:
   """An exit code as a shell tells it: 128 and the number of a signal."""
   return 128 - returncode if returncode < 0 else returncode
+
+
+def _kill(processes: Sequence[subprocess.Popen]) -> None:
+  """Ends all, the first one last: the others would tell that it is gone."""
+  for process in reversed(processes):
+    children.kill(process)
 
 
 def _free_port() -> int:

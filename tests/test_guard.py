@@ -5,9 +5,11 @@ import json
 import subprocess
 import sys
 import textwrap
+import types
 
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from genecompass_jax import (
   checkpoint,
@@ -15,7 +17,7 @@ from genecompass_jax import (
   errors,
   metrics,
 )
-from genecompass_jax.training import guard
+from genecompass_jax.training import guard, interruption
 from tests.test_train import arrays, lines
 
 CHANGES = {'eval_every': 0, 'optimizer.total_steps': 20}
@@ -183,6 +185,24 @@ def test_too_many_in_a_row_go_back_and_on_behind_them(
   skip = {'skip_batches': tuple(range(10, 15))}
   tiny_run(tmp_path / 'told', {**CHANGES, **skip})
   assert_same_end(tmp_path / 'run', tmp_path / 'told')
+
+
+def test_a_stop_is_not_forgotten_by_going_back(tiny_run, tmp_path, monkeypatch):
+  """In several processes the runtime says it once, here where it goes back."""
+  poison(monkeypatch, dict.fromkeys(range(12, 15), np.nan))
+  asked = []
+  monkeypatch.setattr(
+    interruption, 'processes', types.SimpleNamespace(count=lambda: 2)
+  )
+  monkeypatch.setattr(
+    multihost_utils,
+    'reached_preemption_sync_point',
+    lambda number: asked.append(number) or number == 15,
+  )
+  with pytest.raises(errors.RetryableError, match='by a signal at step 11'):
+    tiny_run(tmp_path, {**CHANGES, 'guard.max_not_finite': 3})
+  assert asked == [*range(1, 16)]
+  assert len(events(tmp_path, 'rollback')) == 1
 
 
 def test_a_decision_is_replayed_from_an_older_checkpoint(

@@ -117,6 +117,39 @@ def test_all_are_started_again_when_one_is_lost(tmp_path, fault, capfd):
   assert 'starting all again' in capfd.readouterr().err
 
 
+def test_the_first_one_is_ended_last(tmp_path, monkeypatch):
+  """After a fault too: the others would tell that it is gone."""
+  started, ended = [], []
+  start, kill = launch.Supervisor._start, launch.children.kill
+
+  def note_start(*arguments):
+    started.append(start(*arguments))
+    return started[-1]
+
+  def note_end(process):
+    if process.poll() is None:
+      ended.append(process)
+    kill(process)
+
+  monkeypatch.setattr(launch.Supervisor, '_start', note_start)
+  monkeypatch.setattr(launch.children, 'kill', note_end)
+  fake = (
+    'import os, signal, time\n'
+    'if os.environ["JAX_PROCESS_ID"] == "2":\n'
+    '  os.kill(os.getpid(), signal.SIGKILL)\n'
+    'time.sleep(600)'
+  )
+  supervisor = launch.Supervisor(
+    [sys.executable, '-c', fake],
+    str(tmp_path),
+    num_processes=3,
+    max_restarts=0,
+  )
+  assert supervisor.run() == errors.EXIT_RETRY
+  first, second, _ = started
+  assert ended == [second, first]
+
+
 @pytest.mark.parametrize('code', [errors.EXIT_USAGE, errors.EXIT_FAILED])
 def test_mistakes_are_final(tmp_path, code):
   assert supervise(tmp_path, [{'0': 'wait', '1': code}]) == (code, [1, 1])

@@ -23,6 +23,7 @@ class StopSignals:
   def __init__(self):
     self.asked_to_stop = False
     self._asked = 0
+    self._reached = False
     self._before: dict[int, Any] = {}
 
   def reached_stop(self) -> bool:
@@ -32,10 +33,14 @@ class StopSignals:
     """
     if processes.count() == 1:
       return self.asked_to_stop
+    if self._reached:
+      return True
     from jax.experimental import multihost_utils
 
     self._asked += 1  # as often as by the others
-    return multihost_utils.reached_preemption_sync_point(self._asked)
+    # The runtime says it once, and a loop that rolls back there asks again.
+    self._reached = multihost_utils.reached_preemption_sync_point(self._asked)
+    return self._reached
 
   def __enter__(self) -> 'StopSignals':
     numbers = [signal.SIGTERM, signal.SIGINT]
