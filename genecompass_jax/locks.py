@@ -10,17 +10,32 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from genecompass_jax import errors, paths
+
+
+def take(file: IO[str]) -> bool:
+  """Locks an open file until it is closed; whether that came about.
+
+  Not where another process has it, or where it was unlinked between opening
+  and locking it: it is nobody's lock any more.
+
+  Raises:
+    OSError: the file system has no locks.
+  """
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+  except (BlockingIOError, FileNotFoundError):
+    return False
 
 
 @contextlib.contextmanager
 def held(path: str, busy: str, unlink: bool = True) -> Iterator[None]:
   """Holds the lock of a file, which is made, or refuses at once.
 
-  The system gives a lock up with its process, however that ends. A file that
-  was unlinked between opening and locking it is nobody's lock any more.
+  The system gives a lock up with its process, however that ends.
 
   Args:
     path: of the file, in a folder that exists.
@@ -31,12 +46,7 @@ def held(path: str, busy: str, unlink: bool = True) -> Iterator[None]:
     UserError: another process holds it.
   """
   with open(path, 'w', encoding='utf-8') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      mine = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except (BlockingIOError, FileNotFoundError):
-      mine = False
-    if not mine:
+    if not take(file):
       raise errors.UserError(busy)
     try:
       yield

@@ -16,10 +16,11 @@ PACKAGE = ROOT / 'genecompass_jax'
 # level of the architecture.
 LEVELS = (
   (0, 'errors schemas progress kernels meter chips'),
-  (0, 'goodput text_plot config_values scratch'),
+  (0, 'goodput text_plot config_values'),
   (0, 'web stores'),
   (0, 'paths processes'),
   (0, 'locks children'),
+  (0, 'scratch'),
   (0, 'uploads checkpoint_copies'),
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
   (0, 'layers'),
