@@ -220,7 +220,7 @@ def train_and_evaluate(
           written = _roll_back(decision, checkpoints, config, folder)
           log.event('rollback', **written)
           log.close()
-      watch.beat()
+      watch.beat(compiles=True)  # nothing is said until all is written
       checkpoints.close()
       if not is_done:
         log.end('stopped', done)

@@ -17,7 +17,7 @@ from genecompass_jax import (
   errors,
   metrics,
 )
-from genecompass_jax.training import guard, interruption
+from genecompass_jax.training import guard, interruption, watchdog
 from tests.test_train import arrays, lines
 
 CHANGES = {'eval_every': 0, 'optimizer.total_steps': 20}
@@ -188,8 +188,23 @@ def test_too_many_in_a_row_go_back_and_on_behind_them(
 
 
 def test_a_stop_is_not_forgotten_by_going_back(tiny_run, tmp_path, monkeypatch):
-  """In several processes the runtime says it once, here where it goes back."""
+  """In several processes the runtime says it once, here where it goes back.
+
+  What is saved then has as long to be written as a restore to be read.
+  """
   poison(monkeypatch, dict.fromkeys(range(12, 15), np.nan))
+  signs = []
+  beat, close = watchdog.Watchdog.beat, checkpoint.Checkpoints.close
+  monkeypatch.setattr(
+    watchdog.Watchdog,
+    'beat',
+    lambda self, compiles=False: signs.append(compiles) or beat(self, compiles),
+  )
+  monkeypatch.setattr(
+    checkpoint.Checkpoints,
+    'close',
+    lambda self: signs.append('close') or close(self),
+  )
   asked = []
   monkeypatch.setattr(
     interruption, 'processes', types.SimpleNamespace(count=lambda: 2)
@@ -203,6 +218,7 @@ def test_a_stop_is_not_forgotten_by_going_back(tiny_run, tmp_path, monkeypatch):
     tiny_run(tmp_path, {**CHANGES, 'guard.max_not_finite': 3})
   assert asked == [*range(1, 16)]
   assert len(events(tmp_path, 'rollback')) == 1
+  assert signs[signs.index('close') - 1] is True
 
 
 def test_a_decision_is_replayed_from_an_older_checkpoint(
@@ -269,6 +285,7 @@ HANGS = textwrap.dedent("""
     for _ in range(5):
       watch.beat()
     if len(sys.argv) > 2:
+      watch.beat(compiles=sys.argv[2] == 'slow')
       wait_for_ever()
 """)
 
@@ -283,6 +300,9 @@ def test_a_hang_ends_with_the_stacks_to_start_again():
   assert result.returncode == errors.EXIT_RETRY
   assert 'wait_for_ever' in result.stderr  # where it hung
   assert result.stdout == 'told 0.5\n'
+  result = run('0.1', 'slow')
+  assert result.stdout == 'told 0.4\n'
+  assert 'for 0.4 s (guard.hang_after_s=0.1; four' in result.stderr
   for seconds in ('60', '0'):
     result = run(seconds)
     assert (result.returncode, result.stderr, result.stdout) == (0, '', '')

@@ -40,7 +40,7 @@ class GuardConfig:
       batches of hundreds of cells.
     spike_window: last losses that a spike is judged by.
     max_rollbacks: times a run goes back to the same step before it fails.
-    hang_after_s: seconds without a finished step after which all stacks are
+    hang_after_s: seconds without a sign of life after which all stacks are
       shown and the process ends, to be started again; four times as many while
       programs are compiled. 0 for never.
   """

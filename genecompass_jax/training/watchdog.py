@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from genecompass_jax import errors, processes
 
-# Of the time without a sign of life, while programs are compiled.
-_COMPILING = 4.0
+# Times as long without a sign of life, for what is known to take long.
+_PATIENCE = 4.0
 _LAST_WORDS_S = 15.0
 
 
@@ -50,9 +50,14 @@ class Watchdog:
       self._thread.join()
 
   def beat(self, compiles: bool = False) -> None:
-    """A sign of life; more time is given where programs are compiled next."""
-    factor = _COMPILING if compiles else 1.0
-    self._deadline = time.monotonic() + factor * self._seconds
+    """A sign of life.
+
+    Args:
+      compiles: whether four times as long may pass until the next one, because
+        programs are compiled, or a checkpoint is read or completed.
+    """
+    self._limit = (_PATIENCE if compiles else 1.0) * self._seconds
+    self._deadline = time.monotonic() + self._limit
 
   def expect(self, shape: object) -> None:
     """A step on a batch of a shape is next: a new one is compiled for."""
@@ -71,11 +76,13 @@ class Watchdog:
     faulthandler.dump_traceback(sys.stderr, all_threads=True)
     # Even these may hang: a file that does not answer, a service that is gone.
     for last in (
-      lambda: self._tell(self._seconds),
+      lambda: self._tell(self._limit),
       lambda: processes.fail(
         errors.EXIT_RETRY,
-        f'no step was finished for {self._seconds:g} s (guard.hang_after_s); '
-        'the stacks above say where; start the same command again to go on',
+        f'no sign of life for {self._limit:g} s (guard.hang_after_s='
+        f'{self._seconds:g}; four times that to compile, to restore and to '
+        'complete the last checkpoint); the stacks above say where; start the '
+        'same command again to go on, with more if it was only slow',
       ),
     ):
       thread = threading.Thread(target=last, daemon=True)
