@@ -19,7 +19,9 @@ def test_a_command_that_is_not_there_is_one_line():
   )
 
 
-@pytest.mark.parametrize('ctypes', ['raise ImportError', 'CDLL = lambda name: None'])
+@pytest.mark.parametrize(
+  'ctypes', ['raise ImportError', 'CDLL = lambda name: None']
+)
 def test_without_ctypes_it_is_the_command_alone(tmp_path, ctypes):
   """A Python that was built without it, or whose system has no prctl."""
   (tmp_path / 'ctypes.py').write_text(ctypes)
