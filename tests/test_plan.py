@@ -516,6 +516,13 @@ def test_gpus_are_described_as_what_they_are(name):
   assert int(told['device_memory_size']) == chip.memory
   assert chips.by_kind(re.search(r' name: "(.*)"', text).group(1)) == chip
   assert text.count('{') == text.count('}')
+  pinned = (ROOT / 'constraints.txt').read_text()
+  for library, field in (
+    ('cudnn', 'dnn_version_info'), ('cuda-nvcc', 'runtime_version'),
+  ):  # fmt: skip
+    pin = re.search(rf'nvidia-{library}-cu12==(\d+)\.(\d+)', pinned)
+    found = re.search(field + r' { major: (\d+) minor: (\d+) }', text)
+    assert found.groups() == pin.groups()
   # The peak of the data sheet, from what is told here: products of bfloat16 of
   # a multiprocessor and clock are a power of two, which boost blurs.
   a_clock = chip.bfloat16 / int(told['core_count']) / 1e9

@@ -48,7 +48,8 @@ NAMES = tuple(_GPUS)
 def describe(chip: chips.Chip) -> str:
   """A chip of `NAMES` as text of XLA's GpuTargetConfigProto.
 
-  The versions are those of CUDA 12.9 and cuDNN 9.10: what a host would have.
+  The versions are of CUDA and cuDNN as constraints.txt names them: a host of
+  the project's own would have these.
   """
   made, cores, clock, bandwidth, cache = _GPUS[chip.name]
   name = chip.kinds[0]
@@ -81,7 +82,7 @@ def describe(chip: chips.Chip) -> str:
       block_dim_limit_z: 65535
     }}
     platform_name: "CUDA"
-    dnn_version_info {{ major: 9 minor: 10 }}
+    dnn_version_info {{ major: 9 minor: 28 }}
     runtime_version {{ major: 12 minor: 9 }}
     device_description_str: "{name}"
   """
