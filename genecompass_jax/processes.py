@@ -15,25 +15,22 @@ others with exit code 134; if process 0 dies, at once.
 
 import contextlib
 import dataclasses
-import errno
 import glob
 import json
 import os
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from genecompass_jax import errors
+from genecompass_jax import coordination, errors
 
 HEARTBEAT_S = 100  # of jax.distributed: a silent process is given up after it
 _FAILURE = 'genecompass/failure'
 _LEFT = 'genecompass/left'
 _COUNT = 'genecompass/count'
 _DONE = {'code': None}
-_JOIN_S = 300.0  # to wait for process 0, as jax.distributed does
 _GRACE_S = 10.0  # for the others to hear of a failure before process 0 goes
 _LONG_MS = 7 * 24 * 3600 * 1000  # process 0 may count null models for hours
 
@@ -189,9 +186,9 @@ def join(job: Job | None, heartbeat_s: int = HEARTBEAT_S) -> None:
   arguments = {}
   if job.num_processes:
     if job.process_id == 0:
-      _check_port(job.coordinator)
+      coordination.check_port(job.coordinator)
     else:
-      _await_first(job.coordinator)
+      coordination.await_first(job.coordinator)
     arguments = {
       'coordinator_address': job.coordinator,
       'num_processes': job.num_processes,
@@ -218,7 +215,7 @@ def join(job: Job | None, heartbeat_s: int = HEARTBEAT_S) -> None:
     raise errors.RetryableError(
       f'the other processes were not found ({errors.first_line(error)[:200]})'
     ) from error
-  state = _jax_state()
+  state = coordination.state()
   if state is None:
     if jax.process_count() == 1:  # who is alone asks nobody
       return
@@ -244,77 +241,6 @@ def join(job: Job | None, heartbeat_s: int = HEARTBEAT_S) -> None:
       f'this process was told of {_joined.count} processes, process 0 of '
       f'{told}: give all the same number'
     )
-
-
-# What is asked of the client.
-_CALLS = (
-  *('wait_at_barrier', 'key_value_set', 'key_value_delete'),
-  *('blocking_key_value_get', 'key_value_dir_get'),
-)
-
-
-def _jax_state() -> Any:
-  """What `jax.distributed` knows of the job; None where it is not found.
-
-  The client has no public name (jax 0.10.2), and what has one
-  (jax.experimental.multihost_utils) talks through the devices: a wait would
-  stand behind the steps that are under way. So it is looked at before it is
-  used: another version may keep it elsewhere.
-  """
-  try:
-    from jax._src import distributed
-  except ImportError:
-    return None
-  state = getattr(distributed, 'global_state', None)
-  client = getattr(state, 'client', None)
-  known = all(hasattr(client, name) for name in _CALLS) and all(
-    type(getattr(state, name, None)) is int
-    for name in ('num_processes', 'process_id')
-  )
-  return state if known else None
-
-
-def _check_port(coordinator: str) -> None:
-  """Looks whether process 0 can serve the others, before the runtime tries.
-
-  Where another one listens, jaxlib 0.10 crashes; if that is a run like this
-  one, which lets others listen beside it, the processes of both are mixed.
-  """
-  port = int(coordinator.rpartition(':')[2])
-  for family, host in ((socket.AF_INET6, '::'), (socket.AF_INET, '')):
-    try:
-      with socket.socket(family, socket.SOCK_STREAM) as server:
-        # Connections of a run that has just ended are no reason.
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind((host, port))
-    except OSError as error:
-      if error.errno == errno.EADDRINUSE:
-        raise errors.RetryableError(
-          f'port {port} of the coordinator {coordinator} is in use by another '
-          'process here: end it, or choose another port for all processes'
-        ) from error
-      if error.errno == errno.EACCES:
-        raise errors.UserError(
-          f'port {port} of the coordinator {coordinator} may not be opened: '
-          'choose one above 1023 for all processes'
-        ) from error
-
-
-def _await_first(coordinator: str) -> None:
-  """Waits until process 0 listens: the runtime would abort with its stacks."""
-  host, _, port = coordinator.rpartition(':')
-  deadline = time.monotonic() + _JOIN_S
-  while True:
-    try:
-      socket.create_connection((host.strip('[]'), int(port)), 10.0).close()
-      return
-    except OSError as error:
-      if time.monotonic() > deadline:
-        raise errors.RetryableError(
-          f'process 0 has not answered at {coordinator} for {_JOIN_S:.0f} s '
-          f'({error}): see that it was started, and that the address is its own'
-        ) from error
-      time.sleep(0.2)
 
 
 def count() -> int:

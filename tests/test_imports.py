@@ -17,7 +17,7 @@ PACKAGE = ROOT / 'genecompass_jax'
 LEVELS = (
   (0, 'errors schemas progress kernels meter chips'),
   (0, 'goodput text_plot config_values'),
-  (0, 'web stores'),
+  (0, 'web stores coordination'),
   (0, 'paths processes'),
   (0, 'locks children'),
   (0, 'scratch'),
@@ -88,6 +88,7 @@ NO_JAX = (
   *('kernels', 'ranking', 'tie_ranking', 'cli', 'main', 'pickled'),
   *('prior_tables', 'goodput', 'writers', 'text_plot', 'watch', 'tail'),
   *('config_values', 'chips', 'processes', 'launch', 'children', 'scratch'),
+  'coordination',
 )
 
 

@@ -16,6 +16,7 @@ import pytest
 from genecompass_jax import (
   assets,
   checkpoint,
+  coordination,
   corpus as corpus_lib,
   data,
   errors,
@@ -159,7 +160,7 @@ def test_a_broken_connection_is_told_from_other_faults(text, is_lost):
 
 def test_a_coordinator_that_cannot_be_is_one_line(monkeypatch):
   """Found before the runtime tries, which would crash or abort."""
-  monkeypatch.setattr(processes, '_JOIN_S', 0.0)
+  monkeypatch.setattr(coordination, '_JOIN_S', 0.0)
   with socket.socket() as server:
     server.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{server.getsockname()[1]}'
@@ -205,7 +206,7 @@ def test_a_jax_that_keeps_its_client_elsewhere_is_one_line(monkeypatch):
   from jax._src import distributed
 
   joined = []
-  monkeypatch.setattr(processes, '_await_first', lambda address: None)
+  monkeypatch.setattr(coordination, 'await_first', lambda address: None)
   monkeypatch.setattr(
     jax.distributed, 'initialize', lambda **kwargs: joined.append(kwargs)
   )
