@@ -105,11 +105,12 @@ def attend(
     [B, L, H, K] in the type of the query.
   """
   length, head_dim = query_BLHK.shape[1], query_BLHK.shape[3]
+  draws = dropout_keys_B is not None and dropout_rate > 0
   if kind == 'auto':
-    # On two CPU cores chunks take half of the time and a third of the memory
-    # for rows of 1,280 slots; but they draw dropout twice, which takes longer
-    # than to read probabilities back.
-    draws = dropout_keys_B is not None and dropout_rate > 0
+    # Chunks take less time and memory (experiments/benchmarks/waterfall.py, on
+    # two CPU cores; accelerators, which take this in float32 alone, were not
+    # measured). But they draw dropout twice, which takes longer than to read
+    # probabilities back.
     kind = 'chunked' if length >= _LONG or not draws else 'xla'
   scale = 1 / math.sqrt(head_dim)
   if kind == 'splash':
@@ -120,17 +121,18 @@ def attend(
   elif kind == 'cudnn':
     kernel = functools.partial(_cudnn, scale=scale)
   elif kind == 'chunked':
-    return chunked_attention.attend(
-      query_BLHK,
-      key_BLHK,
-      value_BLHK,
-      segments_BL,
-      segments_BL,
-      dropout_keys_B,
-      scale=scale,
-      rate=dropout_rate,
-      kept=KEPT,
+    kernel = functools.partial(
+      chunked_attention.attend, scale=scale, kept=KEPT, rate=dropout_rate
     )
+    # Alone the compiler shares rows and heads, but not the chunks of a row. What
+    # is dropped is drawn by row: devices that share one would draw the same.
+    mesh = jax.sharding.get_abstract_mesh()
+    shares_rows = sharding.is_shared(mesh) and mesh.shape[sharding.CONTEXT] > 1
+    if draws or not shares_rows:
+      return kernel(
+        *(query_BLHK, key_BLHK, value_BLHK, segments_BL, segments_BL),
+        dropout_keys_B,
+      )
   else:
     plain = functools.partial(_plain, scale=scale, rate=dropout_rate)
     if not keep_probabilities:

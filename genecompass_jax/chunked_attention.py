@@ -1,14 +1,15 @@
 """Attention some queries at a time, with a derivative written by hand.
 
 Scores exist for one chunk of queries at a time, in both passes: memory grows
-with the row, not with its square. Of the forward pass the output and two numbers
-a query are kept, the highest score and the sum of the exponentials; the backward
-pass makes the probabilities anew from them. What the derivative of a softmax
-subtracts, the mean of the cotangents under the probabilities, is the product of
-the output and its cotangent, so that nothing is summed over the scores again.
+with the row, not with its square. Of the forward pass the output and two
+numbers a query are kept, the highest score and the sum of the exponentials;
+the backward pass makes the probabilities anew from them. What the derivative
+of a softmax subtracts, the mean of the cotangents under the probabilities, is
+the product of the output and its cotangent, so that nothing is summed over the
+scores again.
 
 The derivation is that of FlashAttention (Dao et al., 2022), without its tiles
-over keys.
+over keys. Axes here: N chunks of C queries, M keys, H heads of K.
 """
 
 import functools
@@ -42,11 +43,11 @@ def attend(
   value_BMHK: Array,
   query_segments_BL: Array,
   segments_BM: Array,
-  dropout_keys_B: Array | None,
+  dropout_keys_B: Array | None = None,
   *,
   scale: float,
-  rate: float,
   kept: str,
+  rate: float = 0.0,
 ) -> Array:
   """Softmax attention inside segments, [B, L, H, K] in the type of the query.
 
@@ -58,8 +59,8 @@ def attend(
     segments_BM: cell of each key, 0 in padding.
     dropout_keys_B: a key a row; None for evaluation.
     scale: of the scores.
-    rate: of dropout of probabilities.
     kept: name, for `jax.checkpoint`, of what the backward pass reads.
+    rate: of dropout of probabilities.
   """
   length = query_BLHK.shape[1]
   number = -(-length // CHUNK)
@@ -96,9 +97,15 @@ def _attend(rate, kept, *arrays) -> Array:
 
 
 def _forward(
-  rate, kept, query_NBHCK, key_BHMK, value_BHMK, query_segments_NBC, segments_BM,
+  rate,
+  kept,
+  query_NBHCK,
+  key_BHMK,
+  value_BHMK,
+  query_segments_NBC,
+  segments_BM,
   dropout_keys_B,
-):  # fmt: skip
+):
   """Outputs of all chunks, and what the backward pass reads."""
 
   def one(chunk):
@@ -128,10 +135,9 @@ def _forward(
 def _backward(rate, kept, residuals, out_bar_NBHCK):
   """Cotangents of queries, keys and values."""
   del kept
-  query_NBHCK, key_BHMK, value_BHMK, query_segments_NBC, segments_BM = (
-    residuals[:5]
-  )
-  dropout_keys_B, out_NBHCK, top_NBHC, total_NBHC = residuals[5:]
+  query_NBHCK, key_BHMK, value_BHMK = residuals[:3]
+  query_segments_NBC, segments_BM, dropout_keys_B = residuals[3:6]
+  out_NBHCK, top_NBHC, total_NBHC = residuals[6:]
   mean_NBHC = jnp.einsum(
     'NBHCK,NBHCK->NBHC',
     out_bar_NBHCK,

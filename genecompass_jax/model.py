@@ -155,8 +155,8 @@ def _self_attention(
     weights = params[name]
     return product('BLD,DHK->BLHK', x_BLD, weights['kernel'], weights['bias'])
 
-  # Reading dropped probabilities back is cheaper than drawing them twice;
-  # without dropout, making them anew halves the memory of a step.
+  # Where attention is 'xla': reading dropped probabilities back is cheaper than
+  # drawing them twice; without dropout, making them anew saves memory.
   drops = dropout_keys_B is not None and config.attention_dropout > 0
   attended_BLHK = attention.attend(
     project('query'),

@@ -13,6 +13,7 @@ import optax
 
 from genecompass_jax import (
   attention,
+  chunked_attention,
   data,
   encoding,
   errors,
@@ -233,15 +234,18 @@ def main():
     results[name] = compare(step(BASE, shape), alone)
   config = dataclasses.replace(BASE, microbatches=2)
   results['parts'] = compare(step(config, (2, 1, 2, 2)), alone)
+  # Devices inside of parts, inside of groups of the data axis; two chunks each.
   config = dataclasses.replace(
     NO_DROPOUT,
     model=dataclasses.replace(NO_DROPOUT.model, attention='chunked'),
+    microbatches=2,
   )
+  chunked_attention.CHUNK = 50
   alone = step(NO_DROPOUT, (1, 1, 1, 1), 1)
   results['sent'] = sent_in_parts()
-  # Logits of a device: 8 rows x 16 predictions x 64 tokens of 4 bytes.
-  scoring._LOGITS_BYTES = 8 * 4 * V * 4
-  results['pieces'] = compare(step(config, (1, 2, 2, 2)), alone)
+  # A quarter of the logits of a device: 4 rows x 16 predictions x 64 tokens.
+  scoring._LOGITS_BYTES = 4 * 4 * V * 4
+  results['pieces'] = compare(step(config, (2, 1, 2, 2)), alone)
   results['kernels'] = kernels()
   refused = {}
   odd = dataclasses.replace(BASE.model, width=36, num_heads=6)

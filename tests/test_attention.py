@@ -7,9 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genecompass_jax import attention, errors, layers
+from genecompass_jax import attention, chunked_attention, errors, layers
 
 B, L, H, K = 2, 256, 2, 64
+
+
+@pytest.fixture(autouse=True)
+def three_chunks(monkeypatch):
+  """The last of them with two queries of padding."""
+  monkeypatch.setattr(chunked_attention, 'CHUNK', 100)
 
 
 def inputs(dtype=np.float32, seed=0):
@@ -122,30 +128,44 @@ def test_dropout_keeps_the_mean(kind):
 
 
 def test_the_derivative_of_chunks_knows_dropout():
-  """A row of one chunk draws what plain attention does with its key."""
+  """Beside plain attention of the queries of each chunk, with its keys."""
   *arrays, weights = inputs()
   keys_B = layers.keys_of_rows(jax.random.key(0), np.arange(B))
+  rate, chunk = 0.3, 86
 
-  def run(kind, keys_B):
+  def chunked(*arrays):
+    return attention.attend(
+      *arrays,
+      segments(),
+      kind='chunked',
+      dropout_rate=rate,
+      dropout_keys_B=keys_B,
+    )
+
+  def plain(query, key, value):
+    pad = (0, 0), (0, 3 * chunk - L)
+    query = jnp.pad(query, (*pad, (0, 0), (0, 0)))
+    own = jnp.pad(segments(), pad)
+    parts = [
+      attention._plain(
+        *(query[:, i * chunk : (i + 1) * chunk], key, value),
+        *(own[:, i * chunk : (i + 1) * chunk], segments()),
+        layers.fold_in(keys_B, i),
+        scale=K**-0.5,
+        rate=rate,
+      )
+      for i in range(3)
+    ]
+    return jnp.concatenate(parts, 1)[:, :L]
+
+  def run(way):
     def total(*arrays):
-      out = attention.attend(
-        *arrays,
-        segments(),
-        kind=kind,
-        dropout_rate=0.3,
-        dropout_keys_B=keys_B,
-      )
-      return jnp.sum(
-        jnp.where(segments()[..., None, None] > 0, out, 0) * weights
-      )
+      is_cell = segments()[..., None, None] > 0
+      return jnp.sum(jnp.where(is_cell, way(*arrays), 0) * weights)
 
-    return jax.value_and_grad(total, (0, 1, 2))(*arrays)
+    return jax.jit(jax.value_and_grad(total, (0, 1, 2)))(*arrays)
 
-  found, expected = (
-    run('chunked', keys_B),
-    run('xla', layers.fold_in(keys_B, 0)),
-  )
-  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+  for a, b in zip(*map(jax.tree.leaves, (run(chunked), run(plain)))):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 

@@ -471,6 +471,43 @@ def test_recomputation_changes_no_gradient():
   assert_close(*results, atol=1e-6)
 
 
+def test_what_attention_made_is_kept(capsys):
+  """Output, highest scores and sums; the rest of a block is made anew."""
+  config = dataclasses.replace(
+    TINY,
+    remat='attention',
+    attention='chunked',
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+  )
+  params, knowledge = params_of(TINY), knowledge_of(TINY)
+  batch = packed_batch()
+  jax.ad_checkpoint.print_saved_residuals(
+    lambda params: hidden_states(config, params, batch.cells, knowledge).sum(),
+    params,
+  )
+  said = [
+    line.split()[0]
+    for line in capsys.readouterr().out.splitlines()
+    if 'argument' not in line and line.startswith(f'f32[{TINY.num_layers},')
+  ]
+  of_rows = '3,40'
+  of_queries = f'{TINY.num_layers},1,3,{TINY.num_heads},40'  # one chunk
+  head_dim = TINY.width // TINY.num_heads
+  expected = [
+    *[f'f32[{of_queries}]'] * 2,
+    f'f32[{of_queries},{head_dim}]',
+    f'f32[{TINY.num_layers},{of_rows},{TINY.width}]',
+  ]
+  assert sorted(said) == sorted(expected)
+  plain = dataclasses.replace(config, remat='none')
+  results = [
+    loss_and_grads(config, params, batch, knowledge)
+    for config in (plain, config)
+  ]
+  assert_close(*results, atol=1e-6)
+
+
 def test_bfloat16_is_close_and_gives_float32():
   config = dataclasses.replace(TINY, dtype='bfloat16')
   params, knowledge = params_of(TINY), knowledge_of(TINY)

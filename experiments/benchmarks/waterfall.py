@@ -259,9 +259,9 @@ def arms(
     port('row lengths', trim, **small),
     ours('blocks', cells, attention='xla'),
     ours('attention: chunked', cells, attention='chunked'),
-    ours(f'batch of {batch}', together, attention='xla'),
-    ours('packing', packed, attention='xla'),
-    ours('precision: bfloat16', packed, attention='xla', dtype='bfloat16'),
+    ours(f'batch of {batch}', together, attention='chunked'),
+    ours('packing', packed, attention='chunked'),
+    ours('precision: bfloat16', packed, attention='chunked', dtype='bfloat16'),
   ]
   if fused:
     name = f'attention: {fused}'

@@ -33,7 +33,8 @@ class TrainConfig:
     mesh: how devices share the work.
     microbatches: parts that a batch is worked on in, one after the other, when
       its rows do not fit the devices at once. Gradients are summed in float32,
-      and losses, dropout and updates are those of the whole batch.
+      and losses, dropout and updates are those of the whole batch, within
+      rounding.
     priors: (name, parquet table) of each knowledge prior, in order.
     seed: of initial parameters and dropout; `data.seed` is that of the cells.
     id_bias: what the bias of the id head starts from: 'zeros', as in the

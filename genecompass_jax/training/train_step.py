@@ -30,6 +30,10 @@ from genecompass_jax import (
 )
 from genecompass_jax.training import train_config
 
+# Folded into the seed before the number of a batch: a key that no initial
+# parameter was drawn from.
+_DROPOUT = 1 << 30
+
 
 def check_mesh(
   config: train_config.TrainConfig, mesh: jax.sharding.Mesh
@@ -133,7 +137,7 @@ def train_step(
   A batch whose loss or gradient is not finite changes nothing but
   `next_batch`: `accepted` is then False.
   """
-  key = jax.random.key(config.seed)
+  key = jax.random.fold_in(jax.random.key(config.seed), _DROPOUT)
   dropout_key = jax.random.fold_in(key, state.next_batch)
   prior_scale = None
   if config.prior_warmup_steps:
