@@ -12,7 +12,7 @@ import concurrent.futures
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
@@ -42,10 +42,25 @@ class Checkpoints:
   it finds to be the newest good step is so for all.
   """
 
-  def __init__(self, folder: paths.PathLike, *, keep: int = 3):
-    """Opens (and makes) a folder of checkpoints, keeping the newest `keep`."""
+  def __init__(
+    self,
+    folder: paths.PathLike,
+    *,
+    keep: int = 3,
+    check_lock: Callable[[], None] = lambda: None,
+  ):
+    """Opens (and makes) a folder of checkpoints.
+
+    Args:
+      folder: local or a URL.
+      keep: how many of the newest stay.
+      check_lock: raises where the folder is another run's by now; process 0
+        asks before it removes anything, and before it seals.
+    """
     self.folder = str(folder)
+    self._check_lock = check_lock
     if processes.is_first():
+      check_lock()
       paths.make_folder(folder)
       for name in paths.listdir(folder):
         if _UNFINISHED in name:  # of a process that was killed
@@ -80,6 +95,7 @@ class Checkpoints:
     self.wait()
     with _storage_faults(self.folder):
       if processes.is_first():
+        self._check_lock()
         for later in all_steps(self.folder):
           if later >= step:  # its seal did not hold, or it was rolled back
             _delete(self.folder, later)
@@ -151,6 +167,7 @@ class Checkpoints:
     if not processes.is_first():
       return
     place = paths.join(self.folder, str(step))
+    self._check_lock()  # what another run has here is not to be harmed
     if self._local is None:
       seal(place)
     else:
@@ -158,7 +175,9 @@ class Checkpoints:
       hashes = _hashes(local)
       checkpoint_copies.upload(local, place)
       paths.remove_tree(local)
+      self._check_lock()
       paths.write_json(f'{place}{_SEAL}', hashes)
+    self._check_lock()
     # Older steps go only when this one is whole: a kill leaves a good one.
     for old in all_steps(self.folder)[: -self._keep]:
       _delete(self.folder, old)

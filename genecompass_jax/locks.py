@@ -63,17 +63,59 @@ class Lease:
     lost_to: who has taken it over, once that is known.
   """
 
-  def __init__(self, path: str, busy: str):
-    self._path, self._busy = path, busy
+  def __init__(
+    self,
+    path: str,
+    busy: str,
+    name: str,
+    before: dict[str, Any] | None,
+    seconds: float,
+  ):
+    """One that was written just now; `leased` says what all this is."""
+    self._path, self._busy, self._name = path, busy, name
+    self._before, self._seconds = before, seconds
+    self._renewed = time.monotonic()
     self.lost_to: str | None = None
 
-  def check(self) -> None:
-    """Raises UserError where another process has taken it over."""
+  def check(self, now: bool = False) -> None:
+    """Raises UserError where another process has taken it over.
+
+    Args:
+      now: whether to look at the file, before something that would harm the
+        other; else it is known as late as the lease is renewed.
+    """
+    if now:
+      self._look()
     if self.lost_to is not None:
       raise errors.UserError(
         f'{self._busy} ({self.lost_to} took it over while this one did not '
         f'write {self._path})'
       )
+
+  def renew(self, number: int) -> None:
+    """Writes it anew, unless it is lost."""
+    begun = time.monotonic()
+    self._look()
+    if self.lost_to is None:
+      _write(self._path, self._name, number)
+      self._renewed = begun
+
+  def _look(self) -> None:
+    """Finds out whether it is lost."""
+    if self.lost_to is not None:
+      return
+    found = _read(self._path)
+    if found is None:
+      # Removed by hand, or by one that took it over and has ended since.
+      if time.monotonic() - self._renewed <= self._seconds:
+        return
+      owner = 'another one, which has ended,'
+    else:
+      owner = found.get('owner', 'unknown')
+      if owner == self._name or found == self._before:
+        return
+    logging.error('%s: %s trains here as well; stop one', self._path, owner)
+    self.lost_to = owner
 
 
 @contextlib.contextmanager
@@ -85,8 +127,9 @@ def leased(path: str, busy: str, seconds: float = 60.0) -> Iterator[Lease]:
   refuses; if not, its holder is dead and the lease is taken over. No clocks are
   compared. Two that come within the same moments may both believe that they
   hold it, if the store shows what they wrote late: a lease keeps mistakes away,
-  it proves nothing. A holder that finds another's name in it, because it hung
-  or the store was away from it, has lost it: it asks by `Lease.check`, and ends.
+  it proves nothing. A holder that finds another's name in it, or no lease after
+  it has not renewed its own for so long, because it hung or the store was away
+  from it, has lost it: it asks by `Lease.check`, and ends.
 
   Args:
     path: of the file, local or a URL.
@@ -122,21 +165,15 @@ def leased(path: str, busy: str, seconds: float = 60.0) -> Iterator[Lease]:
   owner = (found or {}).get('owner', 'unknown')
   if owner != name:
     raise errors.UserError(f'{busy} ({owner})')
-  lease = Lease(path, busy)
+  lease = Lease(path, busy, name, before, seconds)
   ends = threading.Event()
 
   def renew() -> None:
     for number in itertools.count(1):
-      if ends.wait(seconds / 4):
+      if ends.wait(seconds / 4) or lease.lost_to is not None:
         return
       try:
-        found = _read(path)
-        owner = (found or {}).get('owner', name)
-        if owner != name and found != before:
-          logging.error('%s: %s trains here as well; stop one', path, owner)
-          lease.lost_to = owner
-          return
-        _write(path, name, number)
+        lease.renew(number)
       except (OSError, ValueError, RuntimeError) as error:
         logging.warning('%s cannot be written: %s', path, error)
 
@@ -147,7 +184,7 @@ def leased(path: str, busy: str, seconds: float = 60.0) -> Iterator[Lease]:
   finally:
     ends.set()
     thread.join()
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
       if (_read(path) or {}).get('owner') == name:
         paths.remove(path)
 

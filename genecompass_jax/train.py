@@ -143,11 +143,11 @@ def train_and_evaluate(
     rows=sharding.process_rows(mesh, config.data.rows_per_batch),
   )
   is_first = processes.is_first()
-  lock = contextlib.nullcontext(lambda: None)
+  lock = contextlib.nullcontext(workdir.always_held)
   if is_first:
     lock = workdir.locked(folder)
 
-  with lock as check_lock, jax.set_mesh(mesh), log:
+  with lock as held, jax.set_mesh(mesh), log, log.given_up_unless(held):
     # The workdir, which is of this run or becomes its own.
     facts = processes.from_first(
       lambda: opening.open_workdir(folder, config, corpus, assets)
@@ -168,7 +168,9 @@ def train_and_evaluate(
       knowledge_lib.rounded(assets.knowledge, config.model.dtype), mesh
     )
     checkpoints = checkpoint.Checkpoints(
-      paths.join(folder, workdir.CHECKPOINTS), keep=config.keep_checkpoints
+      paths.join(folder, workdir.CHECKPOINTS),
+      keep=config.keep_checkpoints,
+      check_lock=functools.partial(held, now=True),
     )
 
     # The loop, from the newest good checkpoint; again where it rolls back.
@@ -177,14 +179,10 @@ def train_and_evaluate(
       lambda seconds: log.event('hung', silent_s=seconds),
     )
 
-    def check() -> None:
+    def check(now: bool = False) -> None:
       """Raises what went wrong beside the loop."""
       checkpoints.check()
-      try:
-        check_lock()
-      except errors.UserError:
-        log.abandon()  # the file is of the other run now
-        raise
+      held(now)
 
     # Until the last checkpoint is sealed: a second signal must not end it.
     with interruption.StopSignals() as signals, watch:
@@ -212,16 +210,19 @@ def train_and_evaluate(
           watch=watch,
           signals=signals,
         )
+        check(now=True)  # lines are cut from the metrics
         log.open(config, int(state.step), is_new=latest is None)
         try:
           done, is_done = run.train(state, is_new=latest is None)
           break
         except guard.RollBack as decision:
+          check(now=True)
           written = _roll_back(decision, checkpoints, config, folder)
           log.event('rollback', **written)
           log.close()
       watch.beat(compiles=True)  # nothing is said until all is written
       checkpoints.close()
+      check(now=True)  # else it would be the other run that was done
       if not is_done:
         log.end('stopped', done)
         processes.barrier('stopped')  # the first to raise ends the others

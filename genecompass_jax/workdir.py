@@ -54,15 +54,21 @@ MAY_CHANGE = (
 )
 
 
+def always_held(now: bool = False) -> None:
+  """What `locked` yields where nobody can take the workdir over."""
+  del now
+
+
 @contextlib.contextmanager
-def locked(workdir: paths.PathLike) -> Iterator[Callable[[], None]]:
+def locked(workdir: paths.PathLike) -> Iterator[Callable[..., None]]:
   """Keeps other processes from training in a workdir.
 
   A local one is locked. In a store there is a lease, which keeps a second run
   away that comes later, and may fail for two that come at the same moment.
 
   Yields:
-    What raises UserError when another process has taken the workdir over.
+    What raises UserError when another process has taken the workdir over; its
+    argument `now` says whether to look, as `locks.Lease.check` has it.
 
   Raises:
     UserError: one does already, or the folder is no place for a run.
@@ -84,7 +90,7 @@ def locked(workdir: paths.PathLike) -> Iterator[Callable[[], None]]:
   with locks.held(os.path.join(folder, LOCK), busy):
     for place in ('', ASSETS, CHECKPOINTS):
       paths.remove_unfinished(os.path.join(folder, place))
-    yield lambda: None
+    yield always_held
 
 
 def read_config(workdir: paths.PathLike) -> dict[str, Any] | None:

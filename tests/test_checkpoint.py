@@ -1,5 +1,6 @@
 """Saving, sealing, and passing over what is damaged."""
 
+import functools
 import json
 import os
 import shutil
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from genecompass_jax import checkpoint, errors
+from genecompass_jax import checkpoint, errors, locks
 from tests.faults import flip_a_bit, largest
 
 
@@ -46,6 +47,48 @@ def test_the_newest_are_kept_with_their_seals(tmp_path):
   assert checkpoint.all_steps(tmp_path) == [3, 4]
   seals = [n for n in os.listdir(tmp_path) if n.endswith('.json')]
   assert sorted(seals) == ['3.sha256.json', '4.sha256.json']
+
+
+@pytest.fixture
+def overtaken(tmp_path):
+  """Opened by a run; what lets another take its lease over; a folder."""
+  path, folder = tmp_path / 'lease.json', tmp_path / 'checkpoints'
+  path.write_text('{"owner": "me"}')
+  save(folder, [1, 2, 3])
+  lease = locks.Lease(str(path), 'busy', 'me', None, 60.0)
+  opened = checkpoint.Checkpoints(
+    folder, keep=1, check_lock=functools.partial(lease.check, now=True)
+  )
+  yield opened, lambda: path.write_text('{"owner": "another"}'), folder
+  assert checkpoint.latest_step(folder) == 3
+  for step in (1, 2, 3):
+    assert checkpoint.check_seal(folder / str(step)) is None
+  opened.close()
+
+
+def test_another_run_keeps_its_later_steps(overtaken):
+  opened, take_over, folder = overtaken
+  take_over()
+  with pytest.raises(errors.UserError, match='busy .another took it over'):
+    opened.save(2, *state(2), {})
+  with pytest.raises(errors.UserError, match='busy .another took it over'):
+    checkpoint.Checkpoints(folder, check_lock=opened._check_lock)
+
+
+def test_another_run_keeps_its_older_steps(overtaken, monkeypatch):
+  opened, take_over, folder = overtaken
+  finish = opened._checkpointer.wait_until_finished
+
+  def finishes():  # in the background
+    finish()
+    take_over()
+
+  with monkeypatch.context() as change:
+    change.setattr(opened._checkpointer, 'wait_until_finished', finishes)
+    opened.save(4, *state(4), {})
+    with pytest.raises(errors.UserError, match='busy .another took it over'):
+      opened.wait()
+  assert 'never completed' in checkpoint.check_seal(folder / '4')
 
 
 def test_a_flipped_bit_a_lost_file_and_a_lost_seal_are_seen(tmp_path, caplog):

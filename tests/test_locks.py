@@ -65,3 +65,29 @@ def test_one_that_is_overtaken_says_so_and_leaves_the_lease(tmp_path, caplog):
     t.name == 'genecompass-lease' and t.is_alive()
     for t in threading.enumerate()
   )
+
+
+def test_one_that_has_to_know_looks(tmp_path):
+  path = tmp_path / 'lease.json'
+  path.write_text('{"owner": "me"}')
+  lease = locks.Lease(str(path), 'busy', 'me', None, 60.0)
+  lease.check(now=True)
+  path.unlink()  # by hand
+  lease.check(now=True)
+  lease.renew(1)
+  assert json.loads(path.read_text())['owner'] == 'me'
+  path.write_text('{"owner": "another"}')
+  lease.check()  # nobody has looked
+  with pytest.raises(errors.UserError, match='busy .another took it over'):
+    lease.check(now=True)
+  lease.renew(2)
+  assert 'another' in path.read_text()
+
+
+def test_a_lease_that_is_gone_after_its_time_was_taken_over(tmp_path):
+  path = tmp_path / 'lease.json'
+  lease = locks.Lease(str(path), 'busy', 'me', None, 0.0)
+  with pytest.raises(errors.UserError, match='which has ended, took it over'):
+    lease.check(now=True)
+  lease.renew(1)
+  assert not path.exists()

@@ -1,5 +1,6 @@
 """Training by its command: exact, restartable, and clear about mistakes."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -19,11 +21,13 @@ from genecompass_jax import (
   config_values,
   errors,
   evaluate,
+  locks,
   metrics,
   model,
   pretrained,
   workdir as workdir_lib,
 )
+from genecompass_jax.training import loop
 from tests.faults import flip_a_bit, largest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -428,6 +432,55 @@ def test_two_processes_in_a_workdir_are_refused(
     message = one_line(run(train_command(tmp_path / 'run')))
   assert 'another process is training here' in message
   tiny_run(tmp_path / 'run')
+
+
+@pytest.mark.parametrize('moment', ['save', 'wait', 'end'])
+def test_a_run_that_was_overtaken_leaves_what_is_the_others(
+  tiny_run, tmp_path, monkeypatch, moment
+):
+  """Before a step is saved, while it is sealed, and after the last one."""
+  workdir, lease = tmp_path / 'run', tmp_path / 'lease.json'
+  file, closing = workdir / 'metrics.jsonl', threading.Event()
+  mine = locks.Lease(str(lease), 'busy', 'me', None, 3600.0)
+  lease.write_text('{"owner": "me"}')
+  monkeypatch.setattr(
+    workdir_lib, 'locked', lambda _: contextlib.nullcontext(mine.check)
+  )
+
+  def overtaken():
+    lease.write_text('{"owner": "another"}')
+    file.write_text('{"step": 9}\n')
+
+  save, seal = loop.Run._save, checkpoint.Checkpoints._seal
+  close = checkpoint.Checkpoints.close
+
+  def saves(self, state, step):
+    if moment == 'save' and step == 4:
+      self.save.args[0].wait()  # step 2 is sealed
+      overtaken()
+    save(self, state, step)
+
+  def seals(self, step):
+    if moment == 'wait' and step == 4:
+      assert closing.wait(60)
+      overtaken()
+    seal(self, step)
+
+  def closes(self):
+    closing.set()
+    close(self)
+    if moment == 'end':
+      overtaken()
+
+  monkeypatch.setattr(loop.Run, '_save', saves)
+  monkeypatch.setattr(checkpoint.Checkpoints, '_seal', seals)
+  monkeypatch.setattr(checkpoint.Checkpoints, 'close', closes)
+  few = {'optimizer.total_steps': 4, 'checkpoint_every': 2, 'eval_every': 0}
+  with pytest.raises(errors.UserError, match='another took it over'):
+    tiny_run(workdir, few)
+  assert file.read_text() == '{"step": 9}\n'
+  newest = checkpoint.latest_step(workdir / 'checkpoints')
+  assert newest == (4 if moment == 'end' else 2)
 
 
 def test_a_corpus_is_no_workdir(tiny_corpus, tiny_run):

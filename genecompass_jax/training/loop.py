@@ -42,7 +42,8 @@ class Run:
     step_fn: (state, batch, knowledge) -> (state, values), compiled.
     evaluate: held-out losses; None where nothing is evaluated.
     save: (state, step, memory of the guard) -> starts a checkpoint.
-    check: raises what went wrong with the last one.
+    check: raises what went wrong with the last one, or that the workdir is
+      another run's by now: with `now`, after a look.
     guard: looks at losses.
     left_out: batches that are not trained on.
     log: opened at the step of the state.
@@ -57,7 +58,7 @@ class Run:
   step_fn: Callable[..., Any]
   evaluate: evaluate_lib.Evaluator | None
   save: Callable[[train_step.TrainState, int, dict[str, Any]], None]
-  check: Callable[[], None]
+  check: Callable[..., None]
   guard: guard_lib.Guard
   left_out: list[range]
   log: training_log.TrainingLog
@@ -143,6 +144,7 @@ class Run:
     )
 
   def _save(self, state: train_step.TrainState, step: int) -> None:
+    self.check(now=True)  # metrics, too, are another run's then
     with self.log.checkpoint(step):
       self.save(state, step, self.guard.memory())
 

@@ -11,12 +11,13 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 from genecompass_jax import (
+  errors,
   goodput,
   metrics,
   paths,
@@ -85,6 +86,25 @@ class TrainingLog:
       self._file.close()
     finally:
       self._file = None
+
+  @contextlib.contextmanager
+  def given_up_unless(self, held: Callable[..., None]) -> Iterator[None]:
+    """An error inside leaves the file alone where it is another run's now.
+
+    Args:
+      held: as `workdir.locked` yields it. What it raises comes in the place of
+        the error: that may be no more than what the other run has caused.
+    """
+    try:
+      yield
+    except BaseException:
+      with contextlib.suppress(errors.RetryableError, OSError):
+        try:
+          held(now=True)
+        except errors.UserError:
+          self.abandon()
+          raise
+      raise
 
   def abandon(self) -> None:
     """Writes no more: another process does."""
