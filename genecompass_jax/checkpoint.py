@@ -148,8 +148,13 @@ class Checkpoints:
 
     Returns:
       (params, training).
+
+    Raises:
+      RetryableError: a file is not what `latest` has just seen: the next start
+        looks again, and may take the step before.
     """
-    with _readable(paths.join(self.folder, str(step))) as source:
+    place = paths.join(self.folder, str(step))
+    with _readable(place, damaged=errors.RetryableError) as source:
       restored = self._checkpointer.restore(
         source,
         args=ocp.args.Composite(
@@ -200,8 +205,18 @@ def _absolute(folder: paths.PathLike) -> epath.Path:
 
 
 @contextlib.contextmanager
-def _readable(folder: paths.PathLike, under: str = '') -> Iterator[epath.Path]:
-  """A sealed folder, or a local copy of what is `under` it, for Orbax to read."""
+def _readable(
+  folder: paths.PathLike,
+  under: str = '',
+  damaged: type[Exception] = errors.UserError,
+) -> Iterator[epath.Path]:
+  """A sealed folder, or a local copy of a part of it, for Orbax to read.
+
+  Args:
+    folder: has a seal.
+    under: what the names of the files that are copied begin with.
+    damaged: raised where a file, fetched twice, is not what the seal says.
+  """
   if not checkpoint_copies.is_needed(folder):
     yield _absolute(folder)
     return
@@ -215,10 +230,17 @@ def _readable(folder: paths.PathLike, under: str = '') -> Iterator[epath.Path]:
   hashes = {n: x for n, x in hashes.items() if n.startswith(under)}
   with checkpoint_copies.downloaded(folder, hashes) as local:
     for name, sha256 in hashes.items():
-      if paths.sha256_file(paths.join(local, name)) != sha256:
-        raise errors.RetryableError(
-          f'{paths.join(folder, name)} did not come as it was written; start '
-          'the same command again'
+      place = paths.join(local, name)
+      if paths.sha256_file(place) == sha256:
+        continue
+      paths.download(paths.join(folder, name), place)  # it may pass
+      if paths.sha256_file(place) != sha256:
+        remedy = 'copy it there again, or use another checkpoint'
+        if damaged is errors.RetryableError:
+          remedy = 'start the same command again'
+        raise damaged(
+          f'{paths.join(folder, name)} did not come as it was written, twice; '
+          f'{remedy}'
         )
     yield _absolute(local)
 

@@ -101,7 +101,7 @@ class MetricsFile:
       self.abandon()
 
   def abandon(self) -> None:
-    """Closes; what is not in a store yet does not come there."""
+    """Closes; what is not on its way to a store yet does not come there."""
     self._file.close()
     if self._upload is not None:
       self._upload.close()

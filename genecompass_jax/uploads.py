@@ -14,6 +14,7 @@ from genecompass_jax import errors, paths
 
 EVERY = 10.0  # seconds between copies, where nobody waits for one
 PATIENCE = 300.0  # seconds that `wait` gives a store that fails
+_LAST_COPY = 10.0  # seconds that `close` gives a copy under way
 _LONGEST_PAUSE = 30.0  # seconds between tries
 
 
@@ -73,10 +74,17 @@ class Upload:
       self._hurry = False
 
   def close(self) -> None:
-    """Ends the thread; what was not waited for may not be copied."""
+    """Ends the thread; what was not waited for may not be copied.
+
+    A copy under way may not be broken off: it is waited for, a while, so that
+    what comes after is not written over.
+    """
     with self._changed:
       self._closed = True
       self._changed.notify_all()
+    self._thread.join(_LAST_COPY)
+    if self._thread.is_alive():
+      logging.warning('%s: a copy under way may still come there', self._target)
 
   def _run(self) -> None:
     pause, begun = 0.0, -EVERY

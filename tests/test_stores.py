@@ -345,6 +345,24 @@ def test_a_silent_store_does_not_hold_a_step(store, metrics_file):
   assert len([r for r in store.requests if r.method == 'PUT']) < 20
 
 
+def test_nothing_comes_after_a_file_is_given_up(store, metrics_file):
+  asked, free = threading.Event(), threading.Event()
+
+  def hold(request):
+    if request.method == 'PUT':
+      asked.set()
+      free.wait(30)
+
+  store.fault = hold
+  metrics_file.write(step=0)
+  metrics_file.flush()
+  assert asked.wait(30)
+  threading.Timer(0.2, free.set).start()
+  metrics_file.abandon()
+  assert kept(store) == [0]  # it was on its way, and is not any more
+  assert not metrics_file._upload._thread.is_alive()
+
+
 RUN = {
   'optimizer.total_steps': 10, 'checkpoint_every': 5, 'eval_every': 10,
   'eval_cells': 8,
@@ -493,11 +511,27 @@ def test_half_of_a_file_is_not_taken_for_it(store, monkeypatch):
   with checkpoint._readable(step) as folder:
     assert (folder / 'params' / 'd').read_bytes() == text
   store.objects['run/5/params/d'] = text[:half]
+  # For good: a reader is told the file. A run may find the step before.
   with (
-    pytest.raises(errors.RetryableError, match='params/d did not come as'),
+    pytest.raises(errors.UserError, match='params/d did not .* copy it there'),
     checkpoint._readable(step),
   ):
     pass
+  with (
+    pytest.raises(errors.RetryableError, match='params/d did not .* start the'),
+    checkpoint._readable(step, damaged=errors.RetryableError),
+  ):
+    pass
+  sha256_file = paths.sha256_file
+
+  def mended(name):
+    found = sha256_file(name)
+    store.objects['run/5/params/d'] = text
+    return found
+
+  monkeypatch.setattr(paths, 'sha256_file', mended)
+  with checkpoint._readable(step) as folder:  # once: it is fetched again
+    assert (folder / 'params' / 'd').read_bytes() == text
 
 
 @pytest.mark.parametrize('kind', ['s3', 'gs'])
