@@ -121,13 +121,13 @@ class DataConfig:
   def num_masked(self, slots: int) -> int:
     """K, the predictions of a row: expected number plus six deviations.
 
-    Rounded up to 128 for the accelerators' kernels in packed rows, to 16 in
-    buckets. Six deviations are passed by one row in a thousand million.
+    Rounded up to 16, which the devices that share a row can divide: the heads
+    see the predictions of all rows as one axis, so that more would be lost.
+    Six deviations are passed by one row in a thousand million.
     """
     rate = self.mask.rate
     most = slots * rate + 6 * (slots * rate * (1 - rate)) ** 0.5
-    step = 128 if self.layout == packing.PACKED else 16
-    return min(-(-int(np.ceil(most)) // step) * step, slots)
+    return min(-(-int(np.ceil(most)) // 16) * 16, slots)
 
 
 def fit_buckets(
