@@ -121,8 +121,9 @@ class DataConfig:
   def num_masked(self, slots: int) -> int:
     """K, the predictions of a row: expected number plus six deviations.
 
-    Rounded up to 16, which the devices that share a row can divide: the heads
-    see the predictions of all rows as one axis, so that more would be lost.
+    Rounded up to 16: the heads see the predictions of all rows as one axis, so
+    that more would be lost. Up to 16 devices that share a row (context x tensor)
+    share its predictions; more of them each make all.
     Six deviations are passed by one row in a thousand million.
     """
     rate = self.mask.rate
