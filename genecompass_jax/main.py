@@ -164,8 +164,10 @@ def main(argv: list[str]) -> None:
   if not _WORKDIR.value:
     _exit(errors.EXIT_USAGE, '--workdir is empty; name a folder')
   config = _values(_CONFIG)
+  interrupted = 'stopped before training; nothing is lost'
   try:
     run(config, os.path.expanduser(_WORKDIR.value))
+    interrupted = 'the run is done; nothing is lost'
     processes.leave()
   except errors.UserError as error:
     _exit(errors.EXIT_USAGE, str(error))
@@ -174,7 +176,7 @@ def main(argv: list[str]) -> None:
   except FloatingPointError as error:
     _exit(errors.EXIT_FAILED, str(error))
   except KeyboardInterrupt as stop:
-    line = str(stop) or 'stopped before training; nothing is lost'
+    line = str(stop) or interrupted
     if processes.count() > 1:
       _exit(errors.EXIT_INTERRUPTED, line)
     print(line, file=sys.stderr)

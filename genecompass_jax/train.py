@@ -147,7 +147,14 @@ def train_and_evaluate(
   if is_first:
     lock = workdir.locked(folder)
 
-  with lock as held, jax.set_mesh(mesh), log, log.given_up_unless(held):
+  with (
+    # To the end: a second signal must leave what is written, and given back.
+    interruption.StopSignals() as signals,
+    lock as held,
+    jax.set_mesh(mesh),
+    log,
+    log.given_up_unless(held),
+  ):
     # The workdir, which is of this run or becomes its own.
     facts = processes.from_first(
       lambda: opening.open_workdir(folder, config, corpus, assets)
@@ -184,8 +191,8 @@ def train_and_evaluate(
       checkpoints.check()
       held(now)
 
-    # Until the last checkpoint is sealed: a second signal must not end it.
-    with interruption.StopSignals() as signals, watch:
+    signals.catch()
+    with watch:
       while True:
         watch.beat(compiles=True)  # a large state takes its time to be read
         latest = checkpoints.latest()

@@ -248,7 +248,8 @@ def test_a_signal_ends_an_evaluation_which_is_done_later(
     return score(self, *args)
 
   monkeypatch.setattr(evaluate.Evaluator, '__call__', stop)
-  # A second signal, while the last step is being written, changes nothing.
+  # A second signal changes nothing, while the last step is being written and
+  # while the workdir is given back.
   default = signal.getsignal(signal.SIGTERM)
   close, handlers = checkpoint.Checkpoints.close, []
 
@@ -257,6 +258,17 @@ def test_a_signal_ends_an_evaluation_which_is_done_later(
     close(self)
 
   monkeypatch.setattr(checkpoint.Checkpoints, 'close', closes)
+  locked = workdir_lib.locked
+
+  @contextlib.contextmanager
+  def unlocks(folder):
+    try:
+      with locked(folder) as held:
+        yield held
+    finally:
+      handlers.append(signal.getsignal(signal.SIGTERM))
+
+  monkeypatch.setattr(workdir_lib, 'locked', unlocks)
   workdir = tmp_path / 'run'
   rare = {'checkpoint_every': 15}
   for step in (20, 40):
@@ -268,7 +280,8 @@ def test_a_signal_ends_an_evaluation_which_is_done_later(
     ]
   tiny_run(workdir, rare)
   assert len(calls) == 5
-  assert len(handlers) == 3 and default not in handlers
+  assert len(handlers) == 6 and default not in handlers
+  assert signal.getsignal(signal.SIGTERM) is default
   assert last_event(workdir) == ('done', STEPS)
   assert_same_run(workdir, trained)
 
@@ -638,19 +651,27 @@ def test_wrong_commands_are_one_line(train_command, tmp_path):
   assert not workdir.exists()
 
 
-def test_ctrl_c_before_training_ends_at_once(tmp_path):
+@pytest.mark.parametrize(
+  ('place', 'line'),
+  [
+    ('main.run', 'stopped before training; nothing is lost'),
+    ('processes.leave', 'the run is done; nothing is lost'),
+  ],
+)
+def test_ctrl_c_outside_training_ends_at_once(tmp_path, place, line):
   code = textwrap.dedent("""
     import atexit
     from absl import app
-    from genecompass_jax import main
+    from genecompass_jax import main, processes
 
-    def run(config, workdir):
+    def stop(*arguments):
       raise KeyboardInterrupt
 
-    main.run = run
+    main.run = print
+    PLACE = stop
     atexit.register(print, 'an interpreter that ends while XLA compiles')
     app.run(main.main, flags_parser=main._parse)
-  """)
+  """).replace('PLACE', place)
   config = tmp_path / 'config.py'
   config.write_text(
     'import ml_collections\nget_config = ml_collections.ConfigDict\n'
@@ -658,8 +679,8 @@ def test_ctrl_c_before_training_ends_at_once(tmp_path):
   flags = [f'--config={config}', '--workdir=none']
   result = run([sys.executable, '-c', code, *flags])
   assert result.returncode == errors.EXIT_INTERRUPTED
-  assert result.stderr == 'stopped before training; nothing is lost\n'
-  assert not result.stdout
+  assert result.stderr == f'{line}\n'
+  assert 'interpreter' not in result.stdout
 
 
 def test_help_ends_well():

@@ -16,6 +16,9 @@ class Stopped(Exception):  # noqa: N818
 class StopSignals:
   """Turns SIGTERM and SIGINT into a wish to stop after the step.
 
+  A context: from `catch`, which is called where stopping is looked for, to its
+  end. What is entered behind it is left in peace, too.
+
   In several processes, SIGTERM to one of them is a wish of all: the runtime
   catches it, tells the others, and finds the next step that none has passed.
   """
@@ -43,6 +46,10 @@ class StopSignals:
     return self._reached
 
   def __enter__(self) -> 'StopSignals':
+    return self
+
+  def catch(self) -> None:
+    """Signals do nothing by themselves from here on."""
     numbers = [signal.SIGTERM, signal.SIGINT]
     if processes.count() > 1:
       numbers = [signal.SIGINT]  # the other one is the runtime's
@@ -51,7 +58,6 @@ class StopSignals:
         self._before[number] = signal.signal(number, self._stop)
       except ValueError:  # not the main thread (a notebook's, say)
         break
-    return self
 
   def __exit__(self, *exc: object) -> None:
     for number, handler in self._before.items():
