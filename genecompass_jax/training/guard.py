@@ -42,7 +42,8 @@ class GuardConfig:
     max_rollbacks: times a run goes back to the same step before it fails.
     hang_after_s: seconds without a sign of life after which all stacks are
       shown and the process ends, to be started again; four times as many while
-      programs are compiled. 0 for never.
+      programs are compiled, a checkpoint is read or the last one completed. 0
+      for never.
   """
 
   max_not_finite: int = 10
