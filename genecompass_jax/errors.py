@@ -7,6 +7,7 @@ EXIT_FAILED = 1  # permanent: do not restart
 EXIT_USAGE = 2  # the user can mend it: one line says how
 EXIT_INTERRUPTED = 130  # by Ctrl-C
 EXIT_RETRY = 42  # preempted or transient: a launcher starts the job again
+_LONGEST = 2000  # characters of an error of a library
 
 
 class UserError(ValueError):
@@ -22,9 +23,14 @@ class RetryableError(RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-  """What an error of a library says, in one line."""
+  """What an error of a library says, in one line, which is cut where it is long:
+
+  some tell all the bytes of a damaged file.
+  """
   lines = str(error).strip().splitlines()
-  return lines[0] if lines else type(error).__name__
+  if not lines:
+    return type(error).__name__
+  return lines[0] if len(lines[0]) <= _LONGEST else f'{lines[0][:_LONGEST]} ...'
 
 
 def check_at_least(where: str, config: object, **lows: float) -> None:

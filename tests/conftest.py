@@ -84,6 +84,38 @@ def stop_clock(monkeypatch):
 
 
 @pytest.fixture(scope='session')
+def served():
+  """An object store, and the variables that lead its clients to it.
+
+  One for all: epath keeps the client that it made first, with its address.
+  """
+  from tests import object_store
+
+  with (
+    object_store.ObjectStore() as store,
+    pytest.MonkeyPatch.context() as set_,
+  ):
+    for name, value in object_store.environment(store.url).items():
+      set_.setenv(name, value)
+    yield store
+
+
+@pytest.fixture
+def store(served, monkeypatch):
+  """The store, empty and in order, and clients that give up soon."""
+  from genecompass_jax import shards, web
+
+  served.objects.clear()
+  served.delay, served.fault = 0.0, lambda request: None
+  served.forget()
+  soon = {**shards._RETRIES, 'max_retries': 1}
+  monkeypatch.setattr(shards, '_RETRIES', soon)
+  monkeypatch.setattr(web, 'TRIES', 2)
+  yield served
+  served.delay, served.fault = 0.0, lambda request: None
+
+
+@pytest.fixture(scope='session')
 def real_data() -> pathlib.Path:
   """Folder of real data sets; tests that need it skip where it is absent."""
   return _folder('GENECOMPASS_DATA', 'shared/data')

@@ -25,10 +25,8 @@ from genecompass_jax import (
   metrics,
   paths,
   pretrained,
-  shards,
   stores,
   uploads,
-  web,
 )
 from genecompass_jax.prepare import pipeline, quality, sources
 from tests import object_store
@@ -39,35 +37,6 @@ BATCHES = data.DataConfig(
   rows_per_batch=8, layout='buckets', buckets=(64,), streams=2
 )
 KINDS = ('s3', 'gs', 'http')
-
-
-@pytest.fixture(scope='module')
-def served():
-  """The store, and the variables that lead its clients to it."""
-  import fsspec
-
-  with (
-    object_store.ObjectStore() as store,
-    pytest.MonkeyPatch.context() as set_,
-  ):
-    for name, value in object_store.environment(store.url).items():
-      set_.setenv(name, value)
-    yield store
-  for kind in ('s3', 'gs'):  # clients keep the address
-    fsspec.get_filesystem_class(kind).clear_instance_cache()
-
-
-@pytest.fixture
-def store(served, monkeypatch):
-  """The store, empty and in order, and clients that give up soon."""
-  served.objects.clear()
-  served.delay, served.fault = 0.0, lambda request: None
-  served.forget()
-  soon = {**shards._RETRIES, 'max_retries': 1}
-  monkeypatch.setattr(shards, '_RETRIES', soon)
-  monkeypatch.setattr(web, 'TRIES', 2)
-  yield served
-  served.delay, served.fault = 0.0, lambda request: None
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from genecompass_jax import (
 from tests import test_stores
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-served, store = test_stores.served, test_stores.store  # fixtures
 COMMAND = (sys.executable, '-m', 'genecompass_jax.cli', 'watch')
 
 
