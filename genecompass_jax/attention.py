@@ -94,7 +94,7 @@ def attend(
     value_BLHK: likewise.
     segments_BL: cell of each slot, 0 in padding, which no gene looks at.
     kind: one of `KINDS`; 'auto' is 'xla' where probabilities of rows of less
-        than 4,096 slots are dropped, else 'chunked'.
+      than 4,096 slots are dropped, else 'chunked'.
     dropout_rate: of probabilities; 'xla' and 'chunked' alone.
     dropout_keys_B: a key a row; None for evaluation.
     keep_probabilities: whether the backward pass reads probabilities from
@@ -124,8 +124,8 @@ def attend(
     kernel = functools.partial(
       chunked_attention.attend, scale=scale, kept=KEPT, rate=dropout_rate
     )
-    # Alone the compiler shares rows and heads, but not the chunks of a row. What
-    # is dropped is drawn by row: devices that share one would draw the same.
+    # Alone the compiler shares rows and heads, but not the chunks of a row.
+    # What is dropped is drawn by row: devices that share one draw the same.
     mesh = jax.sharding.get_abstract_mesh()
     shares_rows = sharding.is_shared(mesh) and mesh.shape[sharding.CONTEXT] > 1
     if draws or not shares_rows:

@@ -23,9 +23,9 @@ class RetryableError(RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-  """What an error of a library says, in one line, which is cut where it is long:
+  """What an error of a library says, in one line.
 
-  some tell all the bytes of a damaged file.
+  A long one is cut: some tell all the bytes of a damaged file.
   """
   lines = str(error).strip().splitlines()
   if not lines:

@@ -31,8 +31,8 @@ FORMAT = 1
 # Fields of a configuration that may differ when a run is resumed: the stream of
 # cells stays as it is, and so do the parameters; another mesh changes only the
 # order of sums, and so the last bits. Of corpus and priors, these are places;
-# their content is compared by hash. In how many parts a batch is worked on changes
-# the last bits, and so does how blocks are computed, besides what attention's
+# their content is compared by hash. The number of parts of a batch changes the
+# last bits, and so does how blocks are computed, besides what attention's
 # dropout draws.
 MAY_CHANGE = (
   'corpus',

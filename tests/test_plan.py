@@ -61,6 +61,14 @@ def tiny_config(**changes) -> train_config.TrainConfig:
   )
 
 
+def for_kernels(config: train_config.TrainConfig) -> train_config.TrainConfig:
+  """The same with heads and a precision that fused attention takes."""
+  wide = dataclasses.replace(
+    config.model, width=128, num_heads=2, dtype='bfloat16'
+  )
+  return dataclasses.replace(config, model=wide)
+
+
 @pytest.mark.parametrize(
   'text, devices, slices',
   [
@@ -441,11 +449,7 @@ def has_libtpu() -> bool:
 @pytest.mark.slow  # a minute on two quiet cores
 @pytest.mark.skipif(not has_libtpu(), reason='needs the extra plan')
 def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
-  config = tiny_config()
-  wide = dataclasses.replace(
-    config.model, width=128, num_heads=2, dtype='bfloat16'
-  )
-  config = dataclasses.replace(config, model=wide)
+  config = for_kernels(tiny_config())
   question = plan.Question(search=0, time_limit=900)
   row = plan.make_row('x', config, topologies.parse('v5e:2x2'), question)
   assert row.status == plan.FITS, row.message
@@ -459,11 +463,7 @@ def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
 @pytest.mark.skipif(not has_cuda(), reason='needs the extra plan-gpu')
 def test_a_step_is_compiled_for_gpus_that_are_not_there(monkeypatch):
   monkeypatch.setattr(topologies, 'has_cuda', has_cuda)
-  config = tiny_config(mesh=sharding.MeshConfig(fsdp=2))
-  wide = dataclasses.replace(
-    config.model, width=128, num_heads=2, dtype='bfloat16'
-  )
-  config = dataclasses.replace(config, model=wide)
+  config = for_kernels(tiny_config(mesh=sharding.MeshConfig(fsdp=2)))
   question = plan.Question(search=0, time_limit=900)
   row = plan.make_row('x', config, topologies.parse('h100:4'), question)
   assert row.status == plan.FITS, row.message
