@@ -53,6 +53,9 @@ ROWS = {
   '1b v5e': (f'{SCALE}:1b', 'v5e:16x16', 0, (), None),
   '3b v5p': (f'{SCALE}:3b', 'v5p:4x4x8', 4, (), 16.9),
   '20k v5p': (f'{SCALE}:20k', 'v5p:4x4x8', 1, (), 12.1),
+  'base two slices': (BASE, '2xv5e:16x16', 16, SHORT, None),
+  '3b v5p tensor': (f'{SCALE}:3b', 'v5p:4x4x8', 8, ('--config.mesh.tensor=2',),
+                    None),
 }  # fmt: skip
 
 INTRO = """Beside the prototypes of this project's beginning: a plain training step

@@ -47,8 +47,8 @@ def draw(rows: Sequence[plan.Row], question: plan.Question, path: str) -> None:
   canvas = figure.Figure(figsize=(10, height), layout='constrained')
   left, right = canvas.subplots(1, 2, sharey=True, width_ratios=(3, 2))
   names = [
-    f'{row.config}, {row.topology}\n{row.rows / max(1, row.devices):.3g} rows a '
-    f'device, recomputed: {row.remat}'
+    f'{row.config}, {row.topology}{_shared(row)}\n'
+    f'{row.rows / max(1, row.devices):.3g} rows a device, recomputed: {row.remat}'
     for row in rows
   ]
   _memory(left, rows)
@@ -104,6 +104,12 @@ def _memory(axes: Any, rows: Sequence[plan.Row]) -> None:
   if seen:
     axes.legend(fontsize=7, frameon=False, ncols=4, loc='lower left',
                 bbox_to_anchor=(0, 1))  # fmt: skip
+
+
+def _shared(row: plan.Row) -> str:
+  """The axes of the mesh but for data: plans may differ in these alone."""
+  axes = [f'{a} {n}' for a, n in row.mesh.items() if a != 'data']
+  return f', {" x ".join(axes)}' if axes else ''
 
 
 def _figures(number: float) -> str:
