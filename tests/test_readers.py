@@ -746,3 +746,16 @@ def test_a_corpus_is_the_same_from_every_format(tmp_path):
     rows = np.arange(9) * CELLS // 9
     np.testing.assert_array_equal(held.X.toarray(), counts()[rows].toarray())
   assert len(found) == 1
+
+
+def test_texts_of_no_known_kind_are_refused(tmp_path):
+  """Their value is never asked for: libhdf5 dies of it."""
+  path = tmp_path / 'c.h5ad'
+  adata_of(counts(6)).write_h5ad(path)
+  data = bytearray(path.read_bytes())
+  # Class 9, version 1, a text of variable length in UTF-8; of all of them.
+  kind, other = b'\x19\x01\x01\x00', b'\x19\x25\x01\x00'
+  assert data.count(kind) > 4
+  path.write_bytes(data.replace(kind, other))
+  with pytest.raises(errors.UserError, match='of a type that there is not'):
+    sources.open_source(sources.SourceConfig(path=str(path)))

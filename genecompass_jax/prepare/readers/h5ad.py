@@ -46,6 +46,8 @@ def of_groups(
   for part in ('obs', 'var', 'raw/var'):
     with damage.in_one_line(path, part):
       damage.check_stored(file, part)
+      if isinstance(file, h5py.File):
+        heaps.check_types(file, part)
   with damage.in_one_line(path, 'obs'):
     obs = anndata.io.read_elem(file['obs'])
   with damage.in_one_line(path, 'var'):
