@@ -19,7 +19,7 @@ import scipy.sparse
 import genecompass_jax as gc
 from experiments.benchmarks import formats
 from genecompass_jax import cli, encoding, errors, pretrained
-from genecompass_jax.analysis import embeddings
+from genecompass_jax.analysis import embeddings, placed_model
 from genecompass_jax.prepare import sources
 from tests.conftest import tiny_cells
 from tests.faults import flip_a_bit
@@ -159,7 +159,7 @@ def test_order_batch_and_chunks_change_nothing(
   monkeypatch.setattr(
     sources.CellStream, 'chunks', lambda self: chunks(self, cells=3)
   )
-  monkeypatch.setattr(embeddings, 'BUCKETS', (16, 48))
+  monkeypatch.setattr(placed_model, 'BUCKETS', (16, 48))
   np.testing.assert_allclose(
     gc.embed(cells, model, batch_size=5), expected['cls'], atol=1e-5
   )

@@ -16,7 +16,6 @@ import anndata
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 import genecompass_jax
 from genecompass_jax import (
@@ -27,14 +26,12 @@ from genecompass_jax import (
   pretrained,
   progress,
   rows,
-  vocabulary as vocabulary_lib,
 )
+from genecompass_jax.analysis import model_cells, placed_model
 from genecompass_jax.prepare import sources
 
 KEY = 'X_genecompass'
 POOLINGS = ('cls', 'mean')
-# Slots of the rows; the last is max_genes + 1. Six shapes at most are compiled.
-BUCKETS = (128, 256, 512, 1024, 1536)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,18 +123,15 @@ def embed_cells(
     UserError: the model came without a vocabulary, or the cells cannot be read
       as counts of known genes.
   """
-  if model.vocabulary is None or model.assets.medians is None:
-    raise errors.UserError(
-      f'{model.source}: this model came without vocabulary and medians, so '
-      'counts cannot be encoded; convert it with --vocabulary and --medians'
-    )
   if pooling not in POOLINGS:
     raise errors.UserError(f'pooling {pooling!r}: give cls or mean')
   if pooling == 'cls' and not model.config.use_cls:
     raise errors.UserError('this model has no CLS slot; use pooling mean')
-  stream = sources.cells_of(
+  if batch_size < 1:
+    raise errors.UserError(f'batch size {batch_size} must be positive')
+  stream = model_cells.open_cells(
     data,
-    model.vocabulary,
+    model,
     dataclasses.replace(
       reading,
       species=species,
@@ -146,14 +140,6 @@ def embed_cells(
       allow_noninteger=allow_noninteger,
     ),
   )
-  if batch_size < 1:
-    raise errors.UserError(f'batch size {batch_size} must be positive')
-  if not any(stream.measured(species).any() for species in stream.species):
-    raise errors.UserError(
-      f'{stream.source.name}: none of its {stream.source.num_columns:,} genes '
-      f'is among the {model.vocabulary.size - vocabulary_lib.NUM_SPECIAL:,} '
-      'that this model knows; use a model trained on such genes'
-    )
   num_cells = stream.source.num_cells
   obs = {
     'gc_n_genes_used': np.zeros(num_cells, np.int32),
@@ -203,37 +189,28 @@ def _encoded(
   stream: sources.CellStream,
   model: pretrained.PretrainedModel,
   obs: dict[str, np.ndarray],
-) -> Iterator[tuple[int, np.ndarray, encoding.EncodedCells]]:
-  """(species, cell numbers, encoded cells), filling the columns of `obs`."""
+) -> Iterator[model_cells.EncodedChunk]:
+  """All cells, filling the columns of `obs`."""
   assets = model.assets
-  encoders = {
-    species: encoding.CellEncoder(
-      assets.encoding,
-      stream.tokens(species),
-      assets.medians.divisor_V(species),
-    )
-    for species in stream.species
-  }
-  for chunk in stream.chunks():
-    cells = encoders[chunk.species].encode(chunk.cells)
-    index_C = chunk.index_C
+  for chunk in model_cells.encode(stream, model):
+    cells, index_C = chunk.cells, chunk.index_C
     lengths_C = np.diff(cells.starts_C1)
-    mapped_C = _sums(chunk.cells.counts_N, chunk.cells.starts_C1)
+    mapped_C = _sums(chunk.counts.counts_N, chunk.counts.starts_C1)
     obs['gc_n_genes_used'][index_C] = lengths_C
     obs['gc_share_umi_mapped'][index_C] = mapped_C / np.maximum(
-      chunk.cells.totals_C, 1e-12
+      chunk.counts.totals_C, 1e-12
     )
     kept_C = _kept_counts(
       cells,
       assets.medians.divisor_V(chunk.species),
       assets.encoding,
-      chunk.cells.totals_C,
+      chunk.counts.totals_C,
     )
     lost_C = 1.0 - kept_C / np.maximum(mapped_C, 1e-12)
     # Whole cells lose nothing; rounding of log2 values must not say so.
     is_cut_C = cells.num_genes_C > lengths_C
     obs['gc_share_umi_truncated'][index_C] = np.where(is_cut_C, lost_C, 0.0)
-    yield chunk.species, index_C, cells
+    yield chunk
 
 
 def _kept_counts(
@@ -262,40 +239,25 @@ class _Runner:
   def __init__(
     self, model: pretrained.PretrainedModel, pooling: str, batch_size: int
   ):
-    devices = jax.local_devices()
-    self._rows = -(-max(batch_size, 1) // len(devices)) * len(devices)
-    mesh = jax.make_mesh(
-      (len(devices),),
-      ('data',),
-      axis_types=(jax.sharding.AxisType.Auto,),
-      devices=devices,
-    )
-    self._sharding = NamedSharding(mesh, PartitionSpec('data'))
-    whole = NamedSharding(mesh, PartitionSpec())
-    self._params = jax.device_put(model.params, whole)
-    self._knowledge = model.assets.knowledge
-    if model.config.priors:
-      # Once for every token, not once for every gene of every cell.
-      self._knowledge = _fold(model.config, model.params, self._knowledge)
-    self._knowledge = jax.device_put(self._knowledge, whole)
-    self._config, self._pooling = model.config, pooling
-    longest = model.assets.encoding.max_genes + 1
-    self._buckets = (*(b for b in BUCKETS if b < longest), longest)
+    self._placed = placed_model.place(model)
+    self._rows = self._placed.num_rows(batch_size)
+    self._pooling = pooling
 
   def run(
-    self, chunks: Iterator[tuple[int, np.ndarray, encoding.EncodedCells]]
+    self, chunks: Iterator[model_cells.EncodedChunk]
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(cell numbers, embeddings) of every cell, in the order they are ready."""
+    buckets = self._placed.buckets
     waiting: dict[int, list[tuple[int, int, np.ndarray, np.ndarray]]] = {
-      slots: [] for slots in self._buckets
+      slots: [] for slots in buckets
     }
-    for species, index_C, cells in chunks:
-      starts_C1 = cells.starts_C1
-      slots_C = np.searchsorted(self._buckets, np.diff(starts_C1) + 1)
-      for c, index in enumerate(index_C):
-        slots = self._buckets[slots_C[c]]
+    for chunk in chunks:
+      cells, starts_C1 = chunk.cells, chunk.cells.starts_C1
+      slots_C = np.searchsorted(buckets, np.diff(starts_C1) + 1)
+      for c, index in enumerate(chunk.index_C):
+        slots = buckets[slots_C[c]]
         a, b = starts_C1[c], starts_C1[c + 1]
-        cell = index, species, cells.gene_ids_N[a:b], cells.values_N[a:b]
+        cell = index, chunk.species, cells.gene_ids_N[a:b], cells.values_N[a:b]
         waiting[slots].append(cell)
         if len(waiting[slots]) == self._rows:
           yield self._batch(slots, waiting[slots])
@@ -317,14 +279,15 @@ class _Runner:
     batch = rows.cell_batch_rows(
       encoded, np.array(species), slots, num_rows=self._rows
     )
-    batch = jax.device_put(batch, self._sharding)
+    placed = self._placed
     pooled_BD = _pooled(
-      self._params, batch, self._knowledge, self._config, self._pooling
+      placed.params,
+      placed.put(batch),
+      placed.knowledge,
+      placed.config,
+      self._pooling,
     )
     return np.array(index), np.asarray(pooled_BD)[: len(cells)]
-
-
-_fold = jax.jit(model_lib.fold, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))

@@ -1,0 +1,103 @@
+"""A user's cells as a restored model reads them.
+
+Cells are streamed and encoded as in training: the checkpoint's vocabulary,
+medians and mode, never recomputed from the user's file. Everything that asks a
+question of cells (embeddings, perturbation, attribution) comes through here.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import anndata
+import numpy as np
+
+from genecompass_jax import (
+  encoding,
+  errors,
+  paths,
+  pretrained,
+  vocabulary as vocabulary_lib,
+)
+from genecompass_jax.prepare import sources
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedChunk:
+  """Some cells of one species, as the model reads them.
+
+  Attributes:
+    species: species code.
+    index_C: int64 rows of the cells in the source.
+    counts: their counts over the vocabulary's gene list of that species, and
+      their library sizes over all columns of the source.
+    cells: their ranked genes and values.
+  """
+
+  species: int
+  index_C: np.ndarray
+  counts: encoding.RaggedCells
+  cells: encoding.EncodedCells
+
+
+def open_cells(
+  data: anndata.AnnData | paths.PathLike,
+  model: pretrained.PretrainedModel,
+  reading: sources.SourceConfig = sources.SourceConfig(),
+) -> sources.CellStream:
+  """Opens the cells of an AnnData or of a file of any format and size.
+
+  Args:
+    data: cells with counts; a file is streamed.
+    model: a restored model.
+    reading: species, layer and what else a format needs; its path is not read.
+
+  Raises:
+    UserError: the model came without a vocabulary, the cells cannot be read as
+      counts, or none of their genes is one that the model knows.
+  """
+  if model.vocabulary is None or model.assets.medians is None:
+    raise errors.UserError(
+      f'{model.source}: this model came without vocabulary and medians, so '
+      'counts cannot be encoded; convert it with --vocabulary and --medians'
+    )
+  stream = sources.cells_of(data, model.vocabulary, reading)
+  if not any(stream.measured(species).any() for species in stream.species):
+    raise errors.UserError(
+      f'{stream.source.name}: none of its {stream.source.num_columns:,} genes '
+      f'is among the {model.vocabulary.size - vocabulary_lib.NUM_SPECIAL:,} '
+      'that this model knows; use a model trained on such genes'
+    )
+  return stream
+
+
+def encoders(
+  stream: sources.CellStream, model: pretrained.PretrainedModel
+) -> dict[int, encoding.CellEncoder]:
+  """The encoder of each species that occurs in the cells."""
+  assets = model.assets
+  return {
+    species: encoding.CellEncoder(
+      assets.encoding,
+      stream.tokens(species),
+      assets.medians.divisor_V(species),
+    )
+    for species in stream.species
+  }
+
+
+def encode(
+  stream: sources.CellStream, model: pretrained.PretrainedModel
+) -> Iterator[EncodedChunk]:
+  """All cells in the order of the source, chunk by chunk.
+
+  Raises:
+    UserError: a value that is no count, naming the cell.
+  """
+  encoder_of = encoders(stream, model)
+  for chunk in stream.chunks():
+    yield EncodedChunk(
+      chunk.species,
+      chunk.index_C,
+      chunk.cells,
+      encoder_of[chunk.species].encode(chunk.cells),
+    )
