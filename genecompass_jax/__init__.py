@@ -22,6 +22,8 @@ _PUBLIC = {
   'pretraining_loss': 'pretrained',
   'embed': 'analysis.embeddings',
   'embed_cells': 'analysis.embeddings',
+  'embed_file': 'analysis.embedding_files',
+  'StateConfig': 'analysis.embeddings',
   'Vocabulary': 'vocabulary',
   'GeneTable': 'gene_table',
   'Corpus': 'corpus',

@@ -7,7 +7,6 @@ usage (one line says what to do), 42 stopped and to be started again.
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import logging
 import os
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import flags, readers
+from genecompass_jax.prepare import flags
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -184,80 +183,9 @@ def _prior(parser: argparse.ArgumentParser) -> Runner:
 
 
 def _embed(parser: argparse.ArgumentParser) -> Runner:
-  parser.add_argument(
-    'cells',
-    metavar='CELLS',
-    help='h5ad, zarr, 10x, mtx, SOMA or Arrow; the format is found',
-  )
-  parser.add_argument(
-    '-o',
-    '--output',
-    required=True,
-    metavar='OUT.h5ad',
-    help='file to write: a copy of an h5ad file, or a new one',
-  )
-  parser.add_argument(
-    '--checkpoint',
-    required=True,
-    metavar='DIR',
-    help='workdir, checkpoints/STEP folder or exported model',
-  )
-  parser.add_argument(
-    '--pooling',
-    default='cls',
-    choices=('cls', 'mean'),
-    help='state of the species slot, as in the paper, or mean over genes, '
-    'which small models do better with',
-  )
-  parser.add_argument(
-    '--batch-size', type=int, default=32, help='cells that run together'
-  )
-  parser.add_argument(
-    '--overwrite', action='store_true', help='replace OUT.h5ad if it is there'
-  )
-  flags.add_cell_flags(parser)
-  readers.add_arguments(parser)
+  from genecompass_jax.analysis import embed_command
 
-  def run(args: argparse.Namespace) -> None:
-    from genecompass_jax import pretrained
-    from genecompass_jax.analysis import embeddings
-    from genecompass_jax.prepare import h5ad_copy, sources
-
-    h5ad_copy.check_output(args.output, args.overwrite)
-    reading = sources.SourceConfig(**readers.config_fields(args))
-    model = pretrained.load(args.checkpoint)
-    result = embeddings.embed_cells(
-      args.cells,
-      model,
-      pooling=args.pooling,
-      species=args.species,
-      ids_of=args.ids_of,
-      layer=args.layer,
-      batch_size=args.batch_size,
-      allow_noninteger=args.allow_noninteger,
-      reading=reading,
-    )
-    h5ad_copy.write(
-      args.cells,
-      args.output,
-      obsm={embeddings.KEY: result.embeddings_CD},
-      obs=result.obs,
-      uns={'genecompass': result.uns},
-      config=dataclasses.replace(
-        reading,
-        species=args.species,
-        ids_of=args.ids_of,
-        layer=args.layer,
-        allow_noninteger=args.allow_noninteger,
-      ),
-    )
-    cells, width = result.embeddings_CD.shape
-    print(
-      f'{args.output}: obsm[{embeddings.KEY!r}] of {cells} cells x {width} '
-      f'({args.pooling}; counts from {result.uns["layer"]})'
-    )
-
-  return run
+  return embed_command.add_arguments(parser)
 
 
 def _convert(parser: argparse.ArgumentParser) -> Runner:

@@ -18,7 +18,7 @@ from genecompass_jax import (
   pretrained,
   vocabulary as vocabulary_lib,
 )
-from genecompass_jax.prepare import sources
+from genecompass_jax.prepare import matrices, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,18 +86,53 @@ def encoders(
 
 
 def encode(
-  stream: sources.CellStream, model: pretrained.PretrainedModel
+  stream: sources.CellStream,
+  model: pretrained.PretrainedModel,
+  wanted_C: np.ndarray | None = None,
 ) -> Iterator[EncodedChunk]:
-  """All cells in the order of the source, chunk by chunk.
+  """Cells in the order of the source, chunk by chunk.
+
+  Args:
+    stream: the cells.
+    model: whose vocabulary, medians and mode encode them.
+    wanted_C: bool, the cells that are asked for; None: all. Chunks without any
+      of them are not read.
 
   Raises:
     UserError: a value that is no count, naming the cell.
   """
   encoder_of = encoders(stream, model)
-  for chunk in stream.chunks():
-    yield EncodedChunk(
-      chunk.species,
-      chunk.index_C,
-      chunk.cells,
-      encoder_of[chunk.species].encode(chunk.cells),
-    )
+  for chunk in _chunks(stream, wanted_C):
+    index_C, counts = chunk.index_C, chunk.cells
+    if wanted_C is not None and not wanted_C[index_C].all():
+      keep_C = wanted_C[index_C]
+      if not keep_C.any():
+        continue
+      index_C, counts = index_C[keep_C], _some(counts, keep_C)
+    encoded = encoder_of[chunk.species].encode(counts)
+    yield EncodedChunk(chunk.species, index_C, counts, encoded)
+
+
+def _chunks(
+  stream: sources.CellStream, wanted_C: np.ndarray | None
+) -> Iterator[sources.Chunk]:
+  if wanted_C is None:
+    yield from stream.chunks()
+    return
+  by_rows, size = stream.by_rows(), matrices.CHUNK_CELLS
+  for first in range(0, stream.source.num_cells, size):
+    if wanted_C[first : first + size].any():
+      yield from by_rows.read(first, first + size)
+
+
+def _some(
+  cells: encoding.RaggedCells, keep_C: np.ndarray
+) -> encoding.RaggedCells:
+  lengths_C = np.diff(cells.starts_C1)
+  keep_N = np.repeat(keep_C, lengths_C)
+  return encoding.RaggedCells(
+    gene_rows_N=cells.gene_rows_N[keep_N],
+    counts_N=cells.counts_N[keep_N],
+    starts_C1=np.concatenate([[0], np.cumsum(lengths_C[keep_C])]),
+    totals_C=cells.totals_C[keep_C],
+  )

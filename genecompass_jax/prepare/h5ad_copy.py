@@ -4,7 +4,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import anndata
 import h5py
@@ -12,8 +12,6 @@ import numpy as np
 import pandas as pd
 
 from genecompass_jax import errors
-from genecompass_jax.prepare import sources
-from genecompass_jax.prepare.readers import formats
 
 
 def check_output(path: str, overwrite: bool) -> None:
@@ -38,59 +36,91 @@ def check_output(path: str, overwrite: bool) -> None:
     raise errors.UserError(f'{folder}: cannot be written ({error})') from None
 
 
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+  """An array that is written block by block, larger than memory.
+
+  Attributes:
+    shape: of the whole.
+    dtype: of its elements.
+    blocks: gives the rows in their order, [n, ...] at a time.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  blocks: Callable[[], Iterable[np.ndarray]]
+
+
 def write(
-  source: str,
   target: str,
   *,
-  obsm: Mapping[str, np.ndarray],
+  copy_of: str = '',
+  labels: pd.DataFrame | None = None,
+  obsm: Mapping[str, np.ndarray | Blocks],
   obs: Mapping[str, np.ndarray],
   uns: Mapping[str, object],
-  config: sources.SourceConfig = sources.SourceConfig(),
+  staging: str = '',
 ) -> None:
-  """Copies an h5ad file and adds columns; the matrices are never loaded.
+  """Writes columns into a copy of an h5ad file; matrices are never loaded.
 
   Cells of another format get a new file with their labels and the columns,
   without a matrix.
 
   Args:
-    source: file or folder of cells.
     target: h5ad file to write; it appears only when it is complete.
+    copy_of: h5ad file to copy, or
+    labels: columns of the cells of a new file.
     obsm: arrays [cells, ...] to add.
     obs: columns [cells] to add or replace.
     uns: entries to add or replace.
-    config: how the cells were read, but for their place.
+    staging: file on the same disk that grows; beside the target by default.
   """
-  config = dataclasses.replace(config, path=source)
-  is_copy = formats.find_format(config) == 'h5ad'
   target = os.path.realpath(target)  # a link stays, and leads to the result
-  staging = f'{target}.tmp-{os.getpid()}'
+  staging = staging or f'{target}.tmp-{os.getpid()}'
   try:
-    if is_copy:
-      shutil.copyfile(source, staging)
+    if copy_of:
+      shutil.copyfile(copy_of, staging)
     else:
-      labels = _plain(sources.open_source(config).obs)
-      anndata.AnnData(obs=labels).write_h5ad(staging)
+      anndata.AnnData(obs=_plain(labels)).write_h5ad(staging)
     with h5py.File(staging, 'r+') as file:
       for name, array in obsm.items():
-        group = file.require_group('obsm')
-        group.attrs.setdefault('encoding-type', 'dict')
-        group.attrs.setdefault('encoding-version', '0.1.0')
-        anndata.io.write_elem(group, name, np.asarray(array))
+        _write_array(_group(file, 'obsm'), name, array)
       frame = anndata.io.read_elem(file['obs'])
       for name, column in obs.items():
         column = np.asarray(column)
         is_text = column.dtype.kind in 'UO'
         frame[name] = pd.Categorical(column) if is_text else column
       anndata.io.write_elem(file, 'obs', frame)
-      group = file.require_group('uns')
-      group.attrs.setdefault('encoding-type', 'dict')
-      group.attrs.setdefault('encoding-version', '0.1.0')
       for name, value in uns.items():
-        anndata.io.write_elem(group, name, value)
+        anndata.io.write_elem(_group(file, 'uns'), name, value)
     os.replace(staging, target)
   finally:
     if os.path.exists(staging):
       os.remove(staging)
+
+
+def _group(file: h5py.File, name: str) -> h5py.Group:
+  group = file.require_group(name)
+  group.attrs.setdefault('encoding-type', 'dict')
+  group.attrs.setdefault('encoding-version', '0.1.0')
+  return group
+
+
+def _write_array(
+  group: h5py.Group, name: str, array: np.ndarray | Blocks
+) -> None:
+  if not isinstance(array, Blocks):
+    anndata.io.write_elem(group, name, np.asarray(array))
+    return
+  if name in group:
+    del group[name]
+  stored = group.create_dataset(name, array.shape, array.dtype)
+  stored.attrs['encoding-type'] = 'array'
+  stored.attrs['encoding-version'] = '0.2.0'
+  first = 0
+  for block in array.blocks():
+    stored[first : first + len(block)] = block
+    first += len(block)
 
 
 def _plain(obs: pd.DataFrame) -> pd.DataFrame:

@@ -25,6 +25,8 @@ _PARTS = (
   '/jax/core/compile/jaxpr_to_mlir_module_duration',
   _COMPILED,
 )
+_FETCHED = '/jax/compilation_cache/cache_hits'
+_LEAST_S = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
 # A cached program that was not written for so long is of code that is gone.
 _CACHE_DAYS = 30
 
@@ -34,6 +36,7 @@ class Counter:
 
   Attributes:
     programs: name -> times it was compiled, or fetched from the cache.
+    fetched: how many of them came from the cache.
     seconds: spent with it: tracing and lowering too.
   """
 
@@ -44,6 +47,7 @@ class Counter:
       on_seconds: called with every piece of `seconds` as it is spent.
     """
     self.programs: collections.Counter[str] = collections.Counter()
+    self.fetched = 0
     self.seconds = 0.0
     self._on_seconds = on_seconds
     self._counted: list[tuple[float, float]] = []
@@ -60,6 +64,9 @@ class Counter:
     )
     if register is not None:
       register(self._listen)
+    register = getattr(monitoring, 'register_event_listener', None)
+    if register is not None:
+      register(self._hear)
 
   def stop(self) -> None:
     """Listens no more."""
@@ -69,6 +76,14 @@ class Counter:
       # Somebody may have cleared the list.
       with contextlib.suppress(AssertionError, ValueError):
         unregister(self._listen)
+    unregister = getattr(monitoring, 'unregister_event_listener', None)
+    if unregister is not None:
+      with contextlib.suppress(AssertionError, ValueError):
+        unregister(self._hear)
+
+  def _hear(self, event: str, **facts: Any) -> None:
+    del facts
+    self.fetched += event == _FETCHED
 
   def _listen(self, event: str, duration: float, **facts: Any) -> None:
     if event not in _PARTS:
@@ -89,7 +104,7 @@ class Counter:
       self._on_seconds(max(new, 0.0))
 
 
-def keep_programs() -> None:
+def keep_programs(small_too: bool = False) -> None:
   """Keeps compiled programs over restarts, where the user chose no place.
 
   JAX_COMPILATION_CACHE_DIR, or what a program set, is left as it is; empty
@@ -99,7 +114,13 @@ def keep_programs() -> None:
   from the first process alone. On CPUs the others never find what it wrote,
   for the name of a program has the process in it (jax 0.10.2, gloo): the first
   is done at once, waits for the others in a sum, and gives up after 30 s.
+
+  Args:
+    small_too: keep programs of less than a second of compiling as well, where
+      the user says nothing of it: for commands that end soon after.
   """
+  if small_too and _LEAST_S not in os.environ:
+    jax.config.update(_LEAST_S.lower(), 0.0)
   chosen = jax.config.jax_compilation_cache_dir is not None
   if chosen or 'JAX_COMPILATION_CACHE_DIR' in os.environ:
     return
