@@ -9,5 +9,6 @@ Every result is an association learned from expression, not a causal estimate.
   first_order    one backward pass scores every gene of a cell
   matching       null genes like the target in all but its identity
   statistics     units, z, p and FDR
+  answers        which genes answer, beyond what answers any
   results        the tidy table, its header, the AnnData
 """

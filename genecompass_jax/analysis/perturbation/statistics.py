@@ -1,0 +1,381 @@
+"""Targets against matched nulls, in the same units.
+
+One number a target and unit. In every cell that shows the target, the mean
+effect of those of its nulls that the cell shows too is taken from the effect of
+the target: both acted in the same cell, so that what depends on the cell (its
+length, its donor) goes out of the difference. These contrasts are averaged over
+the cells of a unit, and then over units. The nulls of the target go through the
+same, each against the others. Then
+
+  z = (contrast of the target - mean of its nulls) / (sd of its nulls)
+
+for each unit, and for the mean over units. The nulls' spread of the mean over
+units holds both that genes differ and that units do, so it is what a target is
+measured by; a t test of the target's own units asks whether its contrast is
+other than zero, which it is for nearly every gene (docs/perturbation.md has the
+measurement). Two ways from z to p:
+
+  p_normal     z / sqrt(1 + 1 / K) as Student's t with K - 1 degrees of freedom
+  p_empirical  the share of nulls that are as far from the other nulls of their
+               target, over all targets of the family together
+
+`p` is one of them (`Config.p_from`). With one unit there is no p: ranks only.
+Below six units nothing is said beyond every unit's value, see `MIN_UNITS`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.stats
+
+from genecompass_jax import errors
+from genecompass_jax.analysis.perturbation import (
+  effects as effects_lib,
+  matching,
+)
+
+SHIFT, GENE_SHIFT, TOWARD = MEASURES = ('shift', 'gene_shift', 'toward')
+GREATER, TWO_SIDED = ALTERNATIVES = ('greater', 'two-sided')
+NORMAL, EMPIRICAL = P_FROM = ('normal', 'empirical')
+MIN_UNITS = 6  # fewer independent units get no interval and no verdict
+ALPHA = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """How targets are tested.
+
+  Attributes:
+    measure: one of `MEASURES`.
+    alternative: 'greater' (more than matched nulls) or 'two-sided'; '' takes
+      two-sided for `toward`, which has a direction, and greater for the shifts,
+      which have none.
+    min_cells: cells of a unit that target and null must each have.
+    p_from: one of `P_FROM`: what `p` and q are made of.
+  """
+
+  measure: str = SHIFT
+  alternative: str = ''
+  min_cells: int = 3
+  p_from: str = EMPIRICAL
+
+  def __post_init__(self):
+    if self.measure not in MEASURES:
+      raise errors.UserError(
+        f'measure {self.measure!r}: give one of {", ".join(MEASURES)}'
+      )
+    if self.alternative not in ('', *ALTERNATIVES):
+      raise errors.UserError(
+        f'alternative {self.alternative!r}: give {" or ".join(ALTERNATIVES)}'
+      )
+    if self.min_cells < 1:
+      raise errors.UserError(f'min_cells {self.min_cells} must be positive')
+    if self.p_from not in P_FROM:
+      raise errors.UserError(
+        f'p from {self.p_from!r}: give one of {", ".join(P_FROM)}'
+      )
+
+  @property
+  def side(self) -> str:
+    """The alternative in force."""
+    if self.alternative:
+      return self.alternative
+    return TWO_SIDED if self.measure == TOWARD else GREATER
+
+
+@dataclasses.dataclass(frozen=True)
+class Tests:
+  """T targets against their nulls, over U units.
+
+  Attributes:
+    target_T: int64 numbers of the variants.
+    units_U: names of the units.
+    effect_TU: float64 mean effect in each unit; NaN without enough cells.
+    cells_TU: int64 cells of the unit in which the variant acted.
+    null_mean_TU: what the nulls would have in these cells: the effect less
+      the contrast, set against that of the nulls.
+    null_sd_TU: spread of the nulls' contrasts in the unit.
+    z_TU: of each unit.
+    effect_T, null_mean_T, null_sd_T, z_T: of the mean over units.
+    contrast_low_T, contrast_high_T: 95 % interval of effect less null mean over
+      units (Student's t); NaN below `MIN_UNITS` units.
+    cells_T: int64 cells in which the variant acted.
+    num_units_T: int64 units that the mean is over.
+    num_null_T: int64 nulls with enough cells in more than half of them.
+    p_normal_T, p_empirical_T: NaN with one unit, or too few nulls.
+    p_T, q_T: the chosen one, and by Benjamini and Hochberg over all targets.
+    config: how.
+  """
+
+  target_T: np.ndarray
+  units_U: np.ndarray
+  effect_TU: np.ndarray
+  cells_TU: np.ndarray
+  null_mean_TU: np.ndarray
+  null_sd_TU: np.ndarray
+  z_TU: np.ndarray
+  effect_T: np.ndarray
+  null_mean_T: np.ndarray
+  null_sd_T: np.ndarray
+  z_T: np.ndarray
+  contrast_low_T: np.ndarray
+  contrast_high_T: np.ndarray
+  cells_T: np.ndarray
+  num_units_T: np.ndarray
+  num_null_T: np.ndarray
+  p_normal_T: np.ndarray
+  p_empirical_T: np.ndarray
+  p_T: np.ndarray
+  q_T: np.ndarray
+  config: Config
+
+
+def values(effects: effects_lib.CellEffects, measure: str) -> np.ndarray:
+  """A measure of all effects, float64 [N]."""
+  return np.asarray(getattr(effects, f'{measure}_N'), np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ByVariant:
+  """Effects sorted by variant; cells numbered without gaps."""
+
+  start_V1: np.ndarray
+  place_N: np.ndarray
+  value_N: np.ndarray
+  unit_C: np.ndarray
+  num_units: int
+
+  def of(self, variant: int) -> slice:
+    if not 0 <= variant < len(self.start_V1) - 1:
+      return slice(0, 0)
+    return slice(self.start_V1[variant], self.start_V1[variant + 1])
+
+  @property
+  def num_cells(self) -> int:
+    return len(self.unit_C)
+
+
+def _by_variant(effects, measure, unit_of, num_units) -> _ByVariant:
+  value_N = values(effects, measure)
+  unit_N = np.asarray(unit_of)[effects.cell_N]
+  kept_N = np.flatnonzero(np.isfinite(value_N) & (unit_N >= 0))
+  variant_N = np.asarray(effects.variant_N, np.int64)[kept_N]
+  cell_N = np.asarray(effects.cell_N)[kept_N]
+  order_N = np.lexsort((cell_N, variant_N))
+  kept_N, variant_N = kept_N[order_N], variant_N[order_N]
+  cells, place_N = np.unique(cell_N[order_N], return_inverse=True)
+  twice = (np.diff(variant_N) == 0) & (np.diff(place_N) == 0)
+  if twice.any():
+    raise errors.UserError(
+      'statistics: a variant has two effects in one cell; join the parts of a '
+      'screen once each'
+    )
+  last = int(variant_N.max(initial=-1))
+  return _ByVariant(
+    start_V1=np.searchsorted(variant_N, np.arange(last + 2)),
+    place_N=place_N,
+    value_N=value_N[kept_N],
+    unit_C=np.asarray(unit_of)[cells].astype(np.int64),
+    num_units=num_units,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contrasts:
+  """Contrasts of one target and its K nulls, by unit."""
+
+  target_U: np.ndarray
+  cells_U: np.ndarray
+  null_KU: np.ndarray
+  null_cells_KU: np.ndarray
+
+
+def _contrasts(data: _ByVariant, target: int, nulls: np.ndarray) -> _Contrasts:
+  spans = [data.of(int(k)) for k in nulls]
+  place_M = np.concatenate([data.place_N[s] for s in spans] or [[]])
+  place_M = place_M.astype(np.int64)
+  value_M = np.concatenate([data.value_N[s] for s in spans] or [[]])
+  null_M = np.repeat(np.arange(len(nulls)), [s.stop - s.start for s in spans])
+  sum_C = np.bincount(place_M, value_M, data.num_cells)
+  number_C = np.bincount(place_M, minlength=data.num_cells)
+  # Each null against the others that its cell shows.
+  others_M = number_C[place_M] - 1
+  with np.errstate(invalid='ignore', divide='ignore'):
+    mean_M = (sum_C[place_M] - value_M) / others_M
+  null_KU, null_cells_KU = _means(
+    null_M, data.unit_C[place_M], value_M - mean_M, others_M > 0,
+    len(nulls), data.num_units,
+  )  # fmt: skip
+  span = data.of(target)
+  place_n, value_n = data.place_N[span], data.value_N[span]
+  with np.errstate(invalid='ignore', divide='ignore'):
+    mean_n = sum_C[place_n] / number_C[place_n]
+  target_1U, cells_1U = _means(
+    np.zeros(len(place_n), np.int64), data.unit_C[place_n], value_n - mean_n,
+    number_C[place_n] > 0, 1, data.num_units,
+  )  # fmt: skip
+  return _Contrasts(target_1U[0], cells_1U[0], null_KU, null_cells_KU)
+
+
+def _means(row_M, unit_M, value_M, kept_M, rows, units):
+  """Means by row and unit, and how many values they are of."""
+  place = (row_M * units + unit_M)[kept_M]
+  number = np.bincount(place, minlength=rows * units)
+  with np.errstate(invalid='ignore', divide='ignore'):
+    mean = np.bincount(place, value_M[kept_M], rows * units) / number
+  return mean.reshape(rows, units), number.reshape(rows, units)
+
+
+def test(
+  effects: effects_lib.CellEffects,
+  matches: matching.Matches,
+  unit_of: np.ndarray,
+  units: Sequence[str],
+  config: Config = Config(),
+) -> Tests:
+  """Tests every target against its matched nulls.
+
+  Args:
+    effects: of targets and nulls.
+    matches: their nulls, by numbers of variants.
+    unit_of: number of the unit of every cell of the source; -1 leaves a cell
+      out (cells of other groups, cells without a donor).
+    units: names of the units.
+    config: how.
+
+  Raises:
+    UserError: a variant has two effects in one cell.
+  """
+  U, T = len(units), len(matches.target_T)
+  data = _by_variant(effects, config.measure, unit_of, U)
+  by_unit = np.full((4, T, U), np.nan)
+  effect_TU, null_mean_TU, null_sd_TU, z_TU = by_unit
+  over_units = np.full((6, T), np.nan)
+  effect_T, null_mean_T, null_sd_T, z_T, low_T, high_T = over_units
+  cells_TU = np.zeros((T, U), np.int64)
+  num_null_T, num_units_T = np.zeros(T, np.int64), np.zeros(T, np.int64)
+  p_normal_T = np.full(T, np.nan)
+  null_p: list[np.ndarray] = []
+  for t, target in enumerate(matches.target_T.tolist()):
+    span = data.of(target)
+    unit_n = data.unit_C[data.place_N[span]]
+    mean_1U, cells_1U = _means(
+      np.zeros(len(unit_n), np.int64), unit_n, data.value_N[span],
+      np.ones(len(unit_n), bool), 1, U,
+    )  # fmt: skip
+    cells_TU[t] = cells_1U[0]
+    nulls = matches.null_TK[t][matches.null_TK[t] >= 0]
+    found = _contrasts(data, target, nulls)
+    used_U = found.cells_U >= config.min_cells
+    num_units_T[t] = used_U.sum()
+    effect_TU[t] = np.where(cells_1U[0] >= config.min_cells, mean_1U[0], np.nan)
+    if not used_U.any():
+      continue
+    effect_T[t] = effect_TU[t][used_U].mean()
+    # Only units of the target. A null may lack some, where a gene is rare and
+    # units are many: asking for all would keep those of most cells.
+    is_there_KU = found.null_cells_KU[:, used_U] >= config.min_cells
+    enough_K = 2 * is_there_KU.sum(1) > used_U.sum()
+    num_null_T[t] = enough_K.sum()
+    if num_null_T[t] < matches.config.fewest:
+      continue
+    null_KU = np.where(is_there_KU, found.null_KU[:, used_U], np.nan)[enough_K]
+    contrast_U = found.target_U[used_U]
+    middle_U, sd_U = _moments(null_KU)
+    null_mean_TU[t, used_U] = effect_TU[t, used_U] - contrast_U + middle_U
+    null_sd_TU[t, used_U] = sd_U
+    z_TU[t, used_U] = _divided(contrast_U - middle_U, sd_U)
+    null_K, contrast = np.nanmean(null_KU, 1), contrast_U.mean()
+    middle, sd = null_K.mean(), null_K.std(ddof=1)
+    null_mean_T[t] = effect_T[t] - contrast + middle
+    null_sd_T[t] = sd
+    z_T[t] = _divided(contrast - middle, sd)
+    number = used_U.sum()
+    if number >= MIN_UNITS:
+      apart_U = effect_TU[t, used_U] - null_mean_TU[t, used_U]
+      half = scipy.stats.t.ppf(1 - ALPHA / 2, number - 1) * (
+        apart_U.std(ddof=1) / np.sqrt(number)
+      )
+      low_T[t], high_T[t] = apart_U.mean() - half, apart_U.mean() + half
+    if number > 1:
+      p_normal_T[t] = _p(z_T[t], len(null_K), config.side)
+      null_p.append(_left_out(null_K, config.side))
+  p_empirical_T = _empirical(p_normal_T, null_p)
+  p_T = p_empirical_T if config.p_from == EMPIRICAL else p_normal_T
+  return Tests(
+    target_T=matches.target_T,
+    units_U=np.asarray(units),
+    effect_TU=effect_TU,
+    cells_TU=cells_TU,
+    null_mean_TU=null_mean_TU,
+    null_sd_TU=null_sd_TU,
+    z_TU=z_TU,
+    effect_T=effect_T,
+    null_mean_T=null_mean_T,
+    null_sd_T=null_sd_T,
+    z_T=z_T,
+    contrast_low_T=low_T,
+    contrast_high_T=high_T,
+    cells_T=cells_TU.sum(1),
+    num_units_T=num_units_T,
+    num_null_T=num_null_T,
+    p_normal_T=p_normal_T,
+    p_empirical_T=p_empirical_T,
+    p_T=p_T,
+    q_T=false_discovery_rate(p_T),
+    config=config,
+  )
+
+
+def _moments(null_KU):
+  """Mean and sd of the nulls that have cells of a unit; NaN below two."""
+  is_there_KU = np.isfinite(null_KU)
+  number_U = is_there_KU.sum(0)
+  with np.errstate(invalid='ignore', divide='ignore'):
+    middle_U = np.where(is_there_KU, null_KU, 0.0).sum(0) / number_U
+    apart_KU = np.where(is_there_KU, null_KU - middle_U, 0.0)
+    return middle_U, np.sqrt((apart_KU**2).sum(0) / (number_U - 1))
+
+
+def _divided(apart, sd):
+  """Apart in units of sd; NaN where the nulls do not differ at all."""
+  with np.errstate(invalid='ignore', divide='ignore'):
+    return np.where(sd > 0, apart / sd, np.nan)
+
+
+def _p(z: np.ndarray, number: np.ndarray | int, side: str) -> np.ndarray:
+  """p of a new value against `number` normal ones, known by mean and sd."""
+  t = z / np.sqrt(1 + 1 / number)
+  if side == TWO_SIDED:
+    return 2 * scipy.stats.t.sf(np.abs(t), number - 1)
+  return scipy.stats.t.sf(t, number - 1)
+
+
+def _left_out(null_K: np.ndarray, side: str) -> np.ndarray:
+  """The normal p of every null against the others."""
+  number = len(null_K)
+  middle_K = (null_K.sum() - null_K) / (number - 1)
+  apart_K = null_K - null_K.mean()
+  # Sum of squares without one: ss - n / (n - 1) * apart^2.
+  rest_K = (apart_K**2).sum() - apart_K**2 * number / (number - 1)
+  sd_K = np.sqrt(np.maximum(rest_K, 0) / max(number - 2, 1))
+  return _p(_divided(null_K - middle_K, sd_K), number - 1, side)
+
+
+def _empirical(p_T: np.ndarray, null_p: list[np.ndarray]) -> np.ndarray:
+  """Share of all nulls whose p is as small, counting the target itself."""
+  pooled = np.sort(np.concatenate([*null_p, np.empty(0)]))
+  pooled = pooled[np.isfinite(pooled)]
+  found = np.searchsorted(pooled, p_T, side='right')
+  return np.where(np.isfinite(p_T), (1 + found) / (1 + len(pooled)), np.nan)
+
+
+def false_discovery_rate(p_T: np.ndarray) -> np.ndarray:
+  """q by Benjamini and Hochberg over all finite p; NaN stays NaN."""
+  p_T = np.asarray(p_T, np.float64)
+  q_T = np.full(p_T.shape, np.nan)
+  where = np.flatnonzero(np.isfinite(p_T))
+  if len(where):
+    q_T[where] = scipy.stats.false_discovery_control(p_T[where], method='bh')
+  return q_T
