@@ -7,10 +7,14 @@ checkpoints name their hashes. A folder of assets holds
   vocabulary.tsv.gz    genes and tokens
   medians.tsv          non-zero medians of the training cells
   knowledge.npz        prior tables and masks (no pickled objects)
+  original.npz         of converted weights: what has no other place
 """
 
 import dataclasses
 import io
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +31,20 @@ MANIFEST = 'assets.json'
 _VOCABULARY = 'vocabulary.tsv.gz'
 _MEDIANS = 'medians.tsv'
 _KNOWLEDGE = 'knowledge.npz'
+_ORIGINAL = 'original.npz'
+
+
+@dataclasses.dataclass(frozen=True)
+class Original:
+  """What a converted model does not use, kept to write the original again.
+
+  Attributes:
+    config: the original's configuration, in its own keys.
+    tensors: those that are no parameters of the model, under their names.
+  """
+
+  config: Mapping[str, Any]
+  tensors: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +56,14 @@ class Assets:
     vocabulary: genes and tokens; None for converted weights that came without.
     medians: divisors of the encoding; None likewise.
     encoding: how counts become ranked values.
+    original: of converted weights; None for others.
   """
 
   knowledge: knowledge_lib.Knowledge
   vocabulary: vocabulary_lib.Vocabulary | None = None
   medians: medians_lib.Medians | None = None
   encoding: encoding_lib.EncodingConfig = encoding_lib.EncodingConfig()
+  original: Original | None = None
 
 
 def save(folder: paths.PathLike, assets: Assets) -> dict[str, str]:
@@ -59,6 +79,11 @@ def save(folder: paths.PathLike, assets: Assets) -> dict[str, str]:
     paths.join(folder, _KNOWLEDGE), _knowledge_bytes(assets.knowledge)
   )
   files.append(_KNOWLEDGE)
+  if assets.original is not None:
+    paths.write_bytes(
+      paths.join(folder, _ORIGINAL), _original_bytes(assets.original)
+    )
+    files.append(_ORIGINAL)
   hashes = {f: paths.sha256_file(paths.join(folder, f)) for f in files}
   manifest = {
     'encoding': dataclasses.asdict(assets.encoding),
@@ -99,6 +124,9 @@ def load(folder: paths.PathLike) -> Assets:
     vocabulary = vocabulary_lib.Vocabulary.load(paths.join(folder, _VOCABULARY))
   if _MEDIANS in manifest['sha256']:
     table = medians_lib.Medians.load(paths.join(folder, _MEDIANS), vocabulary)
+  original = None
+  if _ORIGINAL in manifest['sha256']:
+    original = _read_original(paths.read_bytes(paths.join(folder, _ORIGINAL)))
   return Assets(
     knowledge=_read_knowledge(
       paths.read_bytes(paths.join(folder, _KNOWLEDGE)), manifest['priors']
@@ -106,6 +134,7 @@ def load(folder: paths.PathLike) -> Assets:
     vocabulary=vocabulary,
     medians=table,
     encoding=encoding_lib.EncodingConfig(**manifest['encoding']),
+    original=original,
   )
 
 
@@ -144,4 +173,24 @@ def _read_knowledge(data: bytes, names: list[str]) -> knowledge_lib.Knowledge:
       row_SV=arrays['row_SV'],
       tables={name: arrays[f'table/{name}'] for name in names},
       has_vector={name: arrays[f'has/{name}'] for name in names},
+    )
+
+
+def _original_bytes(original: Original) -> bytes:
+  arrays = {f'tensor/{n}': np.asarray(t) for n, t in original.tensors.items()}
+  arrays['config'] = np.array(json.dumps(dict(original.config), sort_keys=True))
+  buffer = io.BytesIO()
+  np.savez(buffer, allow_pickle=False, **arrays)
+  return buffer.getvalue()
+
+
+def _read_original(data: bytes) -> Original:
+  with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+    return Original(
+      config=json.loads(arrays['config'].item()),
+      tensors={
+        name.removeprefix('tensor/'): arrays[name]
+        for name in arrays.files
+        if name != 'config'
+      },
     )

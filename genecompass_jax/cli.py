@@ -149,7 +149,7 @@ def _parser(chosen: str, step: str) -> argparse.ArgumentParser:
     ),
     ('prior', 'public knowledge of genes -> prior tables', _prior),
     ('embed', 'cells -> embeddings in an h5ad file', _embed),
-    ('convert', 'weights of the original model -> ours', _convert),
+    ('convert', 'weights of the original <-> models, exports', _convert),
     ('plan', 'does a run fit a pod, and what will it cost?', _plan),
     ('report', 'held-out losses of a run beside the null models', _report),
     ('watch', 'runs while they train, in the terminal', _watch),
@@ -189,66 +189,9 @@ def _embed(parser: argparse.ArgumentParser) -> Runner:
 
 
 def _convert(parser: argparse.ArgumentParser) -> Runner:
-  formats = parser.add_subparsers(
-    title='formats', metavar='FORMAT', required=True
-  )
-  pytorch = formats.add_parser(
-    'pytorch',
-    help='npz or safetensors under the original names',
-    description='Converts a state dict of the original, saved as npz or '
-    'safetensors under its own names.',
-  )
-  pytorch.add_argument('source', metavar='WEIGHTS', help='npz or safetensors')
-  pytorch.add_argument(
-    '-o', '--output', required=True, metavar='DIR', help='folder to write'
-  )
-  pytorch.add_argument(
-    '--config',
-    metavar='CONFIG.json',
-    help='configuration in the keys of the original (heads, use_*, warm-up)',
-  )
-  pytorch.add_argument(
-    '--key-prefix',
-    default='',
-    metavar='PREFIX',
-    help='read names that begin so, and take it off',
-  )
-  pytorch.add_argument(
-    '--vocabulary',
-    default='',
-    metavar='FILE',
-    help='vocabulary.tsv.gz of a corpus or a model, for the tokens of the '
-    'weights; without it and --medians the model takes tokens, not counts',
-  )
-  pytorch.add_argument(
-    '--medians',
-    default='',
-    metavar='FILE',
-    help='medians.tsv of a model or medians_released.tsv.gz of a corpus',
-  )
+  from genecompass_jax.convert import command
 
-  def run(args: argparse.Namespace) -> None:
-    from genecompass_jax import convert, model, paths, pretrained
-
-    if paths.listdir(args.output):
-      raise errors.UserError(
-        f'{args.output} is not empty; give a new folder with -o'
-      )
-    config, params, assets, unused = convert.read_original(
-      args.source, args.config, args.key_prefix
-    )
-    assets = convert.with_genes(assets, config, args.vocabulary, args.medians)
-    restored = pretrained.PretrainedModel(config, params, assets)
-    pretrained.export(restored, args.output)
-    counts = model.count_parameters(config)
-    print(f'{args.output}: {counts.pop("total"):,} parameters')
-    for group, number in counts.items():
-      print(f'  {number:>12,} {group}')
-    if unused:
-      print(f'  not part of this model, left out: {", ".join(unused)}')
-
-  pytorch.set_defaults(run=run)
-  return run
+  return command.add_arguments(parser)
 
 
 def _report(parser: argparse.ArgumentParser) -> Runner:

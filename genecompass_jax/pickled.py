@@ -6,10 +6,11 @@ NumPy's own constructors are known as words, and nothing is ever imported or
 called. Anything else is refused in one line.
 """
 
+import dataclasses
 import math
 import pickletools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -63,11 +64,35 @@ _MAX_DEPTH = 32  # of containers in containers
 _MARK = object()
 
 
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+  """What pickles of some format may hold besides plain values and arrays.
+
+  Attributes:
+    names: 'module name' -> what it stands for: a function of this package that
+      makes a value of the arguments, or a value. They too are only compared.
+    persistent: makes a value of a persistent id, which stands for data outside
+      of the pickle; None where there is none.
+    advice: what an error says is read, and what to do.
+  """
+
+  names: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  persistent: Callable[[object], object] | None = None
+  advice: str = (
+    'only plain values and numeric arrays are read, so export it as npz, csv '
+    'or parquet'
+  )
+
+
+_PLAIN_VALUES = Dialect()
+
+
 class _Word:
   """A known name; it can be built from, and does nothing else."""
 
-  def __init__(self, word: str):
+  def __init__(self, word: str, make: Callable | None = None):
     self.word = word
+    self.make = make  # of a dialect
 
 
 class _Array:
@@ -89,25 +114,38 @@ def read(path: paths.PathLike) -> object:
     data = paths.read_bytes(path)
   except FileNotFoundError:
     raise errors.UserError(f'{path}: no such file') from None
-  if data.startswith(LFS_POINTER):
-    raise errors.UserError(
-      f'{path} is a Git-LFS pointer of {len(data)} bytes, not the data; fetch '
-      'it with "git lfs pull" in the repository it comes from'
-    )
+  check_no_pointer(path, data)
   try:
     return loads(data)
   except errors.UserError as error:
     raise errors.UserError(f'{path}: {error}') from None
 
 
-def loads(data: bytes) -> object:
+def check_no_pointer(path: paths.PathLike, data: bytes) -> None:
+  """Refuses what Git writes in place of a large file.
+
+  Args:
+    path: named in the message.
+    data: how the file begins.
+
+  Raises:
+    UserError: it is a Git-LFS pointer.
+  """
+  if data.startswith(LFS_POINTER):
+    raise errors.UserError(
+      f'{path} is a Git-LFS pointer, a few lines of text in place of the data; '
+      'fetch it with "git lfs pull" in the repository it comes from'
+    )
+
+
+def loads(data: bytes, dialect: Dialect = _PLAIN_VALUES) -> object:
   """The value of pickled data.
 
   Raises:
     UserError: it is damaged, or holds more than values; see `read`.
   """
   try:
-    return _Machine().run(data)
+    return _Machine(dialect).run(data)
   except errors.UserError:
     raise
   except (
@@ -122,7 +160,8 @@ def loads(data: bytes) -> object:
 class _Machine:
   """The stack, the memo and the instructions that are known."""
 
-  def __init__(self):
+  def __init__(self, dialect: Dialect):
+    self.dialect = dialect
     self.stack: list = []
     self.memo: dict = {}
     self.allowed = 0  # values
@@ -153,6 +192,10 @@ class _Machine:
       'REDUCE': lambda: self._reduce(*self._popped(2)),
       'BUILD': self._build,
     }
+    if dialect.persistent is not None:
+      self.done['BINPERSID'] = lambda: self.stack.append(
+        dialect.persistent(self.stack.pop())
+      )
 
   def run(self, data: bytes) -> object:
     """Carries out a pickle; ends at its STOP."""
@@ -181,8 +224,7 @@ class _Machine:
         self.done[name]()
       elif name not in _NO_WORK:
         raise errors.UserError(
-          f'the pickle asks for {name} at byte {place}; only plain values and '
-          'numeric arrays are read, so export it as npz, csv or parquet'
+          f'the pickle asks for {name} at byte {place}; {self.dialect.advice}'
         )
     raise ValueError('it has no end')
 
@@ -193,8 +235,7 @@ class _Machine:
       unfinished = any(isinstance(v, _Word | _Array) for v in value)
     if unfinished or (isinstance(value, _Array) and value.word == 'dtype'):
       raise errors.UserError(
-        'the pickle holds a class or function; only plain values and numeric '
-        'arrays are read'
+        f'the pickle holds a class or function; {self.dialect.advice}'
       )
     if isinstance(value, _Array):
       if value.value is None:
@@ -261,18 +302,25 @@ class _Machine:
     self.memo[len(self.memo)] = self.stack[-1]
 
   def _name(self, module: str, name: str) -> None:
-    word = _WORDS.get(f'{module} {name}')
-    if word is None:
-      raise errors.UserError(
-        f'the pickle names {module}.{name}; only plain values and numeric '
-        'arrays are read, so export it as npz, csv or parquet'
-      )
-    self.stack.append(_Word(word))
+    full = f'{module} {name}'
+    found = self.dialect.names.get(full)
+    if callable(found):
+      self.stack.append(_Word(full, found))
+    elif found is not None:
+      self.stack.append(found)
+    elif full in _WORDS:
+      self.stack.append(_Word(_WORDS[full]))
+    else:
+      shown = f'{module}.{name}'[:200]
+      shown = shown if shown.isprintable() else ascii(shown)
+      raise errors.UserError(f'the pickle names {shown}; {self.dialect.advice}')
 
   def _reduce(self, what: object, arguments: object) -> None:
     if not isinstance(what, _Word) or type(arguments) is not tuple:
       raise TypeError('a call of what is no constructor')
-    if what.word == 'dtype':
+    if what.make is not None:
+      built = what.make(*arguments)
+    elif what.word == 'dtype':
       built = _Array('dtype')
       built.value = _dtype(arguments[0])
     elif what.word == 'array':
@@ -309,10 +357,11 @@ class _Machine:
   def _build(self) -> None:
     state = self.stack.pop()
     built = self.stack[-1]
+    if type(built) is dict and type(state) is dict and self.dialect.names:
+      return  # attributes of a dict, such as torch's versions of modules
     if not isinstance(built, _Array) or type(state) is not tuple:
       raise errors.UserError(
-        'the pickle sets the state of an object; only plain values and numeric '
-        'arrays are read'
+        f'the pickle sets the state of an object; {self.dialect.advice}'
       )
     if built.word == 'dtype':
       order = state[1]

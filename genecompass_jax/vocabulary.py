@@ -9,6 +9,7 @@ several genes.
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -35,7 +36,8 @@ class Vocabulary:
     size: number of tokens V, `<pad>` and `<mask>` included.
     layout: 'compact': a mouse gene that shares a token has no row of its own.
       'released': every gene has a row, as in the original's 50,558; the row
-      of a mouse gene that shares a token is never used as input.
+      of a mouse gene that shares a token is never used as input. Genes that
+      share have the unused rows in their order.
     orthologues: 'one2one': a gene shares the token of its one-to-one
       orthologue in the first species of the table that has its group (human,
       if any). 'released': every gene of a group takes the token of the first
@@ -139,26 +141,49 @@ class Vocabulary:
         raise errors.UserError(
           f'orthologue pair {mouse_id!r}: {human_id!r} is not in the lists'
         )
-    mapped = set(mouse_to_human.values())
-    group_of = {i: i for i in human_ids if i in mapped} | dict(mouse_to_human)
-    known = gene_table.GeneTable.default()
-    rows = [known.row_of.get(gene_id) for gene_id in ids]
-
-    def column(values, default):
-      return tuple(default if g is None else values[g] for g in rows)
-
-    symbols = column(known.symbols, '')
-    table = gene_table.GeneTable(
-      gene_ids=ids,
-      symbols=tuple(name or i for name, i in zip(symbols, ids)),
-      aliases=column(known.aliases, ()),
-      entrez=column(known.entrez, ''),
-      species_G=np.repeat([0, 1], [len(human_ids), len(mouse_ids)]),
-      biotypes=column(known.biotypes, ''),
-      orthologue_groups=tuple(group_of.get(i, '') for i in ids),
-      header={'source': 'lists of gene ids'},
-    )
+    table = _table_of_lists(human_ids, mouse_ids, mouse_to_human)
     return cls.from_genes(table, orthologues='released', layout='released')
+
+  @classmethod
+  def from_tokens(
+    cls, token_of: Mapping[str, int], mouse_to_human: Mapping[str, str]
+  ) -> 'Vocabulary':
+    """The vocabulary of the original's dictionary {gene id: token}.
+
+    Args:
+      token_of: the genes, each with a token of its own; together they are
+        NUM_SPECIAL, NUM_SPECIAL + 1, ... in any order.
+      mouse_to_human: orthologues: such a mouse gene is read as the human one.
+
+    Raises:
+      UserError: tokens are missing or stand twice, an id is of neither
+        species, or the map is of other genes.
+    """
+    by_token = sorted(token_of, key=token_of.__getitem__)
+    wanted = range(NUM_SPECIAL, NUM_SPECIAL + len(by_token))
+    for gene_id, token in zip(by_token, wanted):
+      if token_of[gene_id] != token:
+        raise errors.UserError(
+          f'no gene, or several, have token {token}; every token from '
+          f'{NUM_SPECIAL} up to the last must be that of one gene'
+        )
+    species = {i: _species_of_id(i) for i in by_token}
+    if unknown := [i for i, code in species.items() if code is None]:
+      raise errors.UserError(
+        f'{len(unknown)} gene ids are neither human (ENSG...) nor mouse '
+        f'(ENSMUSG...), {unknown[0]!r} for one'
+      )
+    for mouse_id, human_id in mouse_to_human.items():
+      if (species.get(mouse_id), species.get(human_id)) != (1, 0):
+        raise errors.UserError(
+          f'{mouse_id!r}: {human_id!r} is no pair of a mouse and a human gene '
+          'of the dictionary'
+        )
+    lists = [[i for i in by_token if species[i] == code] for code in (0, 1)]
+    table = _table_of_lists(*lists, mouse_to_human)
+    token_G = [token_of[mouse_to_human.get(i, i)] for i in table.gene_ids]
+    size = NUM_SPECIAL + len(by_token)
+    return cls(table, np.array(token_G), size, 'released', 'released')
 
   def restrict(self, gene_ids: Iterable[str]) -> 'Vocabulary':
     """The vocabulary of some genes, and of the genes that share their tokens.
@@ -187,10 +212,12 @@ class Vocabulary:
   def _namer_V(self) -> np.ndarray:
     """Row of the gene that gives a token its name; -1 for special tokens."""
     namer_V = np.full(self.size, -1, np.int32)
+    namer_V[self.token_G[::-1]] = np.arange(len(self.genes))[::-1]
     if self.layout == 'released':
-      namer_V[NUM_SPECIAL:] = np.arange(len(self.genes))
-    else:
-      namer_V[self.token_G[::-1]] = np.arange(len(self.genes))[::-1]
+      shares_G = namer_V[self.token_G] != np.arange(len(self.genes))
+      unused_V = namer_V < 0
+      unused_V[:NUM_SPECIAL] = False
+      namer_V[unused_V] = np.flatnonzero(shares_G)
     return namer_V
 
   def tokens(self, gene_ids: Sequence[str]) -> np.ndarray:
@@ -317,6 +344,40 @@ class Vocabulary:
       )
     except ValueError as error:
       raise errors.UserError(f'{path}: {error}; build it again') from error
+
+
+def _table_of_lists(
+  human_ids: Sequence[str],
+  mouse_ids: Sequence[str],
+  mouse_to_human: Mapping[str, str],
+) -> gene_table.GeneTable:
+  """Lists of ids with what the default table knows about them."""
+  ids = (*human_ids, *mouse_ids)
+  mapped = set(mouse_to_human.values())
+  group_of = {i: i for i in human_ids if i in mapped} | dict(mouse_to_human)
+  known = gene_table.GeneTable.default()
+  rows = [known.row_of.get(gene_id) for gene_id in ids]
+
+  def column(values, default):
+    return tuple(default if g is None else values[g] for g in rows)
+
+  symbols = column(known.symbols, '')
+  return gene_table.GeneTable(
+    gene_ids=ids,
+    symbols=tuple(name or i for name, i in zip(symbols, ids)),
+    aliases=column(known.aliases, ()),
+    entrez=column(known.entrez, ''),
+    species_G=np.repeat([0, 1], [len(human_ids), len(mouse_ids)]),
+    biotypes=column(known.biotypes, ''),
+    orthologue_groups=tuple(group_of.get(i, '') for i in ids),
+    header={'source': 'lists of gene ids'},
+  )
+
+
+def _species_of_id(gene_id: str) -> int | None:
+  """Code of the species that an Ensembl id is of, None if of no other here."""
+  found = re.match(r'ENS(MUS)?G\d', gene_id)
+  return None if found is None else int(found[1] is not None)
 
 
 @functools.cache

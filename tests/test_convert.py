@@ -11,12 +11,12 @@ import safetensors.numpy
 import genecompass_jax as gc
 from genecompass_jax import (
   cli,
-  convert,
   errors,
   medians,
   model as model_lib,
   vocabulary,
 )
+from genecompass_jax.convert import names
 from tests.conftest import tiny_cells, tiny_genes
 
 HEADS = 2
@@ -28,11 +28,10 @@ def vocab():
   return vocabulary.Vocabulary.default().restrict(genes)
 
 
-@pytest.fixture(scope='module')
-def tensors(vocab):
+def random_weights(size):
   """A state dict under the original's names, of random weights."""
   config = model_lib.ModelConfig(
-    vocabulary_size=vocab.size,
+    vocabulary_size=size,
     width=8,
     num_layers=2,
     num_heads=HEADS,
@@ -41,10 +40,15 @@ def tensors(vocab):
     priors=(('grn', 4),),
     missing_prior='released',
   )
-  found = convert.params_to_original(model_lib.init(config, 0), config)
+  found = names.params_to_original(model_lib.init(config, 0), config)
   name = 'bert.embeddings.peca_grn_knowledge'
-  found[name] = np.random.default_rng(0).normal(size=(vocab.size, 4))
+  found[name] = np.random.default_rng(0).normal(size=(size, 4))
   return {k: np.asarray(v, np.float32) for k, v in found.items()}
+
+
+@pytest.fixture(scope='module')
+def tensors(vocab):
+  return random_weights(vocab.size)
 
 
 @pytest.fixture
@@ -111,7 +115,7 @@ def test_safetensors_of_any_float(tensors, command, tmp_path, dtype):
   code, _ = command(tensors, save=save, name='w.safetensors')
   assert code == 0
   loaded = gc.load(tmp_path / 'model')
-  found = convert.params_to_original(loaded.params, loaded.config)
+  found = names.params_to_original(loaded.params, loaded.config)
   for name, value in found.items():
     expected = tensors[name].astype(dtype).astype(np.float32)
     np.testing.assert_array_equal(value, expected, err_msg=name)

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from genecompass_jax import convert, errors, model, optimizer, tensor_files
+from genecompass_jax import errors, model, optimizer, tensor_files
+from genecompass_jax.convert import names, original
 
 STEPS = 7
 CONFIG = optimizer.OptimizerConfig(
@@ -145,7 +146,7 @@ def test_what_decays_is_what_decayed_in_the_recorded_run(oracle):
     shapes,
     optimizer.is_decayed(shapes),
   )
-  tensors = convert.params_to_original(flags, config)
+  tensors = names.params_to_original(flags, config)
   assert all(len(np.unique(t)) == 1 for t in tensors.values())
   decayed = {name for name, tensor in tensors.items() if tensor.any()}
   recorded = {
@@ -160,7 +161,7 @@ def test_what_decays_is_what_decayed_in_the_recorded_run(oracle):
 def tiny_full(oracle):
   meta = json.loads((oracle / 'meta.json').read_text())['files']
   tensors = tensor_files.read(oracle / 'tiny_full.npz', 'sd/')
-  return convert.config_from_original(tensors, meta['tiny_full.npz']['config'])
+  return original.config_from_original(tensors, meta['tiny_full.npz']['config'])
 
 
 @pytest.mark.parametrize(

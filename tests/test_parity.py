@@ -12,7 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from genecompass_jax import convert, optimizer, pretrained
+from genecompass_jax import cli, optimizer, pretrained
+from genecompass_jax.convert import names, original
+from tests import torch_zips
 
 PRETRAINING = [
   'tiny_full',
@@ -32,8 +34,8 @@ def highest_precision():
     yield
 
 
-def load(oracle, name, tmp_path):
-  """A recorded model, its recorded arrays and its number of genes a cell."""
+def recorded_weights(oracle, name):
+  """State dict and config of a recorded model, and its recorded arrays."""
   meta = json.loads((oracle / 'meta.json').read_text())['files'][f'{name}.npz']
   arrays = dict(np.load(oracle / f'{name}.npz'))
   source = dict(arrays)
@@ -41,9 +43,22 @@ def load(oracle, name, tmp_path):
     # Same weights as tiny_full, the warm-up factor apart.
     source = dict(np.load(oracle / 'tiny_full.npz'))
     source['sd/emb_warmup.alpha'] = np.float32(meta.get('alpha_param', 1.0))
-  np.savez(tmp_path / 'weights.npz', **source)
+  weights = {
+    key.removeprefix('sd/'): np.asarray(value)
+    for key, value in source.items()
+    if key.startswith('sd/')
+  }
+  return weights, arrays, meta
+
+
+def load(oracle, name, tmp_path):
+  """A recorded model, its recorded arrays and its number of genes a cell."""
+  weights, arrays, meta = recorded_weights(oracle, name)
+  np.savez(
+    tmp_path / 'weights.npz', **{f'sd/{k}': v for k, v in weights.items()}
+  )
   (tmp_path / 'config.json').write_text(json.dumps(meta['config']))
-  config, params, assets, _ = convert.read_original(
+  config, params, assets, _ = original.read_original(
     tmp_path / 'weights.npz', tmp_path / 'config.json', 'sd/'
   )
   model = pretrained.PretrainedModel(config, params, assets)
@@ -105,7 +120,7 @@ def test_loss_and_gradients_equal_the_recorded_original(oracle, name, tmp_path):
     for key, value in arrays.items()
     if key.startswith('grad/')
   }
-  ours = convert.params_to_original(grads, model.config)
+  ours = names.params_to_original(grads, model.config)
   for key, value in recorded.items():
     np.testing.assert_allclose(ours[key], value, atol=1e-5, err_msg=key)
   if recorded:
@@ -122,6 +137,43 @@ def test_task_heads_equal_the_recorded_original(oracle, name, tmp_path):
   np.testing.assert_allclose(
     model.logits(batch), arrays['out/logits'], atol=2e-5
   )
+
+
+def write_release(folder, weights, config):
+  """A folder as Hugging Face writes it, weights tied as in PyTorch."""
+  folder.mkdir()
+  torch_zips.write(
+    folder / 'pytorch_model.bin',
+    weights,
+    ties=[(c, o) for c, o in names.TIED.items() if c in weights],
+    root='archive',
+  )
+  (folder / 'config.json').write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize('name', [*PRETRAINING, *HEADS])
+def test_a_file_of_pytorch_gives_the_same_model(oracle, name, tmp_path):
+  weights, _, meta = recorded_weights(oracle, name)
+  model, _, _ = load(oracle, name, tmp_path)
+  write_release(tmp_path / 'release', weights, meta['config'])
+  config, params, assets, _ = original.read_original(tmp_path / 'release')
+  assert config == model.config
+  jax.tree.map(np.testing.assert_array_equal, params, model.params)
+  jax.tree.map(
+    np.testing.assert_array_equal, assets.knowledge, model.assets.knowledge
+  )
+
+
+@pytest.mark.parametrize('name', ['tiny_full', 'tiny_seqcls_nocls'])
+def test_a_converted_folder_answers_as_the_original(oracle, name, tmp_path):
+  weights, arrays, meta = recorded_weights(oracle, name)
+  write_release(tmp_path / 'release', weights, meta['config'])
+  words = ['convert', 'pytorch', tmp_path / 'release', '-o', tmp_path / 'model']
+  assert cli.main([str(word) for word in words]) == 0
+  model = pretrained.load(tmp_path / 'model')
+  found = model.logits(batch_of(arrays, np.asarray(meta['lengths'])))
+  found = found[0] if name == 'tiny_full' else found
+  np.testing.assert_allclose(found, arrays['out/logits'], atol=2e-5)
 
 
 @pytest.mark.parametrize('name', ['torchadamw', 'hfadamw'])
@@ -174,7 +226,7 @@ def test_ten_optimiser_steps_follow_the_recorded_run(oracle, name, tmp_path):
     np.testing.assert_allclose(
       optax.global_norm(grads), run['out/grad_norm'][index], rtol=1e-4
     )
-  final = convert.params_to_original(params, model.config)
+  final = names.params_to_original(params, model.config)
   for key, value in final.items():
     if key.endswith('attention.self.key.bias'):
       continue  # its gradient is 0 but for rounding, which Adam blows up
@@ -185,7 +237,7 @@ def test_ten_optimiser_steps_follow_the_recorded_run(oracle, name, tmp_path):
 
 def test_original_names_round_trip(oracle, tmp_path):
   model, arrays, _ = load(oracle, 'tiny_full', tmp_path)
-  tensors = convert.params_to_original(model.params, model.config)
+  tensors = names.params_to_original(model.params, model.config)
   for name, tensor in tensors.items():
     np.testing.assert_array_equal(tensor, arrays[f'sd/{name}'])
 
@@ -198,7 +250,7 @@ def test_golden_forward_loss_and_gradients():
   make it an option that is off by default, do not record anew.
   """
   golden = pathlib.Path(__file__).parent / 'golden'
-  config, params, assets, unused = convert.read_original(
+  config, params, assets, unused = original.read_original(
     golden / 'original_tiny.npz', golden / 'original_tiny.json', 'sd/'
   )
   assert not unused
@@ -220,7 +272,7 @@ def test_golden_forward_loss_and_gradients():
 
   total, grads = jax.value_and_grad(loss)(model.params)
   np.testing.assert_allclose(total, arrays['out/loss'], rtol=1e-6)
-  ours = convert.params_to_original(grads, config)
+  ours = names.params_to_original(grads, config)
   for key in arrays:
     if key.startswith('grad/'):
       name = key.removeprefix('grad/')

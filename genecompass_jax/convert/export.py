@@ -1,0 +1,61 @@
+"""A model as files of the original: weights, config, and a model card."""
+
+import io
+
+import numpy as np
+
+from genecompass_jax import errors, paths, pretrained, tensor_files
+from genecompass_jax.convert import original, state_dict
+
+_WEIGHTS = 'model.safetensors'  # in a folder
+
+
+def write(model: pretrained.PretrainedModel, output: str) -> list[str]:
+  """Writes a model under the original's names.
+
+  Args:
+    model: a restored model.
+    output: a .safetensors or .npz file, or a folder for `model.safetensors`.
+
+  Returns:
+    Places of the files: weights first, then what was written beside them.
+
+  Raises:
+    UserError: the file is there already, or the original has no place for a
+      part of the model.
+  """
+  if not output.endswith(('.safetensors', '.npz')):
+    if paths.exists(output) and not tensor_files.is_folder(output):
+      raise errors.UserError(
+        f'{output}: name a .safetensors or .npz file with -o, or a folder'
+      )
+    output = paths.join(output, _WEIGHTS)
+  if paths.exists(output):
+    raise errors.UserError(f'{output} is there already; name another with -o')
+  paths.check_writable(output)
+  tensors = state_dict.state_dict(model)
+  config = _beside(output, original.CONFIG)
+  paths.write_json(config, state_dict.original_config(model))
+  if output.endswith('.npz'):
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **tensors)
+    paths.write_bytes(output, buffer.getvalue())
+  else:
+    tensor_files.write_safetensors(output, tensors)
+  return [output, config]
+
+
+def _beside(output: str, name: str) -> str:
+  """A place for a file beside weights; others' files stay as they are.
+
+  A name that is taken is put behind that of the weights.
+  """
+  folder, _, file = output.rpartition('/')
+  stem = file.rpartition('.')[0]
+  for candidate in (name, f'{stem}.{name}'):
+    place = f'{folder}/{candidate}' if folder else candidate
+    if not paths.exists(place):
+      return place
+  raise errors.UserError(
+    f'{place} is there already; name other weights with -o'
+  )
