@@ -83,6 +83,7 @@ def attend(
   kind: str,
   dropout_rate: float = 0.0,
   dropout_keys_B: Array | None = None,
+  key_bias_BL: Array | None = None,
   keep_probabilities: bool = False,
   interpret: bool = False,
 ) -> Array:
@@ -97,15 +98,24 @@ def attend(
       than 4,096 slots are dropped, else 'chunked'.
     dropout_rate: of probabilities; 'xla' and 'chunked' alone.
     dropout_keys_B: a key a row; None for evaluation.
+    key_bias_BL: float32 added to all scores of a key; 'xla' alone, which
+      'auto' is then.
     keep_probabilities: whether the backward pass reads probabilities from
       memory or makes them anew; 'xla' alone.
     interpret: run the Pallas kernels in Python, for tests without the device.
 
   Returns:
     [B, L, H, K] in the type of the query.
+
+  Raises:
+    ValueError: a bias of keys for a kind that knows none.
   """
   length, head_dim = query_BLHK.shape[1], query_BLHK.shape[3]
   draws = dropout_keys_B is not None and dropout_rate > 0
+  if key_bias_BL is not None:
+    if kind not in ('auto', 'xla'):
+      raise ValueError(f'attention {kind!r} takes no bias of keys')
+    kind = 'xla'
   if kind == 'auto':
     # Chunks take less time and memory (experiments/benchmarks/waterfall.py, on
     # two CPU cores; accelerators, which take this in float32 alone, were not
@@ -138,7 +148,8 @@ def attend(
     if not keep_probabilities:
       plain = layers.recomputed(plain)
     out_BLHK = plain(
-      query_BLHK, key_BLHK, value_BLHK, segments_BL, segments_BL, dropout_keys_B
+      *(query_BLHK, key_BLHK, value_BLHK, segments_BL, segments_BL),
+      *(dropout_keys_B, key_bias_BL),
     )
     return checkpoint_name(out_BLHK, KEPT)
   return _on_each_device(kernel)(
@@ -174,6 +185,7 @@ def _plain(
   query_segments_BL,
   segments_BM,
   dropout_keys_B,
+  key_bias_BM=None,
   *,
   scale,
   rate,
@@ -181,7 +193,9 @@ def _plain(
   """All scores at once, softmax in float32."""
   # On [B, H, L, M], the largest arrays of a step, as little as possible: the
   # scale goes to the queries, and the mask is added.
-  lowest_BLM = chunked_attention.added_to_scores(query_segments_BL, segments_BM)
+  added_BLM = chunked_attention.added_to_scores(query_segments_BL, segments_BM)
+  if key_bias_BM is not None:
+    added_BLM += key_bias_BM[:, None]
   query_BLHK = query_BLHK * jnp.asarray(scale, query_BLHK.dtype)
   scores_BHLM = jnp.einsum(
     'BLHK,BMHK->BHLM',
@@ -189,7 +203,7 @@ def _plain(
     key_BMHK,
     preferred_element_type=jnp.float32,
   )
-  probs_BHLM = jax.nn.softmax(scores_BHLM + lowest_BLM[:, None], axis=-1)
+  probs_BHLM = jax.nn.softmax(scores_BHLM + added_BLM[:, None], axis=-1)
   probs_BHLM = layers.dropout(probs_BHLM, rate, dropout_keys_B)
   return jnp.einsum(
     'BHLM,BMHK->BLHK', probs_BHLM.astype(value_BMHK.dtype), value_BMHK

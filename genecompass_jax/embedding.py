@@ -97,8 +97,12 @@ class KnowledgeEmbedding(nnx.Module):
     *,
     prior_scale: Array | float,
     dropout_keys_B: Array | None,
+    retreat_BL: Array | None = None,
   ) -> Array:
-    """Embeds every slot: x_BLD in the precision of the model."""
+    """Embeds every slot: x_BLD in the precision of the model.
+
+    `retreat_BL` is that of `schemas.Gates`.
+    """
     config = self.config
     x_BLD = self.fused(
       jnp.asarray(batch.gene_ids_BL),
@@ -107,7 +111,11 @@ class KnowledgeEmbedding(nnx.Module):
       knowledge,
       prior_scale=prior_scale,
     )
-    place_BLD = self._positions(jnp.asarray(batch.positions_BL))
+    positions_BL = jnp.asarray(batch.positions_BL)
+    place_BLD = self._positions(positions_BL)
+    if retreat_BL is not None:
+      better_BLD = self._positions(jnp.maximum(positions_BL - 1, 0))
+      place_BLD += retreat_BL[..., None] * (better_BLD - place_BLD)
     x_BLD = layers.layer_norm(
       x_BLD, self.norm, config.norm_epsilon, add=place_BLD + self.token_type[0]
     )

@@ -72,6 +72,7 @@ class Encoder(nnx.Module):
     *,
     dropout_keys_B: Array | None,
     every_layer: bool = False,
+    key_bias_BL: Array | None = None,
   ) -> Array:
     """Runs all blocks.
 
@@ -80,6 +81,7 @@ class Encoder(nnx.Module):
       segments_BL: cell of each slot, 0 in padding; a gene sees its own cell.
       dropout_keys_B: a key a row; None for evaluation.
       every_layer: return the states after every block, [N, B, L, D].
+      key_bias_BL: see `schemas.Gates`.
 
     Returns:
       States [B, L, D], or [N, B, L, D], in the type of x. Under norm_order
@@ -92,7 +94,9 @@ class Encoder(nnx.Module):
     def block(x_BLD, layer):
       params, index = layer
       keys_B = layers.fold_in(dropout_keys_B, index)
-      x_BLD = encoder_block(x_BLD, segments_BL, params, config, keys_B)
+      x_BLD = encoder_block(
+        x_BLD, segments_BL, params, config, keys_B, key_bias_BL
+      )
       x_BLD = sharding.constrain_slots(x_BLD)
       return x_BLD, (x_BLD if every_layer else None)
 
@@ -117,6 +121,7 @@ def encoder_block(
   params: Params,
   config: ModelConfig,
   dropout_keys_B: Array | None,
+  key_bias_BL: Array | None = None,
 ) -> Array:
   """One block: self-attention, then feed-forward, with norms after or before.
 
@@ -126,13 +131,16 @@ def encoder_block(
     params: of this block.
     config: of the model.
     dropout_keys_B: a key a row; None for evaluation.
+    key_bias_BL: see `schemas.Gates`.
   """
   keys = [layers.fold_in(dropout_keys_B, i) for i in range(3)]
   is_pre = config.norm_order == 'pre'
   norm = functools.partial(layers.layer_norm, epsilon=config.norm_epsilon)
 
   h_BLD = norm(x_BLD, params['attention_norm']) if is_pre else x_BLD
-  h_BLD = _self_attention(h_BLD, segments_BL, params, config, keys[0])
+  h_BLD = _self_attention(
+    h_BLD, segments_BL, params, config, keys[0], key_bias_BL
+  )
   h_BLD = layers.dropout(h_BLD, config.hidden_dropout, keys[1])
   if is_pre:
     x_BLD += h_BLD
@@ -147,7 +155,7 @@ def encoder_block(
 
 
 def _self_attention(
-  x_BLD, segments_BL, params, config, dropout_keys_B
+  x_BLD, segments_BL, params, config, dropout_keys_B, key_bias_BL
 ) -> Array:
   product = functools.partial(layers.product, precision=config.precision)
 
@@ -166,6 +174,7 @@ def _self_attention(
     kind=config.attention,
     dropout_rate=config.attention_dropout,
     dropout_keys_B=dropout_keys_B,
+    key_bias_BL=key_bias_BL,
     keep_probabilities=config.remat != 'none' or drops,
   )
   return product(
@@ -289,6 +298,7 @@ class GeneCompass(nnx.Module):
     prior_scale: Array | float | None = None,
     dropout_keys_B: Array | None = None,
     every_layer: bool = False,
+    gates: schemas.Gates | None = None,
   ) -> Array:
     """Hidden states of all slots.
 
@@ -299,6 +309,8 @@ class GeneCompass(nnx.Module):
       prior_scale: overrides the config's factor on projected priors.
       dropout_keys_B: a key a row (`layers.keys_of_rows`); None for evaluation.
       every_layer: also return the embedding and every block's output.
+      gates: opened for derivatives; in evaluation, with attention 'auto' or
+        'xla'.
 
     Returns:
       float32 [B, L, D], or with `every_layer` [N + 1, B, L, D].
@@ -311,10 +323,18 @@ class GeneCompass(nnx.Module):
     if not config.use_cls:
       segments_BL = jnp.where(batch.is_cls_BL, 0, segments_BL)
     x_BLD = self.embedding(
-      batch, knowledge, prior_scale=prior_scale, dropout_keys_B=keys[0]
+      batch,
+      knowledge,
+      prior_scale=prior_scale,
+      dropout_keys_B=keys[0],
+      retreat_BL=None if gates is None else gates.retreat_BL,
     )
     h = self.encoder(
-      x_BLD, segments_BL, dropout_keys_B=keys[1], every_layer=every_layer
+      x_BLD,
+      segments_BL,
+      dropout_keys_B=keys[1],
+      every_layer=every_layer,
+      key_bias_BL=None if gates is None else gates.key_bias_BL,
     )
     h = jnp.concatenate([x_BLD[None], h]) if every_layer else h
     return h.astype(jnp.float32)

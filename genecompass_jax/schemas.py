@@ -49,6 +49,25 @@ class CellBatch:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Gates:
+  """Where a cell is open to the removal of single genes, smoothly.
+
+  With zeros, nothing changes. Derivatives at zero say to first order what the
+  deletion of a gene does: its key bias falls, and genes behind it retreat.
+
+  Attributes:
+    key_bias_BL: float32 added to every score of the slot's key: the logarithm
+      of its weight in the attention of others.
+    retreat_BL: float32 share of the way that the slot's position has moved to
+      the next better rank.
+  """
+
+  key_bias_BL: Array
+  retreat_BL: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class PretrainingBatch:
   """Cells with hidden genes, and what was hidden.
 

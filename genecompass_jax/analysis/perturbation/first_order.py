@@ -1,0 +1,162 @@
+"""What deleting each gene of a cell would do, to first order.
+
+A deletion takes a gene out of the attention of all others, and lets those
+behind it move up by one rank. Both can be begun a little (`schemas.Gates`), so
+that a backward pass through one run of the cell gives the derivative of any
+number with respect to the deletion of every gene at once:
+
+  of a number f:  -df/d(key bias of i) + sum over j behind i of df/d(retreat_j)
+
+The change along an axis is such a number: one backward pass. The shift is half
+the square of a vector's length, which has no derivative where it begins; it is
+estimated from `probes` random directions, each of them a backward pass: for
+normal directions the mean squared derivative is the squared length of the
+change, with a relative error of sqrt(2 / probes). What a gene does to its own
+state, and the gene that comes in at the cut, are left out. A deletion is no
+small change: the numbers are for choosing what to delete in earnest.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genecompass_jax import model as model_lib, rows, schemas
+from genecompass_jax.analysis import placed_model
+from genecompass_jax.analysis.perturbation import (
+  axes,
+  cell_set,
+  comparison,
+  ranks,
+)
+
+PROBES = 16
+# Backward passes that run together, over all rows of a batch.
+_TOGETHER = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstOrder:
+  """Estimates for every gene that every cell shows to the model.
+
+  Attributes:
+    cell_N: int64 row of the cell in the source.
+    token_N: int32.
+    rank_N: int32, from 0.
+    shift_N: float32 estimate of `CellEffects.shift_N`.
+    toward_N: float32 estimate of `CellEffects.toward_N`; NaN without an axis.
+  """
+
+  cell_N: np.ndarray
+  token_N: np.ndarray
+  rank_N: np.ndarray
+  shift_N: np.ndarray
+  toward_N: np.ndarray
+
+
+def score(
+  placed: placed_model.PlacedModel,
+  cells: cell_set.CellSet,
+  *,
+  pooling: str,
+  axis: axes.Axis | None = None,
+  probes: int = PROBES,
+  seed: int = 0,
+  batch_slots: int = 4096,
+) -> FirstOrder:
+  """Scores all genes of all cells.
+
+  Args:
+    placed: the model.
+    cells: unperturbed cells.
+    pooling: 'cls' or 'mean'.
+    axis: for `toward_N`.
+    probes: random directions for `shift_N`; 0 for none, then it is NaN.
+    seed: of the directions.
+    batch_slots: slots that run together on one device.
+  """
+  base = cells.encode()
+  length_C = np.diff(base.starts_C1)
+  directions_PD = _directions(placed.config.width, probes, axis, seed)
+  shift_N = np.full(len(base.gene_ids_N), np.nan, np.float32)
+  toward_N = np.full(len(base.gene_ids_N), np.nan, np.float32)
+  bucket_C = np.searchsorted(placed.buckets, length_C + 1)
+  for b, slots in enumerate(placed.buckets):
+    in_bucket = np.flatnonzero(bucket_C == b)
+    wanted = max(1, batch_slots // slots) * placed.num_devices
+    rows_a_batch = placed.num_rows(wanted)
+    for first in range(0, len(in_bucket), rows_a_batch):
+      index = in_bucket[first : first + rows_a_batch]
+      batch = rows.cell_batch_rows(
+        ranks.take(base, index),
+        np.full(len(index), cells.species),
+        slots,
+        rows_a_batch,
+      )
+      change_PBL = np.asarray(
+        _changes(
+          placed.params,
+          placed.knowledge,
+          placed.put(batch),
+          directions_PD,
+          placed.config,
+          pooling,
+        )
+      )
+      for row, cell in enumerate(index):
+        own = slice(*base.starts_C1[cell : cell + 2])
+        change_Pn = change_PBL[:, row, 1 : length_C[cell] + 1]
+        if probes:
+          shift_N[own] = 0.5 * np.mean(change_Pn[:probes] ** 2, axis=0)
+        if axis is not None:
+          toward_N[own] = change_Pn[-1]
+  cell_N = np.repeat(np.arange(cells.num_cells), length_C)
+  rank_N = np.arange(len(cell_N)) - np.repeat(base.starts_C1[:-1], length_C)
+  return FirstOrder(
+    cell_N=cells.row_C[cell_N],
+    token_N=base.gene_ids_N,
+    rank_N=rank_N.astype(np.int32),
+    shift_N=shift_N,
+    toward_N=toward_N,
+  )
+
+
+def _directions(
+  width: int, probes: int, axis: axes.Axis | None, seed: int
+) -> np.ndarray:
+  """Directions to differentiate along, the axis last: [P, D]."""
+  rng = np.random.default_rng(seed)
+  found = [rng.standard_normal((probes, width))]
+  if probes >= width:  # every direction once, in place of random ones
+    found = [np.eye(width)[np.arange(probes) % width] * width**0.5]
+  if axis is not None:
+    found.append(axis.direction_D[None])
+  return np.concatenate(found).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _changes(params, knowledge, batch, directions_PD, config, pooling):
+  """Derivative along each direction by the deletion of each slot, [P, B, L]."""
+  network = model_lib.bind(config, params)
+  shape = batch.gene_ids_BL.shape
+  zeros_BL = jnp.zeros(shape, jnp.float32)
+  is_gene_BL = (batch.segments_BL > 0) & ~batch.is_cls_BL
+  weights_BL = is_gene_BL.astype(jnp.float32)
+
+  def pooled(gates):
+    hidden_BLD = network(batch, knowledge, gates=gates)
+    return comparison.pool(hidden_BLD, weights_BL, pooling)
+
+  _, pull_back = jax.vjp(pooled, schemas.Gates(zeros_BL, zeros_BL))
+
+  def along(direction_D):
+    (gates,) = pull_back(
+      jnp.broadcast_to(direction_D, (shape[0], len(direction_D)))
+    )
+    retreat_BL = gates.retreat_BL * weights_BL
+    behind_BL = jnp.cumsum(retreat_BL[:, ::-1], axis=1)[:, ::-1] - retreat_BL
+    return (behind_BL - gates.key_bias_BL) * weights_BL
+
+  return jax.lax.map(along, directions_PD, batch_size=_TOGETHER)

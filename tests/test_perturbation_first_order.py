@@ -1,0 +1,114 @@
+"""First-order estimates of deletions: derivatives, and their order."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import genecompass_jax as gc
+from genecompass_jax import model as model_lib, rows, schemas
+from genecompass_jax.analysis import model_cells, placed_model
+from genecompass_jax.analysis.perturbation import (
+  axes,
+  cell_set,
+  comparison,
+  first_order,
+  interventions,
+  screen,
+)
+from tests.conftest import tiny_cells
+
+
+@pytest.fixture(scope='module')
+def model(trained):
+  return gc.load(trained)
+
+
+@pytest.fixture(scope='module')
+def cells(model):
+  adata = tiny_cells(8, seed=5)
+  return cell_set.read(model_cells.open_cells(adata, model), model)
+
+
+@pytest.fixture(scope='module')
+def placed(model):
+  return placed_model.place(model)
+
+
+@pytest.mark.parametrize('pooling', screen.POOLINGS)
+def test_the_estimate_is_the_derivative(model, cells, placed, pooling):
+  """Against differences: gates of one gene opened a little by hand."""
+  goal, start = cells.take(np.arange(4)), cells.take(np.arange(4, 8))
+  axis = axes.between(placed, ('a', start), ('b', goal), pooling)
+  found = first_order.score(placed, cells, pooling=pooling, axis=axis)
+  base = cells.encode()
+  batch = rows.cell_batch_rows(base, np.zeros(8, int), 64)
+  weights_BL = (batch.gene_ids_BL > 0).astype(np.float32)
+  network = model_lib.bind(placed.config, placed.params)
+
+  def along(key_bias_BL, retreat_BL):
+    hidden_BLD = network(
+      batch,
+      placed.knowledge,
+      gates=schemas.Gates(jnp.array(key_bias_BL), jnp.array(retreat_BL)),
+    )
+    pooled_BD = comparison.pool(hidden_BLD, weights_BL, pooling)
+    return np.asarray(pooled_BD, np.float64) @ axis.direction_D
+
+  step = 0.05
+  for cell, rank in ((0, 0), (1, 7), (5, 20), (7, 3)):
+    sides = []
+    for sign in (1, -1):
+      key_bias_BL = np.zeros((8, 64), np.float32)
+      retreat_BL = np.zeros((8, 64), np.float32)
+      key_bias_BL[cell, rank + 1] = -sign * step
+      retreat_BL[cell, rank + 2 :] = sign * step * weights_BL[cell, rank + 2 :]
+      sides.append(along(key_bias_BL, retreat_BL)[cell])
+    n = base.starts_C1[cell] + rank
+    expected = (sides[0] - sides[1]) / (2 * step)
+    assert abs(expected) > 1e-5
+    np.testing.assert_allclose(
+      found.toward_N[n], expected, rtol=0.02, atol=2e-6
+    )
+
+
+def test_gates_of_zero_change_nothing(cells, placed):
+  batch = rows.cell_batch_rows(cells.encode(), np.zeros(8, int), 64)
+  network = model_lib.bind(placed.config, placed.params)
+  zeros = jnp.zeros((8, 64))
+  np.testing.assert_allclose(
+    network(batch, placed.knowledge, gates=schemas.Gates(zeros, zeros)),
+    network(batch, placed.knowledge),
+    atol=2e-6,
+  )
+
+
+def test_enough_probes_are_all_directions(cells, placed):
+  """With every direction the estimate is the squared length itself."""
+  width = placed.config.width
+  whole = first_order.score(placed, cells, pooling='mean', probes=width)
+  few = first_order.score(placed, cells, pooling='mean', probes=8)
+  ratio = few.shift_N.sum() / whole.shift_N.sum()
+  assert 0.5 < ratio < 2
+  assert np.corrcoef(np.log(few.shift_N), np.log(whole.shift_N))[0, 1] > 0.8
+
+
+def test_it_finds_the_genes_that_matter(cells, placed):
+  estimate = first_order.score(placed, cells, pooling='mean')
+  tokens = np.unique(estimate.token_N)
+  done = [
+    interventions.Intervention('delete', (int(t),), (f't{t}',)) for t in tokens
+  ]
+  work = screen.Screen(placed, cells, done)
+  exact = screen.joined([work.run(g) for g in work.groups])
+  key = np.lexsort((estimate.token_N, estimate.cell_N))
+  exact_token_N = tokens[exact.variant_N]
+  other = np.lexsort((exact_token_N, exact.cell_N))
+  np.testing.assert_array_equal(estimate.token_N[key], exact_token_N[other])
+
+  def ranked(values):
+    return np.argsort(np.argsort(values))
+
+  agreement = np.corrcoef(
+    ranked(estimate.shift_N[key]), ranked(exact.shift_N[other])
+  )[0, 1]
+  assert agreement > 0.7
