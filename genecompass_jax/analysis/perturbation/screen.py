@@ -8,6 +8,7 @@ or the number of devices.
 
 import collections
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -107,9 +108,9 @@ class Screen:
       raise errors.UserError('this model has no CLS slot; use pooling mean')
     self.placed, self.cells, self.done = placed, cells, tuple(done)
     self.config = config
-    self._axis_D = None if axis is None else jnp.asarray(axis.direction_D)
+    self.axis_D = None if axis is None else jnp.asarray(axis.direction_D)
     reference = cells if reference is None else reference
-    self._levels = {
+    self.levels = {
       level: interventions.levels(
         reference,
         level,
@@ -142,10 +143,25 @@ class Screen:
     """The unperturbed cells as the model sees them."""
     return self._base
 
-  def cost(self, group: Group) -> float:
-    """Slots that the batches of a group run, padding included."""
-    rows_a_batch = self._rows(group.slots)
-    return -(-len(group.row_P) // rows_a_batch) * rows_a_batch * group.slots
+  def measure(self, slots: int) -> tuple[float, float]:
+    """Seconds for the unperturbed cells of a group, and for one batch."""
+    group = max(
+      (g for g in self.groups if g.slots == slots), key=lambda g: len(g.row_P)
+    )
+    stop = min(self._rows(slots), len(group.row_P))
+    one = dataclasses.replace(
+      group, row_P=group.row_P[:stop], variant_P=group.variant_P[:stop]
+    )
+    start = time.perf_counter()
+    jax.block_until_ready(self._base_states(one))
+    between = time.perf_counter()
+    self.run(one)
+    base_s = between - start
+    return base_s, max(time.perf_counter() - between - base_s, 0.0)
+
+  def batches(self, group: Group) -> int:
+    """Batches of a group."""
+    return -(-len(group.row_P) // self._rows(group.slots))
 
   def _plan(self) -> tuple[Group, ...]:
     cells, done = self.cells, self.done
@@ -298,7 +314,7 @@ class Screen:
       np.pad(row_B, pad),
       np.pad(rank_B, pad),
       self.cells.species,
-      self._axis_D,
+      self.axis_D,
       pooling=self.config.pooling,
       responses=responses,
     )
@@ -317,7 +333,7 @@ class Screen:
       cell_B,
       [self.done[v] for v in group.variant_P[first:stop]],
       group.slots,
-      levels_of=self._levels,
+      levels_of=self.levels,
       renormalise=self.config.renormalise,
     )
     pad = rows_a_batch - len(cell_B)
@@ -332,7 +348,7 @@ class Screen:
       jax.tree.map(padded, made.batch),
       padded(group.row_P[first:stop].astype(np.int32)),
       padded(made.base_slot_BL),
-      self._axis_D,
+      self.axis_D,
       pooling=self.config.pooling,
       responses=responses,
     )

@@ -1,0 +1,301 @@
+"""A screen in a folder: finished parts stay, and a killed run goes on.
+
+  settings.json    what is run: cells, model, interventions, groups
+  parts/N.npz      effects of group N, written whole or not at all
+  responses.npz    sums of responses, and which groups are in them
+
+Several machines may share the folder: each takes every n-th group. Whoever
+comes last finds all parts there.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from genecompass_jax import errors, progress
+from genecompass_jax.analysis.perturbation import (
+  effects,
+  response_sums,
+  screen as screen_lib,
+)
+
+SETTINGS = 'settings.json'
+_PARTS = 'parts'
+_RESPONSES = 'responses.npz'
+_SECONDS_BETWEEN_SAVES = 60.0
+_FIELDS = tuple(f.name for f in dataclasses.fields(effects.CellEffects))
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """What a screen will take.
+
+  Attributes:
+    variants: forward passes of one cell each.
+    cells: unperturbed cells.
+    lengths: slots of the rows that are compiled.
+    seconds: estimated from one batch of every length, compiling not counted.
+    compile_seconds: that compiling took.
+  """
+
+  variants: int
+  cells: int
+  lengths: tuple[int, ...]
+  seconds: float
+  compile_seconds: float
+
+  def __str__(self) -> str:
+    return (
+      f'{self.variants:,} variants of {self.cells:,} cells in rows of '
+      f'{", ".join(map(str, self.lengths))} slots: about '
+      f'{progress.duration(self.seconds)} (measured on one batch of each '
+      f'length; compiled in {progress.duration(self.compile_seconds)})'
+    )
+
+
+def estimate(
+  screen: screen_lib.Screen, groups: Sequence[screen_lib.Group] | None = None
+) -> Estimate:
+  """Runs one batch of every length twice, and says how long all will take."""
+  groups = screen.groups if groups is None else groups
+  seconds, compiling = 0.0, 0.0
+  lengths = sorted({g.slots for g in groups})
+  for slots in lengths:
+    start = time.perf_counter()
+    screen.measure(slots)
+    between = time.perf_counter()
+    base_s, batch_s = screen.measure(slots)
+    compiling += max(2 * between - start - time.perf_counter(), 0.0)
+    of_length = [g for g in groups if g.slots == slots]
+    seconds += base_s * len(of_length)
+    seconds += batch_s * sum(map(screen.batches, of_length))
+  return Estimate(
+    variants=sum(len(g.row_P) for g in groups),
+    cells=len({int(c) for g in groups for c in g.cell_C}),
+    lengths=tuple(lengths),
+    seconds=seconds,
+    compile_seconds=compiling,
+  )
+
+
+class Folder:
+  """Parts of one screen on a disk.
+
+  Args:
+    folder: made if it is not there.
+    screen: what is run.
+    facts: of model and cells, such as their hashes: what else a result depends
+      on.
+
+  Raises:
+    UserError: the folder holds another screen.
+  """
+
+  def __init__(
+    self,
+    folder: str,
+    screen: screen_lib.Screen,
+    facts: Mapping[str, object],
+  ):
+    self.folder, self._screen = folder, screen
+    self._settings = {**facts, 'work': _digest(screen)}
+    os.makedirs(os.path.join(folder, _PARTS), exist_ok=True)
+    path = os.path.join(folder, SETTINGS)
+    try:
+      with open(path, encoding='utf-8') as file:
+        before = json.load(file)
+    except FileNotFoundError:
+      text = json.dumps(self._settings, indent=1, sort_keys=True) + '\n'
+      _write(path, text.encode())
+      return
+    except (OSError, ValueError) as error:
+      raise errors.UserError(
+        f'{path}: cannot be read ({error}); give a new folder'
+      ) from error
+    wanted = json.loads(json.dumps(self._settings))
+    if before != wanted:
+      keys = sorted({*before, *wanted}, key=lambda key: key == 'work')
+      other = next(k for k in keys if before.get(k) != wanted.get(k))
+      raise errors.UserError(
+        f'{folder} holds another screen (its {other} is another); give a new '
+        'folder with -o, or the same cells, model and options'
+      )
+
+  def has(self, group: int) -> bool:
+    """Whether the part of a group is there and whole."""
+    return self._read(group) is not None
+
+  def save(self, group: int, found: effects.CellEffects) -> None:
+    """Writes the part of a group."""
+    columns = {name: getattr(found, name) for name in _FIELDS}
+    _write_arrays(self._part(group), columns)
+
+  def joined(self) -> effects.CellEffects:
+    """All parts as one, by variant, then cell.
+
+    Raises:
+      UserError: parts are missing.
+    """
+    numbers = range(len(self._screen.groups))
+    parts = [self._read(n) for n in numbers]
+    missing = [n for n in numbers if parts[n] is None]
+    if missing:
+      raise errors.UserError(
+        f'{self.folder}: {len(missing):,} of {len(parts):,} parts are not there '
+        'yet; run the other shards, or the same command again'
+      )
+    return screen_lib.joined([p for p in parts if p is not None])
+
+  def load_responses(self, sums: response_sums.ResponseSums) -> set[int]:
+    """Puts saved sums in; the groups that they hold."""
+    path = os.path.join(self.folder, _RESPONSES)
+    found = _read_arrays(path)
+    if found is None or found['sums'].shape != sums.sum_TUV.shape:
+      return set()
+    sums.sum_TUV[:] = found['sums']
+    sums.cells_TUV[:] = found['cells']
+    return {int(n) for n in found['groups']}
+
+  def save_responses(
+    self, sums: response_sums.ResponseSums, groups: set[int]
+  ) -> None:
+    """Writes sums and the groups that they hold, together."""
+    _write_arrays(
+      os.path.join(self.folder, _RESPONSES),
+      {
+        'sums': sums.sum_TUV,
+        'cells': sums.cells_TUV,
+        'groups': np.array(sorted(groups), np.int64),
+      },
+    )
+
+  def _part(self, group: int) -> str:
+    return os.path.join(self.folder, _PARTS, f'{group:06d}.npz')
+
+  def _read(self, group: int) -> effects.CellEffects | None:
+    found = _read_arrays(self._part(group))
+    number = len(self._screen.groups[group].row_P)
+    if found is None or {*found} != {*_FIELDS}:
+      return None
+    if any(len(found[name]) != number for name in _FIELDS):
+      return None
+    return effects.CellEffects(**found)
+
+
+def run(
+  screen: screen_lib.Screen,
+  folder: Folder | None = None,
+  *,
+  sums: response_sums.ResponseSums | None = None,
+  shard: tuple[int, int] = (0, 1),
+  label: str = 'perturbing',
+) -> effects.CellEffects | None:
+  """Runs what is not there yet.
+
+  Args:
+    screen: what to run.
+    folder: where parts are kept; None: in memory alone.
+    sums: of responses, added to.
+    shard: (i, n): every n-th group from i on.
+    label: of the progress.
+
+  Returns:
+    The effects of all groups; None for a shard of several.
+
+  Raises:
+    UserError: responses of several shards, which are not added up.
+  """
+  index, number = shard
+  if not 0 <= index < number:
+    raise errors.UserError(
+      f'shard {index}/{number}: give I/N with I from 0 to N - 1'
+    )
+  if number > 1 and folder is None:
+    raise errors.UserError('shards meet in a folder: give one')
+  if number > 1 and sums is not None:
+    raise errors.UserError(
+      'responses of other genes are added up by one machine: leave the shard '
+      'out, or share the genes out'
+    )
+  mine = range(index, len(screen.groups), number)
+  in_sums = set()
+  if folder is not None and sums is not None:
+    in_sums = folder.load_responses(sums)
+  total = sum(len(screen.groups[n].row_P) for n in mine)
+  parts = []
+  last = time.monotonic()
+  with progress.Progress(total, 'variants', label) as bar:
+    for n in mine:
+      group = screen.groups[n]
+      is_summed = sums is None or n in in_sums
+      if folder is not None and is_summed and folder.has(n):
+        bar.skip(len(group.row_P))
+        continue
+      found = screen.run(group, None if is_summed else sums)
+      if folder is None:
+        parts.append(found)
+      else:
+        folder.save(n, found)
+        if not is_summed:
+          in_sums.add(n)
+          if time.monotonic() - last > _SECONDS_BETWEEN_SAVES:
+            folder.save_responses(sums, in_sums)
+            last = time.monotonic()
+      bar.update(len(group.row_P))
+  if folder is None:
+    return screen_lib.joined(parts)
+  if sums is not None:
+    folder.save_responses(sums, in_sums)
+  return folder.joined() if number == 1 else None
+
+
+def _digest(screen: screen_lib.Screen) -> str:
+  """Hash of the cells' counts, what is done to them, and the groups."""
+  digest = hashlib.sha256()
+  cells = screen.cells
+  digest.update(repr((screen.config, cells.config, cells.species)).encode())
+  for done in screen.done:
+    digest.update(repr(dataclasses.astuple(done)).encode())
+  axis_D = screen.axis_D
+  arrays = [] if axis_D is None else [np.asarray(axis_D)]
+  counts = cells.counts
+  arrays += [cells.row_C, counts.gene_rows_N, counts.counts_N, counts.totals_C]
+  for level in sorted(screen.levels):
+    digest.update(repr(sorted(screen.levels[level].items())).encode())
+  for group in screen.groups:
+    arrays += [group.cell_C, np.array([group.slots])]
+  for array in arrays:
+    digest.update(np.ascontiguousarray(array).tobytes())
+  return digest.hexdigest()
+
+
+def _write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+  staging = f'{path}.tmp-{os.getpid()}.npz'
+  try:
+    np.savez(staging, **arrays)
+    os.replace(staging, path)
+  finally:
+    if os.path.exists(staging):
+      os.remove(staging)
+
+
+def _write(path: str, data: bytes) -> None:
+  staging = f'{path}.tmp-{os.getpid()}'
+  with open(staging, 'wb') as file:
+    file.write(data)
+  os.replace(staging, path)
+
+
+def _read_arrays(path: str) -> dict[str, np.ndarray] | None:
+  """Arrays of a file; None where it is missing or damaged."""
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return {name: file[name] for name in file.files}
+  except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    return None

@@ -1,0 +1,143 @@
+"""Screens in folders: killed, continued, shared among machines."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+
+import genecompass_jax as gc
+from genecompass_jax import errors
+from genecompass_jax.analysis import model_cells, placed_model
+from genecompass_jax.analysis.perturbation import (
+  cell_set,
+  effects,
+  interventions,
+  response_sums,
+  runs,
+  screen,
+)
+from tests.conftest import tiny_cells
+
+FACTS = {'model': 'abc'}
+
+
+@pytest.fixture(scope='module')
+def cells(trained):
+  model = gc.load(trained)
+  adata = tiny_cells(10, seed=5)
+  return cell_set.read(model_cells.open_cells(adata, model), model)
+
+
+@pytest.fixture
+def make(cells, trained, monkeypatch):
+  """A screen of several groups, made anew."""
+  monkeypatch.setattr(screen, '_GROUP_VARIANTS', 80)
+  placed = placed_model.place(gc.load(trained))
+  tokens = np.unique(cells.counts.gene_rows_N)[::2]
+
+  def made(**rest):
+    done = [
+      interventions.Intervention('delete', (int(t),), (f't{t}',))
+      for t in tokens
+    ]
+    return screen.Screen(placed, rest.pop('cells', cells), done, **rest)
+
+  return made
+
+
+def equal(a, b):
+  for field in dataclasses.fields(effects.CellEffects):
+    np.testing.assert_array_equal(
+      getattr(a, field.name), getattr(b, field.name)
+    )
+
+
+def sums_of(work):
+  return response_sums.ResponseSums(
+    len(work.done), np.arange(10) % 2, ['a', 'b'], len(work.cells.divisor_V)
+  )
+
+
+def test_a_killed_run_goes_on(make, tmp_path, monkeypatch):
+  work = make()
+  assert len(work.groups) > 3
+  expected_sums = sums_of(work)
+  expected = runs.run(work, sums=expected_sums)
+  folder = str(tmp_path / 'screen')
+  ran = []
+  run_group = screen.Screen.run
+
+  def dying(self, group, sums=None):
+    if len(ran) == 2:
+      raise KeyboardInterrupt
+    ran.append(group)
+    return run_group(self, group, sums)
+
+  monkeypatch.setattr(screen.Screen, 'run', dying)
+  monkeypatch.setattr(runs, '_SECONDS_BETWEEN_SAVES', 0.0)
+  with pytest.raises(KeyboardInterrupt):
+    work = make()
+    runs.run(work, runs.Folder(folder, work, FACTS), sums=sums_of(work))
+  # A part that was being written, and one that the disk lost the end of.
+  parts = sorted(os.listdir(f'{folder}/parts'))
+  with open(f'{folder}/parts/{parts[-1]}', 'r+b') as file:
+    file.truncate(100)
+  counted = []
+
+  def counting(self, group, sums=None):
+    counted.append(group)
+    return run_group(self, group, sums)
+
+  monkeypatch.setattr(screen.Screen, 'run', counting)
+  work = make()
+  sums = sums_of(work)
+  found = runs.run(work, runs.Folder(folder, work, FACTS), sums=sums)
+  equal(found, expected)
+  assert len(counted) == len(work.groups) - 1
+  np.testing.assert_allclose(sums.sum_TUV, expected_sums.sum_TUV, atol=1e-6)
+  # What is whole already is not run again.
+  counted.clear()
+  equal(runs.run(make(), runs.Folder(folder, make(), FACTS)), expected)
+  assert not counted
+
+
+def test_shards_meet_in_a_folder(make, tmp_path):
+  work = make()
+  expected = runs.run(work)
+  folder = runs.Folder(str(tmp_path / 'screen'), work, FACTS)
+  assert runs.run(work, folder, shard=(0, 2)) is None
+  with pytest.raises(errors.UserError, match='not there yet'):
+    folder.joined()
+  assert runs.run(make(), folder, shard=(1, 2)) is None
+  equal(folder.joined(), expected)
+  for shard in ((2, 2), (-1, 2)):
+    with pytest.raises(errors.UserError, match='give I/N'):
+      runs.run(work, folder, shard=shard)
+  with pytest.raises(errors.UserError, match='give one'):
+    runs.run(work, shard=(0, 2))
+
+
+def test_another_screen_is_not_mixed_in(make, cells, tmp_path):
+  folder = str(tmp_path / 'screen')
+  runs.Folder(folder, make(), FACTS)
+  runs.Folder(folder, make(), FACTS)
+  with pytest.raises(errors.UserError, match='its model is another'):
+    runs.Folder(folder, make(), {'model': 'abd'})
+  for other in (
+    make(cells=cells.take(np.arange(9))),
+    make(config=screen.ScreenConfig(pooling='cls')),
+  ):
+    with pytest.raises(errors.UserError, match='its work is another'):
+      runs.Folder(folder, other, FACTS)
+  (tmp_path / 'screen/settings.json').write_text('{')
+  with pytest.raises(errors.UserError, match='cannot be read'):
+    runs.Folder(folder, make(), FACTS)
+
+
+def test_an_estimate_names_the_work(make):
+  work = make()
+  said = runs.estimate(work)
+  assert said.variants == work.num_variants and said.cells == 10
+  assert said.seconds > 0 and said.compile_seconds >= 0
+  assert f'{work.num_variants:,} variants of 10 cells' in str(said)
