@@ -24,6 +24,7 @@ _PUBLIC = {
   'embed_cells': 'analysis.embeddings',
   'embed_file': 'analysis.embedding_files',
   'StateConfig': 'analysis.embeddings',
+  'gene_embeddings': 'analysis.gene_embeddings',
   'Vocabulary': 'vocabulary',
   'GeneTable': 'gene_table',
   'Corpus': 'corpus',

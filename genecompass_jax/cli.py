@@ -149,6 +149,11 @@ def _parser(chosen: str, step: str) -> argparse.ArgumentParser:
     ),
     ('prior', 'public knowledge of genes -> prior tables', _prior),
     ('embed', 'cells -> embeddings in an h5ad file', _embed),
+    (
+      'gene-embeddings',
+      'cells -> mean states of genes, by groups of cells',
+      _gene_embeddings,
+    ),
     ('convert', 'weights of the original <-> models, exports', _convert),
     ('plan', 'does a run fit a pod, and what will it cost?', _plan),
     ('report', 'held-out losses of a run beside the null models', _report),
@@ -186,6 +191,12 @@ def _embed(parser: argparse.ArgumentParser) -> Runner:
   from genecompass_jax.analysis import embed_command
 
   return embed_command.add_arguments(parser)
+
+
+def _gene_embeddings(parser: argparse.ArgumentParser) -> Runner:
+  from genecompass_jax.analysis import gene_embeddings_command
+
+  return gene_embeddings_command.add_arguments(parser)
 
 
 def _convert(parser: argparse.ArgumentParser) -> Runner:

@@ -15,11 +15,7 @@ def add_arguments(
     'An interrupted command goes on when it is given again: finished cells are '
     'in OUT.h5ad.unfinished until then. docs/embedding.md says more.'
   )
-  parser.add_argument(
-    'cells',
-    metavar='CELLS',
-    help='h5ad, zarr, 10x, mtx, SOMA or Arrow; the format is found',
-  )
+  add_cells(parser)
   parser.add_argument(
     '-o',
     '--output',
@@ -50,6 +46,15 @@ def add_arguments(
   flags.add_cell_flags(parser)
   readers.add_arguments(parser)
   return _run
+
+
+def add_cells(parser: argparse.ArgumentParser) -> None:
+  """Adds the argument that names the cells."""
+  parser.add_argument(
+    'cells',
+    metavar='CELLS',
+    help='h5ad, zarr, 10x, mtx, SOMA or Arrow; the format is found',
+  )
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
