@@ -3,9 +3,10 @@
 `load` takes what training or conversion left: a workdir (its latest good
 step), one step folder of it, or a self-contained export
 
-  config.json      {"format", "model", "step", "assets"}
+  config.json      {"format", "model", "step", "assets", "provenance"}
   assets/          as in a workdir
   params/          parameters alone, sealed by params.sha256.json
+  README.md        a model card, for people
 
 Nothing in them names a place, so moving a folder changes nothing.
 `PretrainedModel` joins parameters, configuration and assets. Below it are the
@@ -16,6 +17,7 @@ lower-level calls on arrays that are already encoded: `cell_batch`,
 import dataclasses
 import functools
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,6 +30,7 @@ from genecompass_jax import (
   errors,
   losses,
   model as model_lib,
+  model_card,
   paths,
   schemas,
   vocabulary as vocabulary_lib,
@@ -35,6 +38,15 @@ from genecompass_jax import (
 )
 
 Array = jax.Array | np.ndarray
+# What a model card says about loading, and about use by what the model knows.
+_LOADING = """import genecompass_jax as gc
+
+model = gc.load('FOLDER OF THIS PAGE')
+"""
+_OF_COUNTS = "adata.obsm['X_genecompass'] = gc.embed(adata, model)"
+_OF_TOKENS = (
+  'states = model.hidden_states(gc.cell_batch(tokens, values, species))'
+)
 IGNORED_LABEL = -100  # torch's convention for slots without a label
 
 
@@ -50,6 +62,7 @@ class PretrainedModel:
     source: folder it came from.
     step: training step of the parameters; -1 where unknown.
     sha256: hash that names the parameters in results; '' where unknown.
+    provenance: what is recorded of their origin; see `model_card.text`.
   """
 
   config: model_lib.ModelConfig
@@ -58,6 +71,7 @@ class PretrainedModel:
   source: str = ''
   step: int = -1
   sha256: str = ''
+  provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __repr__(self) -> str:
     size = model_lib.count_parameters(self.config)['total']
@@ -139,7 +153,13 @@ def load(folder: paths.PathLike) -> PretrainedModel:
       'one of its checkpoints/STEP folders, or an exported model'
     )
   if 'run' in config:
-    model_config = _model_config(config['run']['model'], name)
+    run = config['run']
+    model_config = _model_config(run['model'], name)
+    provenance = {
+      'corpus_sha256': config['corpus_sha256'],
+      'seed': run['seed'],
+      'total_steps': run['optimizer']['total_steps'],
+    }
     checkpoints = paths.join(name, workdir.CHECKPOINTS)
     if step is None:
       step = checkpoint.latest_step(checkpoints)
@@ -153,6 +173,7 @@ def load(folder: paths.PathLike) -> PretrainedModel:
   else:
     model_config = _model_config(config['model'], name)
     step, place = config['step'], name
+    provenance = config.get('provenance', {})
     seal = paths.join(name, checkpoint.PARAMS)
   problem = checkpoint.check_seal(seal)
   if problem is not None:
@@ -192,11 +213,14 @@ def load(folder: paths.PathLike) -> PretrainedModel:
     source=name,
     step=step,
     sha256=checkpoint.seal_sha256(seal),
+    provenance=provenance,
   )
 
 
 def export(model: PretrainedModel, folder: paths.PathLike) -> None:
-  """Writes a self-contained model that `load` reads; config.json comes last.
+  """Writes a self-contained model that `load` reads, and a card about it.
+
+  config.json comes last.
 
   Raises:
     UserError: the folder is not empty.
@@ -205,12 +229,27 @@ def export(model: PretrainedModel, folder: paths.PathLike) -> None:
     raise errors.UserError(f'{folder} is not empty; give a new folder')
   hashes = assets_lib.save(paths.join(folder, workdir.ASSETS), model.assets)
   checkpoint.save_params(folder, model.params)
+  params = paths.join(folder, checkpoint.PARAMS)
+  card = model_card.text(
+    model.config,
+    model.assets,
+    loading=_LOADING
+    + (_OF_TOKENS if model.assets.medians is None else _OF_COUNTS),
+    step=model.step,
+    provenance=model.provenance,
+    hashes={
+      'params.sha256.json': checkpoint.seal_sha256(params),
+      **{f'{workdir.ASSETS}/{name}': x for name, x in sorted(hashes.items())},
+    },
+  )
+  paths.write_text(paths.join(folder, model_card.NAME), card)
   workdir.write_config(
     folder,
     {
       'model': dataclasses.asdict(model.config),
       'step': model.step,
       'assets': hashes,
+      'provenance': dict(model.provenance),
     },
   )
 

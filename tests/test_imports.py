@@ -37,7 +37,7 @@ LEVELS = (
   (1, 'embedding'),
   (2, 'torch_files'),
   (2, 'reading model checkpoint prepare tensor_files'),
-  (2, 'flops'),
+  (2, 'flops model_card'),
   (2, 'data'),
   (3, 'nulls pretrained'),
   (3, 'convert'),

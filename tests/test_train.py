@@ -13,11 +13,13 @@ import textwrap
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from genecompass_jax import (
   checkpoint,
+  cli,
   config_values,
   errors,
   evaluate,
@@ -338,7 +340,7 @@ def test_packed_rows_train(tmp_path, tiny_run):
 
 DEVICES = textwrap.dedent("""
   import functools, json, sys
-  import jax, ml_collections
+  import jax, ml_collections, numpy
   from genecompass_jax import main, sharding, train
 
   make_mesh, save, shapes = sharding.make_mesh, train._save, {}
@@ -348,6 +350,9 @@ DEVICES = textwrap.dedent("""
       part = x.sharding.shard_shape(x.shape)
       name = jax.tree_util.keystr(path)
       shapes[name] = x.shape, part, len(x.sharding.device_set)
+    params = jax.tree_util.tree_leaves_with_path(state.params)
+    numpy.savez(f'{workdir}.npz', **{
+      jax.tree_util.keystr(path): numpy.asarray(x) for path, x in params})
     save(checkpoints, facts, state, *rest)
 
   train._save = look
@@ -382,6 +387,7 @@ def test_more_devices_give_the_same_losses(meshes, trained, tmp_path):
   for (devices, fsdp, workdir), line in zip(runs, result.stdout.splitlines()):
     losses = [line['loss'] for line in lines(workdir)]
     np.testing.assert_allclose(losses, expected, atol=1e-5)
+    assert_loads_on_one_device(workdir)
     shapes = json.loads(line)
     assert {number for _, _, number in shapes.values()} == {devices}
     split = {name for name, (whole, part, _) in shapes.items() if whole != part}
@@ -397,6 +403,24 @@ def test_more_devices_give_the_same_losses(meshes, trained, tmp_path):
         assert np.prod(part) * fsdp == np.prod(whole), key
     size = {name: np.prod(whole) for name, (whole, _, _) in shapes.items()}
     assert sum(size[name] for name in split) > 0.9 * sum(size.values())
+
+
+def assert_loads_on_one_device(workdir):
+  """A run of a mesh, and its export, are the same where there is no mesh."""
+  export = f'{workdir}-export'
+  words = ['convert', 'params', workdir, '--step', '5', '-o', export]
+  assert len(jax.devices()) == 1 and cli.main(words) == 0
+  kept = np.load(f'{workdir}.npz')
+  for restored in (pretrained.load(workdir), pretrained.load(export)):
+    leaves = jax.tree_util.tree_leaves_with_path(restored.params)
+    assert len(leaves) == len(kept.files)
+    for path, value in leaves:
+      assert len(value.sharding.device_set) == 1
+      name = jax.tree_util.keystr(path)
+      np.testing.assert_array_equal(value, kept[name], err_msg=name)
+  with open(f'{export}/README.md') as file:
+    card = file.read()
+  assert '- step 5 of 5' in card and '- corpus sha256' in card
 
 
 # Mistakes: one line, exit code 2, nothing touched

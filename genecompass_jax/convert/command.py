@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> Runner:
       'needed to use them; it loads on any device.',
       _add_params,
     ),
+    (
+      'stablehlo',
+      'a model -> its encoder as a program',
+      'Writes the encoder as a StableHLO program, parameters included, which '
+      'jax.export runs without this package.',
+      _add_stablehlo,
+    ),
   ):
     kind = kinds.add_parser(name, help=help_text, description=description)
     kind.set_defaults(convert=fill(kind))
@@ -117,7 +124,7 @@ def _add_pytorch(parser: argparse.ArgumentParser) -> Runner:
 
 
 def _pytorch(args: argparse.Namespace) -> None:
-  from genecompass_jax import paths, pretrained
+  from genecompass_jax import paths, pretrained, tensor_files
   from genecompass_jax.convert import genes, original
 
   if paths.listdir(args.output):
@@ -134,7 +141,13 @@ def _pytorch(args: argparse.Namespace) -> None:
     args.source, args.config, args.key_prefix, args.leave_out
   )
   assets, notes = genes.with_genes(assets, config, files)
-  model = pretrained.PretrainedModel(config, params, assets)
+  weights = {
+    os.path.basename(file): paths.sha256_file(file)
+    for file in tensor_files.files(args.source)
+  }
+  model = pretrained.PretrainedModel(
+    config, params, assets, provenance={'weights': weights}
+  )
   pretrained.export(model, args.output)
   _print_parameters(args.output, model)
   for note in notes:
@@ -194,3 +207,36 @@ def _params(args: argparse.Namespace) -> None:
   model = pretrained.load(source)
   pretrained.export(model, args.output)
   _print_parameters(args.output, model)
+
+
+def _add_stablehlo(parser: argparse.ArgumentParser) -> Runner:
+  _add_model(parser)
+  _add_output(parser, 'FILE')
+  parser.add_argument(
+    '--slots',
+    type=int,
+    default=0,
+    help='of a row: the species slot and the genes of a cell; 0 takes the most '
+    'that the model has',
+  )
+  parser.add_argument(
+    '--platforms',
+    default='cpu,tpu,cuda',
+    metavar='NAMES',
+    help='that the program can run on',
+  )
+  return _stablehlo
+
+
+def _stablehlo(args: argparse.Namespace) -> None:
+  from genecompass_jax import pretrained
+  from genecompass_jax.convert import stablehlo
+
+  model = pretrained.load(args.model)
+  slots = args.slots or model.config.max_genes + 1
+  written = stablehlo.write(
+    model, args.output, slots, args.platforms.split(',')
+  )
+  print(f'{written[0]}: rows of {slots:,} slots, on {args.platforms}')
+  for name in written[1:]:
+    print(f'  {os.path.basename(name)}')
