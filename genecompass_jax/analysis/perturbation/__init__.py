@@ -10,5 +10,6 @@ Every result is an association learned from expression, not a causal estimate.
   matching       null genes like the target in all but its identity
   statistics     units, z, p and FDR
   answers        which genes answer, beyond what answers any
-  results        the tidy table, its header, the AnnData
+  results        the tidy table and its header
+  result_files   both on disk, and answers as an AnnData
 """

@@ -1,21 +1,22 @@
 """What variants of cells did to the model's states.
 
-Sign conventions, also in the header of every table:
-
-  shift       half the squared distance between the unit vectors of the pooled
-              states, which is 1 - cosine: 0 is no effect, 2 the largest.
-  gene_shift  mean of 1 - cosine over the genes that cell and variant share.
-  toward      change of the unit vector along the axis from the start's to the
-              goal's centroid: positive is towards the goal. NaN without goal.
-  response    1 - cosine of one other gene's state, before and after.
-
-The perturbed genes are left out of both sides, and so is a gene that a
-deletion let in at the cut: states of shared genes are compared.
+Sign conventions (`SIGNS`), also in the header of every table. The perturbed
+genes are left out of both sides, and so is a gene that a deletion let in at the
+cut: states of shared genes are compared.
 """
 
 import dataclasses
 
 import numpy as np
+
+SIGNS = {
+  'shift': 'half the squared distance between the unit vectors of the pooled '
+  'states, which is 1 - cosine: 0 is no effect, 2 the largest',
+  'gene_shift': 'mean of 1 - cosine over the genes that cell and variant share',
+  'toward': "change of the unit vector along the axis from the start's to the "
+  "goal's centroid: positive is towards the goal; NaN without goal",
+  'response': "1 - cosine of one other gene's state, before and after",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -379,3 +379,23 @@ def false_discovery_rate(p_T: np.ndarray) -> np.ndarray:
   if len(where):
     q_T[where] = scipy.stats.false_discovery_control(p_T[where], method='bh')
   return q_T
+
+
+def unit_means(
+  effects: effects_lib.CellEffects,
+  measure: str,
+  unit_of: np.ndarray,
+  num_units: int,
+  min_cells: int,
+) -> dict[int, np.ndarray]:
+  """Mean of a measure in each unit, by variant; NaN with fewer cells."""
+  value_N = values(effects, measure)
+  unit_N = np.asarray(unit_of)[effects.cell_N]
+  kept_N = np.isfinite(value_N) & (unit_N >= 0)
+  variants, row_N = np.unique(effects.variant_N[kept_N], return_inverse=True)
+  mean_VU, number_VU = _means(
+    row_N, unit_N[kept_N], value_N[kept_N], np.ones(len(row_N), bool),
+    len(variants), num_units,
+  )  # fmt: skip
+  mean_VU = np.where(number_VU >= min_cells, mean_VU, np.nan)
+  return dict(zip(variants.tolist(), mean_VU))

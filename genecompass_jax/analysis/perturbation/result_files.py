@@ -1,0 +1,198 @@
+"""Files of results, and their answers as an AnnData.
+
+  NAME.parquet        a line a target and group
+  NAME.units.parquet  a line a target, group and unit
+  NAME.tsv            the first again, for people, with the header on top
+  NAME.answers.h5ad   targets x answering genes, where they were asked for
+
+The header is in the metadata of the parquet files, in the first lines of the
+.tsv, and in `uns` of the AnnData.
+"""
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+import anndata
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+
+from genecompass_jax import errors, paths, scratch
+from genecompass_jax.analysis.perturbation import (
+  answers as answers_lib,
+  interventions,
+  results as results_lib,
+)
+
+_UNITS, _TEXT, _ANSWERS = '.units.parquet', '.tsv', '.answers.h5ad'
+
+
+def answers_adata(
+  results: results_lib.Results,
+  group: str,
+  done: Sequence[interventions.Intervention],
+  answers: answers_lib.Answers,
+  symbols: Mapping[int, str],
+  gene_ids: Mapping[int, str],
+) -> anndata.AnnData:
+  """Targets x answering genes, for scanpy.
+
+  X is z; the layers are `response`, its mean over units, and `cells`, how many
+  have the gene. NaN where a gene was perturbed itself, or seen too rarely.
+
+  Args:
+    results: with a line for every target in this group.
+    group: that the answers are of.
+    done: interventions; their places are the numbers of variants.
+    answers: of the group.
+    symbols: names of tokens.
+    gene_ids: Ensembl ids of tokens.
+  """
+  ids = [
+    '+'.join(gene_ids.get(k, '') for k in done[v].tokens)
+    for v in answers.target_T.tolist()
+  ]
+  wanted = pd.DataFrame(
+    {
+      'gene_id': ids,
+      'kind': [done[v].kind for v in answers.target_T.tolist()],
+      'amount': [done[v].amount for v in answers.target_T.tolist()],
+      't': np.arange(len(ids)),
+    }
+  )
+  table = results.table[results.table['group'] == group]
+  obs = table.merge(wanted, on=['gene_id', 'kind', 'amount'], sort=False)
+  t = obs.pop('t').to_numpy()
+  obs['rank'] = obs['rank'].astype(float)  # h5ad has no missing integers
+  names = obs['symbol'].tolist()
+  if len(set(names)) < len(names):
+    names = [
+      ' '.join(filter(None, line))
+      for line in zip(names, obs['kind'], obs['amount'])
+    ]
+  obs.index = _unique(names, obs['gene_id'])
+  tokens = answers.token_G.tolist()
+  var = pd.DataFrame(
+    {
+      'gene_ids': [gene_ids.get(k, '') for k in tokens],
+      'symbol': [symbols.get(k, '') for k in tokens],
+      'token': np.asarray(tokens, np.int64),
+    }
+  )
+  var.index = _unique(var['symbol'], var['gene_ids'])
+  return anndata.AnnData(
+    X=answers.z_TG[t].astype(np.float32),
+    obs=obs,
+    var=var,
+    layers={
+      'response': answers.mean_TG[t].astype(np.float32),
+      'cells': answers.cells_TG[t],
+    },
+    uns={results_lib.KEY: dict(results.header)},
+  )
+
+
+def _unique(names: Sequence[str], ids: Sequence[str]) -> pd.Index:
+  """Names, with the id behind those that several have."""
+  counts = pd.Series(list(names)).value_counts()
+  return pd.Index(
+    [
+      str(n) if n and counts[n] == 1 else f'{n} {i}'.strip()
+      for n, i in zip(names, ids)
+    ]
+  )
+
+
+def write(
+  results: results_lib.Results,
+  output: paths.PathLike,
+  answers: anndata.AnnData | None = None,
+) -> None:
+  """Writes all files of a result, the table last, each whole or not at all.
+
+  Args:
+    results: what was found.
+    output: NAME.parquet.
+    answers: see `answers_adata`.
+
+  Raises:
+    UserError: the name ends otherwise.
+  """
+  stem = _stem(output)
+  if answers is not None:
+    folder = scratch.new_folder('answers')
+    try:
+      local = os.path.join(folder, 'answers.h5ad')
+      answers.write_h5ad(local)
+      paths.write_bytes(f'{stem}{_ANSWERS}', paths.read_bytes(local))
+    finally:
+      scratch.remove(folder)
+  paths.write_bytes(f'{stem}{_UNITS}', _parquet(results.units, results.header))
+  paths.write_text(f'{stem}{_TEXT}', text(results))
+  paths.write_bytes(output, _parquet(results.table, results.header))
+
+
+def text(results: results_lib.Results) -> str:
+  """The header in lines that begin with #, then the table, tab-separated."""
+  lines = [
+    f'# {name}: {results_lib.one_line(value)}'
+    for name, value in results.header.items()
+  ]
+  body = results.table.to_csv(
+    sep='\t', index=False, float_format='%.6g', lineterminator='\n'
+  )
+  return '\n'.join([*lines, body])
+
+
+def read(output: paths.PathLike) -> results_lib.Results:
+  """Reads NAME.parquet and NAME.units.parquet back.
+
+  Raises:
+    UserError: there are none, or they are no results of a perturbation.
+  """
+  stem = _stem(output)
+  frames, headers = [], []
+  for name in (os.fspath(output), f'{stem}{_UNITS}'):
+    try:
+      table = pa.parquet.read_table(io.BytesIO(paths.read_bytes(name)))
+      headers.append(
+        json.loads((table.schema.metadata or {})[results_lib.KEY.encode()])
+      )
+    except FileNotFoundError as error:
+      raise errors.UserError(
+        f'{name} is not there; give the .parquet that a perturbation wrote, '
+        'and keep its .units.parquet beside it'
+      ) from error
+    except (pa.ArrowException, KeyError, ValueError) as error:
+      raise errors.UserError(
+        f'{name} holds no results of a perturbation '
+        f'({errors.first_line(error)})'
+      ) from error
+    frames.append(table.to_pandas())
+  if headers[0] != headers[1]:
+    raise errors.UserError(
+      f'{os.fspath(output)} and {stem}{_UNITS} are of two perturbations; copy '
+      'both again'
+    )
+  return results_lib.Results(frames[0], frames[1], headers[0])
+
+
+def _stem(output: paths.PathLike) -> str:
+  name = os.fspath(output)
+  if not name.endswith('.parquet') or name.endswith(_UNITS):
+    raise errors.UserError(f'{name}: results have a name that ends in .parquet')
+  return name.removesuffix('.parquet')
+
+
+def _parquet(frame: pd.DataFrame, header: Mapping[str, str]) -> bytes:
+  table = pa.Table.from_pandas(frame, preserve_index=False)
+  metadata = {
+    **(table.schema.metadata or {}),
+    results_lib.KEY: json.dumps(dict(header)),
+  }
+  buffer = io.BytesIO()
+  pa.parquet.write_table(table.replace_schema_metadata(metadata), buffer)
+  return buffer.getvalue()

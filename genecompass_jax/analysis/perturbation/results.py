@@ -1,0 +1,314 @@
+"""Results of a perturbation: a tidy table, what it means, and an AnnData.
+
+A table never comes without its header: what was measured by which sign, what
+the nulls are, what family q is over, and which model and cells it is of.
+`result_files` writes and reads them.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+import genecompass_jax
+from genecompass_jax import (
+  errors,
+  pretrained,
+  vocabulary as vocabulary_lib,
+)
+from genecompass_jax.analysis.perturbation import (
+  effects as effects_lib,
+  interventions,
+  matching,
+  statistics,
+)
+
+STATEMENT = 'association learned from expression, not a causal estimate'
+KEY = 'genecompass_perturbation'  # of the header in metadata and in uns
+ALL_CELLS = 'all'  # the group of a table without groups
+FEW_UNITS, FEW_NULL = 'few_units', 'few_null'
+NO_CHANGE, UNITS_DISAGREE = 'no_change', 'units_disagree'
+MORE, LESS, NOT_SHOWN = 'more', 'less', 'not shown'  # verdicts
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Results:
+  """What a perturbation found.
+
+  Attributes:
+    table: a line a target and group, by group, then falling score.
+    units: a line a target, group and unit, in the same order.
+    header: what the numbers mean and where they come from, in lines.
+  """
+
+  table: pd.DataFrame
+  units: pd.DataFrame
+  header: dict[str, str]
+
+  def genes_df(self, group: str | None = None) -> pd.DataFrame:
+    """As `scanpy.get.rank_genes_groups_df` gives: names, scores and so on.
+
+    Args:
+      group: one group; None gives all, in a column of their own if there are
+        several.
+
+    Raises:
+      UserError: there is no such group.
+    """
+    table = self.table
+    groups = list(dict.fromkeys(table['group']))
+    if group is not None:
+      if group not in groups:
+        raise errors.UserError(
+          f'no group {group!r}; there are: {", ".join(groups)}'
+        )
+      table = table[table['group'] == group]
+    frame = pd.DataFrame(
+      {
+        'names': table['symbol'],
+        'scores': table['score'],
+        'shift': table['shift'],
+        'p': table['p'],
+        'q': table['q'],
+        'n_cells': table['n_cells'],
+        'n_donors': table['n_units'],
+      }
+    )
+    if group is None and len(groups) > 1:
+      frame.insert(0, 'group', table['group'])
+    return frame.reset_index(drop=True)
+
+
+def header(
+  *,
+  model: pretrained.PretrainedModel,
+  source: str,
+  matched: matching.MatchingConfig,
+  tested: statistics.Config,
+  unit: str,
+  family: str,
+  source_sha256: str = '',
+  **more: object,
+) -> dict[str, str]:
+  """The header of a table.
+
+  Args:
+    model: that was asked.
+    source: name of the cells.
+    matched: how nulls were chosen.
+    tested: how targets were tested.
+    unit: obs column that names the units; '' where all cells are one.
+    family: what q is over, in words.
+    source_sha256: digest of the cells; '' where there is none.
+    **more: further lines: group, pooling, goal, what was done, ...
+  """
+  rules = {
+    'what': f'in-silico perturbation: {STATEMENT}',
+    **{name: effects_lib.SIGNS[name] for name in effects_lib.SIGNS},
+    'measure': f'{tested.measure}: null_mean, null_sd, z, p and q are of it',
+    'z': 'effect less that of matched nulls in the same cells, over units, in '
+    'sd of the nulls: positive is more than the nulls',
+    'score': 'z; ranks are by it, 1 the highest of a group',
+    'null': matched.describe(),
+    'alternative': tested.side,
+    'p': 'share of all nulls as far from the other nulls of their target'
+    if tested.p_from == statistics.EMPIRICAL
+    else "Student's t of z among the nulls",
+    'q': f'Benjamini and Hochberg over the family: {family}',
+    'unit': f'obs[{unit!r}]: effects are averaged within a unit of at least '
+    f'{tested.min_cells} cells, then over units'
+    if unit
+    else 'all cells are one unit: no p and no q, ranks only',
+    'few units': f'below {statistics.MIN_UNITS} units: every value and n in the '
+    'table of units, no interval and no verdict',
+    'source': source,
+    'source_sha256': source_sha256,
+    'model': model.source,
+    'model_sha256': model.sha256,
+    'model_step': str(model.step),
+    'vocabulary': model.vocabulary.sha256 if model.vocabulary else '',
+    'medians': model.assets.medians.sha256 if model.assets.medians else '',
+    'encoding': ', '.join(
+      f'{k}={v}' for k, v in dataclasses.asdict(model.assets.encoding).items()
+    ),
+    'genecompass_jax': genecompass_jax.__version__,
+    'numpy': np.__version__,
+  }
+  return {**rules, **{k: one_line(v) for k, v in more.items()}}
+
+
+def one_line(value: object) -> str:
+  """A value as text without line breaks."""
+  return ' '.join(str(value).split())
+
+
+def gene_ids_of(
+  vocab: vocabulary_lib.Vocabulary, species: int
+) -> dict[int, str]:
+  """Ensembl ids of a species' tokens; of a shared token those of all members."""
+  found: dict[int, list[str]] = {}
+  for row in vocab.gene_rows(species).tolist():
+    found.setdefault(int(vocab.token_G[row]), []).append(
+      vocab.genes.gene_ids[row]
+    )
+  return {token: '/'.join(members) for token, members in found.items()}
+
+
+def tabulate(
+  done: Sequence[interventions.Intervention],
+  effects: effects_lib.CellEffects,
+  tests: Mapping[str, statistics.Tests],
+  unit_of: Mapping[str, np.ndarray],
+  profiles: Mapping[str, matching.Profiles],
+  gene_ids: Mapping[int, str],
+  header: Mapping[str, str],
+) -> Results:
+  """One table of all groups.
+
+  Args:
+    done: interventions; their places are the numbers of variants.
+    effects: of all of them.
+    tests: by group; `ALL_CELLS` where there are no groups.
+    unit_of: by group, unit of every cell of the source, as it was tested.
+    profiles: by group, of variants.
+    gene_ids: Ensembl ids of tokens.
+    header: see `header`.
+  """
+  lines, of_units = [], []
+  for group, tested in tests.items():
+    means = {
+      measure: statistics.unit_means(
+        effects, measure, unit_of[group], len(tested.units_U),
+        tested.config.min_cells,
+      )
+      for measure in statistics.MEASURES
+    }  # fmt: skip
+    row_T = profiles[group].rows(tested.target_T)
+    for t, variant in enumerate(tested.target_T.tolist()):
+      one = done[variant]
+      what = {
+        'group': group,
+        'gene_id': '+'.join(gene_ids.get(k, '') for k in one.tokens),
+        'symbol': one.name,
+        'kind': one.kind,
+        'amount': one.amount,
+      }
+      places = {m: means[m].get(variant) for m in statistics.MEASURES}
+      lines.append(
+        {
+          **what,
+          **_line_of(tested, t, places, profiles[group], int(row_T[t])),
+        }
+      )
+      of_units += _lines_of_units(what, tested, t, places)
+  table = pd.DataFrame(lines)
+  table['q'] = statistics.false_discovery_rate(table['p'])
+  table['verdict'] = _verdicts(table)
+  order = np.lexsort(
+    [
+      table[name].to_numpy().astype(str)
+      for name in ('amount', 'kind', 'gene_id')
+    ]
+    + [-table['score'].to_numpy()]
+    + [table['group'].to_numpy().astype(str)]
+  )  # NaN comes last
+  table = table.iloc[order].reset_index(drop=True)
+  table['rank'] = (
+    table.groupby('group', sort=False)['score']
+    .rank(method='min', ascending=False)
+    .astype('Int64')
+  )
+  units = pd.DataFrame(of_units)
+  keys = ['group', 'gene_id', 'kind', 'amount']
+  place = {key: i for i, key in enumerate(table[keys].itertuples(index=False))}
+  units['place'] = [place[k] for k in units[keys].itertuples(index=False)]
+  units = units.sort_values(['place', 'unit'], kind='stable')
+  return Results(
+    table=table[COLUMNS],
+    units=units.drop(columns='place').reset_index(drop=True),
+    header=dict(header),
+  )
+
+
+COLUMNS = [
+  *('group', 'gene_id', 'symbol', 'kind', 'amount', 'rank', 'score'),
+  *('shift', 'gene_shift', 'toward', 'null_mean', 'null_sd', 'z', 'p', 'q'),
+  *('p_normal', 'p_empirical', 'ci_low', 'ci_high', 'verdict'),
+  *('n_cells', 'n_units', 'n_null', 'detection', 'mean_rank', 'mean_length'),
+  'flags',
+]
+
+
+def _line_of(tested, t, places, profiles, row):
+  z = float(tested.z_T[t])
+  flags = []
+  if tested.num_units_T[t] < statistics.MIN_UNITS:
+    flags.append(FEW_UNITS)
+  if not np.isfinite(z):
+    flags.append(FEW_NULL)
+  if tested.cells_T[t] and not np.nan_to_num(places['shift']).any():
+    flags.append(NO_CHANGE)
+  of_units = tested.z_TU[t][np.isfinite(tested.z_TU[t])]
+  if len(set(np.sign(of_units))) > 1:
+    flags.append(UNITS_DISAGREE)
+  means = {
+    measure: float(np.mean(values[np.isfinite(values)]))
+    if values is not None and np.isfinite(values).any()
+    else np.nan
+    for measure, values in places.items()
+  }
+  return {
+    'score': z,
+    **means,
+    'null_mean': float(tested.null_mean_T[t]),
+    'null_sd': float(tested.null_sd_T[t]),
+    'z': z,
+    'p': float(tested.p_T[t]),
+    'p_normal': float(tested.p_normal_T[t]),
+    'p_empirical': float(tested.p_empirical_T[t]),
+    'ci_low': float(tested.contrast_low_T[t]),
+    'ci_high': float(tested.contrast_high_T[t]),
+    'n_cells': int(tested.cells_T[t]),
+    'n_units': int(tested.num_units_T[t]),
+    'n_null': int(tested.num_null_T[t]),
+    'detection': float(profiles.detection_G[row]),
+    'mean_rank': float(profiles.rank_G[row]),
+    'mean_length': float(profiles.length_G[row]),
+    'flags': ','.join(flags),
+  }
+
+
+def _lines_of_units(what, tested, t, places):
+  lines = []
+  for u, unit in enumerate(tested.units_U.tolist()):
+    if not tested.cells_TU[t, u]:
+      continue
+    values = {
+      m: np.nan if v is None else float(v[u]) for m, v in places.items()
+    }
+    lines.append(
+      {
+        **what,
+        'unit': unit,
+        'n_cells': int(tested.cells_TU[t, u]),
+        **values,
+        'null_mean': float(tested.null_mean_TU[t, u]),
+        'null_sd': float(tested.null_sd_TU[t, u]),
+        'z': float(tested.z_TU[t, u]),
+      }
+    )
+  return lines
+
+
+def _verdicts(table: pd.DataFrame) -> list[str]:
+  """What may be said; nothing below six units or without q."""
+  verdicts = []
+  for line in table.itertuples():
+    if line.n_units < statistics.MIN_UNITS or not np.isfinite(line.q):
+      verdicts.append('')
+    elif line.q < statistics.ALPHA:
+      verdicts.append(MORE if line.z > 0 else LESS)
+    else:
+      verdicts.append(NOT_SHOWN)
+  return verdicts
