@@ -59,7 +59,7 @@ def umap(
   features_CD: np.ndarray, *, seed: int = 0, neighbors: int = 15
 ) -> np.ndarray:
   """Two dimensions for the eye, float32 [C, 2]; one thread, fixed seed."""
-  module = _optional('umap')
+  module = optional('umap')
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # a seed means one thread: as wanted
     reducer = module.UMAP(
@@ -92,11 +92,11 @@ def cell_map(
   Returns:
     A matplotlib Figure.
   """
-  matplotlib = _optional('matplotlib')
+  matplotlib = optional('matplotlib')
   colour_by = np.asarray(colour_by)
   is_number = colour_by.dtype.kind in 'fiu'
   with matplotlib.rc_context(STYLE):
-    figure = _new_figure(4.1 * len(places) + 2.1, 4.5)
+    figure = new_figure(4.1 * len(places) + 2.1, 4.5)
     panels = figure.subplots(1, len(places), squeeze=False)[0]
     order_C = np.random.Generator(np.random.Philox(0)).permutation(
       len(colour_by)
@@ -129,8 +129,8 @@ def cell_map(
       figure.colorbar(drawn, ax=list(panels), shrink=0.6, label=colour_name)
     else:
       _legend(figure, matplotlib, names, colour_by, colour_name)
-    _title(figure, title)
-    _small_print(figure, note)
+    set_title(figure, title)
+    small_print(figure, note)
   return figure
 
 
@@ -157,7 +157,7 @@ def learning_curves(
   Raises:
     UserError: the run holds no evaluation.
   """
-  matplotlib = _optional('matplotlib')
+  matplotlib = optional('matplotlib')
   groups = groups or {'': 'All held-out cells'}
   training = [line for line in lines if 'id_loss' in line]
   held_out = [line for line in lines if 'eval_id_loss' in line]
@@ -172,7 +172,7 @@ def learning_curves(
     ),
   )
   with matplotlib.rc_context(STYLE):
-    figure = _new_figure(4.6 * len(groups) + 0.6, 6.4)
+    figure = new_figure(4.6 * len(groups) + 0.6, 6.4)
     panels = figure.subplots(2, len(groups), squeeze=False, sharex=True)
     ends = {}
     for column, (group, name) in enumerate(groups.items()):
@@ -196,8 +196,8 @@ def learning_curves(
       for axes in row:
         axes.set_ylim(low, high)
         _label_ends(axes, ends[axes])
-    _title(figure, title)
-    _small_print(figure, note)
+    set_title(figure, title)
+    small_print(figure, note)
   return figure
 
 
@@ -294,26 +294,29 @@ def _legend(figure, matplotlib, names, classes_C, title) -> None:
   )
 
 
-def _title(figure, title: str) -> None:
+def set_title(figure, title: str) -> None:
+  """The title of a figure, at its left, broken into lines that fit."""
   width = int(figure.get_size_inches()[0] * 9.5)  # characters of this size
   title = '\n'.join(textwrap.wrap(title, width))
   figure.suptitle(title, x=0.01, ha='left', fontsize=12)
 
 
-def _small_print(figure, note: str) -> None:
+def small_print(figure, note: str) -> None:
+  """A note below a figure."""
   if note:
     width = int(figure.get_size_inches()[0] * 17)  # characters of this size
     note = '\n'.join(textwrap.wrap(note, width))
     figure.supxlabel(note, x=0.01, ha='left', fontsize=7.5, color='#555555')
 
 
-def _new_figure(width: float, height: float):
+def new_figure(width: float, height: float):
   """A figure of its own: no window and no state of pyplot."""
-  module = _optional('matplotlib.figure')
+  module = optional('matplotlib.figure')
   return module.Figure((width, height), layout='constrained')
 
 
-def _optional(name: str):
+def optional(name: str):
+  """A module of the extra `demo`; a UserError says how to install it."""
   try:
     module = importlib.import_module(name)
     if name == 'matplotlib':

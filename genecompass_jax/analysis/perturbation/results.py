@@ -111,6 +111,8 @@ def header(
     'sd of the nulls: positive is more than the nulls',
     'score': 'z; ranks are by it, 1 the highest of a group',
     'null': matched.describe(),
+    'null_z_low, null_z_high': 'between them are 95 % of the z of all nulls of '
+    'the group',
     'alternative': tested.side,
     'p': 'share of all nulls as far from the other nulls of their target'
     if tested.p_from == statistics.EMPIRICAL
@@ -236,7 +238,7 @@ COLUMNS = [
   *('shift', 'gene_shift', 'toward', 'null_mean', 'null_sd', 'z', 'p', 'q'),
   *('p_normal', 'p_empirical', 'ci_low', 'ci_high', 'verdict'),
   *('n_cells', 'n_units', 'n_null', 'detection', 'mean_rank', 'mean_length'),
-  'flags',
+  *('null_z_low', 'null_z_high', 'flags'),
 ]
 
 
@@ -263,6 +265,8 @@ def _line_of(tested, t, places, profiles, row):
     **means,
     'null_mean': float(tested.null_mean_T[t]),
     'null_sd': float(tested.null_sd_T[t]),
+    'null_z_low': tested.null_z_low,
+    'null_z_high': tested.null_z_high,
     'z': z,
     'p': float(tested.p_T[t]),
     'p_normal': float(tested.p_normal_T[t]),

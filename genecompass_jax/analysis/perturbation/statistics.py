@@ -103,6 +103,8 @@ class Tests:
     cells_T: int64 cells in which the variant acted.
     num_units_T: int64 units that the mean is over.
     num_null_T: int64 nulls with enough cells in more than half of them.
+    null_z_low, null_z_high: 2.5 and 97.5 % quantiles of the z of all nulls, of
+      each by mean and sd of its target's nulls; NaN without nulls.
     p_normal_T, p_empirical_T: NaN with one unit, or too few nulls.
     p_T, q_T: the chosen one, and by Benjamini and Hochberg over all targets.
     config: how.
@@ -124,6 +126,8 @@ class Tests:
   cells_T: np.ndarray
   num_units_T: np.ndarray
   num_null_T: np.ndarray
+  null_z_low: float
+  null_z_high: float
   p_normal_T: np.ndarray
   p_empirical_T: np.ndarray
   p_T: np.ndarray
@@ -257,6 +261,7 @@ def test(
   num_null_T, num_units_T = np.zeros(T, np.int64), np.zeros(T, np.int64)
   p_normal_T = np.full(T, np.nan)
   null_p: list[np.ndarray] = []
+  null_z: list[np.ndarray] = [np.empty(0)]
   for t, target in enumerate(matches.target_T.tolist()):
     span = data.of(target)
     unit_n = data.unit_C[data.place_N[span]]
@@ -290,6 +295,7 @@ def test(
     middle, sd = null_K.mean(), null_K.std(ddof=1)
     null_mean_T[t] = effect_T[t] - contrast + middle
     null_sd_T[t] = sd
+    null_z.append(_divided(null_K - middle, sd))
     z_T[t] = _divided(contrast - middle, sd)
     number = used_U.sum()
     if number >= MIN_UNITS:
@@ -301,6 +307,11 @@ def test(
     if number > 1:
       p_normal_T[t] = _p(z_T[t], len(null_K), config.side)
       null_p.append(_left_out(null_K, config.side))
+  pooled_z = np.concatenate(null_z)
+  pooled_z = pooled_z[np.isfinite(pooled_z)]
+  band = (np.nan, np.nan)
+  if len(pooled_z):
+    band = np.quantile(pooled_z, [ALPHA / 2, 1 - ALPHA / 2])
   p_empirical_T = _empirical(p_normal_T, null_p)
   p_T = p_empirical_T if config.p_from == EMPIRICAL else p_normal_T
   return Tests(
@@ -320,6 +331,8 @@ def test(
     cells_T=cells_TU.sum(1),
     num_units_T=num_units_T,
     num_null_T=num_null_T,
+    null_z_low=float(band[0]),
+    null_z_high=float(band[1]),
     p_normal_T=p_normal_T,
     p_empirical_T=p_empirical_T,
     p_T=p_T,
