@@ -12,6 +12,8 @@ once a step and every slot by the product. Inference goes further and does the
 whole linear part once for every gene (`fold`).
 """
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -26,6 +28,7 @@ from genecompass_jax import (
 )
 
 Array = jax.Array
+Tables = knowledge_lib.Knowledge | knowledge_lib.Folded | knowledge_lib.AtSlots
 
 # torch's default LayerNorm epsilon, which the release has in the fusion block.
 FUSION_EPSILON = 1e-5
@@ -93,7 +96,7 @@ class KnowledgeEmbedding(nnx.Module):
   def __call__(
     self,
     batch: schemas.CellBatch,
-    knowledge: knowledge_lib.Knowledge | knowledge_lib.Folded,
+    knowledge: Tables,
     *,
     prior_scale: Array | float,
     dropout_keys_B: Array | None,
@@ -142,7 +145,7 @@ class KnowledgeEmbedding(nnx.Module):
     gene_ids_BL: Array,
     values_BL: Array,
     species_BL: Array,
-    knowledge: knowledge_lib.Knowledge | knowledge_lib.Folded,
+    knowledge: Tables,
     *,
     prior_scale: Array | float = 1.0,
   ) -> Array:
@@ -152,15 +155,17 @@ class KnowledgeEmbedding(nnx.Module):
       gene_ids_BL: tokens.
       values_BL: log2 values.
       species_BL: species codes.
-      knowledge: prior tables, or what `fold` made of them with these
-        parameters, for the same `prior_scale`.
+      knowledge: prior tables, or what `fold` or `linear_part` made of them
+        with these parameters, for the same `prior_scale`.
       prior_scale: factor on projected priors, bias included.
     """
     config = self.config
     if isinstance(knowledge, knowledge_lib.Folded):
       x_BLD = jnp.asarray(knowledge.table_SVD)[species_BL, gene_ids_BL]
+    elif isinstance(knowledge, knowledge_lib.AtSlots):
+      x_BLD = jnp.asarray(knowledge.sum_BLD)
     else:
-      x_BLD = self._linear_part(gene_ids_BL, species_BL, knowledge, prior_scale)
+      x_BLD = self.linear_part(gene_ids_BL, species_BL, knowledge, prior_scale)
     x_BLD = sharding.constrain_slots(x_BLD)
     if config.use_values:
       x_BLD += values_BL[..., None] * self.fuse_value[...]
@@ -175,10 +180,34 @@ class KnowledgeEmbedding(nnx.Module):
       precision=config.precision,
     )
 
-  def _linear_part(
-    self, gene_ids_BL, species_BL, knowledge, prior_scale
+  def linear_part(
+    self,
+    gene_ids_BL: Array,
+    species_BL: Array,
+    knowledge: knowledge_lib.Knowledge,
+    prior_scale: Array | float = 1.0,
   ) -> Array:
     """All of the fusion's sum but the values, [B, L, D] float32."""
+    parts = self.parts(gene_ids_BL, species_BL, knowledge, prior_scale)
+    x_BLD = next(parts) + self.fuse_bias[...]
+    for part_BLD in parts:
+      x_BLD += part_BLD
+    return x_BLD
+
+  def parts(
+    self,
+    gene_ids_BL: Array,
+    species_BL: Array,
+    knowledge: knowledge_lib.Knowledge,
+    prior_scale: Array | float = 1.0,
+  ) -> Iterator[Array]:
+    """What each part of a gene adds to the fusion's sum, [B, L, D] float32.
+
+    Yields:
+      The word vector's share, then that of every prior in the order of the
+      config, each with the bias of its projection. With the bias of the fusion
+      and the value's share they are all that the fusion's LayerNorm sees.
+    """
     config = self.config
     word_BLD = _rows(self.word[...], gene_ids_BL)
     # torch's padding_idx: looking `<pad>` up trains nothing (the tied id head
@@ -196,7 +225,7 @@ class KnowledgeEmbedding(nnx.Module):
         precision=config.precision,
       ).astype(jnp.float32)
 
-    x_BLD = add(word_BLD, self.fuse_word[...]) + self.fuse_bias[...]
+    yield add(word_BLD, self.fuse_word[...])
     if config.priors:
       row_BL = jnp.asarray(knowledge.row_SV)[species_BL, gene_ids_BL]
     for name, _ in config.priors:
@@ -208,8 +237,7 @@ class KnowledgeEmbedding(nnx.Module):
           has_BL[..., None], vector_BLP, prior.missing[...]
         )
       kernel_PD, bias_D = self.composed(name)
-      x_BLD += prior_scale * (add(vector_BLP, kernel_PD) + bias_D)
-    return x_BLD
+      yield prior_scale * (add(vector_BLP, kernel_PD) + bias_D)
 
   def composed(self, name: str) -> tuple[Array, Array]:
     """A prior's projection and its block of the fusion as one map.
@@ -242,7 +270,7 @@ class KnowledgeEmbedding(nnx.Module):
     species_SV = jnp.broadcast_to(
       jnp.arange(num_species)[:, None], tokens_SV.shape
     )
-    table_SVD = self._linear_part(tokens_SV, species_SV, knowledge, prior_scale)
+    table_SVD = self.linear_part(tokens_SV, species_SV, knowledge, prior_scale)
     return knowledge_lib.Folded(table_SVD=table_SVD)
 
 

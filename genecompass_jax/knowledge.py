@@ -61,6 +61,22 @@ class Folded:
   table_SVD: Array
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AtSlots:
+  """What a model makes of the genes of one batch, slot by slot.
+
+  Takes the place of `Knowledge` where analyses ask what the parts of a gene do:
+  they may be changed before the model goes on, and gradients reach them.
+
+  Attributes:
+    sum_BLD: float32 sum of the projected word vector and priors of each slot,
+      which `Folded` has by token.
+  """
+
+  sum_BLD: Array
+
+
 def empty(num_species: int, vocabulary_size: int) -> Knowledge:
   """No priors at all."""
   row_SV = np.zeros((num_species, vocabulary_size), np.int32)

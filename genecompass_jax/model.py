@@ -31,7 +31,7 @@ from genecompass_jax import (
 
 Array = jax.Array
 Params = dict[str, Any]
-Tables = knowledge_lib.Knowledge | knowledge_lib.Folded
+Tables = embedding.Tables
 
 # What callers of this module name most.
 ModelConfig = model_config.ModelConfig
@@ -305,7 +305,7 @@ class GeneCompass(nnx.Module):
     Args:
       batch: encoded cells.
       knowledge: prior tables, which must hold the priors of the config, or
-        what `fold` made of them.
+        what `fold` made of them, or the embedding's `linear_part` of this batch.
       prior_scale: overrides the config's factor on projected priors.
       dropout_keys_B: a key a row (`layers.keys_of_rows`); None for evaluation.
       every_layer: also return the embedding and every block's output.

@@ -106,7 +106,7 @@ class PretrainedModel:
     Raises:
       UserError: tokens, positions or species that this model does not have.
     """
-    _check_inside(batch, self.config)
+    check_inside(batch, self.config)
     hidden = _hidden(
       self.params, batch, self.assets.knowledge, self.config, every_layer
     )
@@ -124,7 +124,7 @@ class PretrainedModel:
     Raises:
       UserError: tokens, positions or species that this model does not have.
     """
-    _check_inside(batch, self.config)
+    check_inside(batch, self.config)
     return _logits(self.params, batch, self.assets.knowledge, self.config)
 
 
@@ -366,7 +366,7 @@ def pretraining_loss(
       f'this model has a {model.config.head!r} head; the pretraining loss '
       'needs a model with the pretraining head'
     )
-  _check_inside(batch, model.config)
+  check_inside(batch, model.config)
   params = model.params if params is None else params
   logits_BSV, values_BS = _logits(
     params, batch, model.assets.knowledge, model.config
@@ -423,7 +423,7 @@ def _species_codes(species, num_cells: int) -> np.ndarray:
   return np.broadcast_to(codes.astype(np.int32), (num_cells,))
 
 
-def _check_inside(
+def check_inside(
   batch: schemas.CellBatch, config: model_lib.ModelConfig
 ) -> None:
   """Refuses what a look-up would turn into NaN or another gene's row."""

@@ -28,7 +28,7 @@ class PlacedModel:
   Attributes:
     config: of the model; `dtype` is the type that blocks compute in.
     params: on every device.
-    knowledge: its prior tables, folded with these parameters.
+    knowledge: its prior tables, folded with these parameters or as they are.
     sharding: of arrays whose first axis are rows of a batch.
     num_devices: devices that share the rows.
     buckets: lengths of rows in slots, ascending; the last holds any cell.
@@ -51,7 +51,11 @@ class PlacedModel:
 
 
 def place(
-  model: pretrained.PretrainedModel, *, dtype: str = '', block: int = -1
+  model: pretrained.PretrainedModel,
+  *,
+  dtype: str = '',
+  block: int = -1,
+  folds: bool = True,
 ) -> PlacedModel:
   """Places a model on all local devices.
 
@@ -60,6 +64,7 @@ def place(
     dtype: 'float32' or 'bfloat16' to compute in; '': as the model says.
     block: the last block that is run, from 1; -1 is the last one, -2 the one
       before it. Blocks behind it are left out, and so is their work.
+    folds: whether the prior tables are folded; False keeps them apart.
 
   Raises:
     UserError: there is no such block, or no such type.
@@ -83,7 +88,7 @@ def place(
   )
   whole = NamedSharding(mesh, PartitionSpec())
   knowledge: model_lib.Tables = model.assets.knowledge
-  if config.priors:
+  if config.priors and folds:
     # Once for every token, not once for every gene of every cell; in float32,
     # whatever the blocks compute in.
     precise = dataclasses.replace(config, dtype='float32')
