@@ -348,9 +348,10 @@ class _Machine:
   def _count(self, built: object) -> None:
     """Refuses bytes that are copied again and again."""
     held = built.value if isinstance(built, _Array) else built
-    self.made += getattr(held, 'nbytes', 0) or (
-      len(held) if isinstance(held, bytes) else 0
-    )
+    if isinstance(held, np.ndarray | np.generic):
+      self.made += held.nbytes
+    elif isinstance(held, bytes):
+      self.made += len(held)
     if self.made > 8 * self.allowed:
       raise errors.UserError(_TOO_MUCH)
 

@@ -108,6 +108,11 @@ def read_config(workdir: paths.PathLike) -> dict[str, Any] | None:
     raise errors.UserError(f'{path} is damaged ({error})') from error
   if not isinstance(config, dict):
     raise errors.UserError(f'{path} is damaged (it holds no JSON object)')
+  if 'num_attention_heads' in config:
+    raise errors.UserError(
+      f'{path} is the config of original weights; make a model of them with '
+      '`genecompass convert pytorch`'
+    )
   if config.get('format') != FORMAT:
     raise errors.UserError(
       f'{path}: format {config.get("format")}, this version reads {FORMAT}'

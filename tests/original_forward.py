@@ -131,7 +131,7 @@ def random_weights(config, widths, num_labels=0, pooler=False, seed=0):
   columns += config['use_values']
   w[f'{emb}.position_ids'] = np.arange(L)[None]
   homologs = np.arange(V)
-  pairs = rng.permutation(np.arange(2, V))[: V // 2].reshape(2, -1)
+  pairs = rng.permutation(np.arange(2, V))[: V // 4 * 2].reshape(2, -1)
   homologs[pairs[0]] = pairs[1]
   w[f'{emb}.homologous_index'] = homologs
   normal(f'{emb}.word_embeddings.weight', V, D, scale=0.3)

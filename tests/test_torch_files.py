@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from genecompass_jax import errors, tensor_files
+from genecompass_jax import errors, pickled, tensor_files
 from tests import torch_zips as tz
 
 
@@ -287,3 +287,10 @@ def test_an_ordered_dict_with_attributes_is_a_dict(tmp_path):
   state._metadata = collections.OrderedDict(version=1)
   tz.write_members(tmp_path / 'w.pt', {'data.pkl': pickle.dumps(state, 2)})
   assert tensor_files.read(tmp_path / 'w.pt') == {'a': 1.5}
+
+
+def test_large_tensors_are_no_bomb_of_their_small_pickle(tmp_path, monkeypatch):
+  monkeypatch.setattr(pickled, '_SMALL', 1 << 12)
+  arrays = {'w': np.ones((300, 1000), np.float32)}
+  tz.write(tmp_path / 'w.bin', arrays)
+  assert tensor_files.read(tmp_path / 'w.bin')['w'].sum() == 300_000

@@ -205,6 +205,11 @@ def _params(args: argparse.Namespace) -> None:
   if args.step is not None:
     source = paths.join(source, workdir.CHECKPOINTS, str(args.step))
   model = pretrained.load(source)
+  if args.step not in (None, model.step):
+    raise errors.UserError(
+      f'{args.model}: an exported model, of step {model.step}; --step is of a '
+      'workdir'
+    )
   pretrained.export(model, args.output)
   _print_parameters(args.output, model)
 
