@@ -60,7 +60,6 @@ import waterfall_cells
 
 from genecompass_jax import (
   chips,
-  convert,
   data,
   flops,
   knowledge as knowledge_lib,
@@ -68,6 +67,7 @@ from genecompass_jax import (
   optimizer,
   schemas,
 )
+from genecompass_jax.convert import names
 from genecompass_jax.training import (
   train_config,
   train_step,
@@ -193,9 +193,9 @@ def arms(
     return (optax.apply_updates(weights, updates), moments), values
 
   def make_port():
-    weights = convert.params_to_original(params, config.model)
+    weights = names.params_to_original(params, config.model)
     weights = jax.tree.map(jnp.array, weights)
-    named = {original: tables[ours] for ours, original, _ in convert.PRIORS}
+    named = {original: tables[ours] for ours, original, _ in names.PRIORS}
     return (weights, transform.init(weights)), jax.device_put(named)
 
   def make_ours(dtype):
@@ -340,7 +340,7 @@ def main() -> None:
     model=model.named_config(
       args.size,
       vocabulary_size=size,
-      priors=tuple((name, PRIOR_WIDTH) for name, _, _ in convert.PRIORS),
+      priors=tuple((name, PRIOR_WIDTH) for name, _, _ in names.PRIORS),
       missing_prior='released',
       hidden_dropout=0.0,
       attention_dropout=0.0,
