@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import pathlib
-import pickle
 import subprocess
 import sys
 
@@ -80,7 +79,7 @@ def write_release(folder: pathlib.Path, size: str) -> dict[str, np.ndarray]:
     ('orthologues', pairs),
     ('medians', medians),
   ):
-    (folder / f'{name}.pickle').write_bytes(pickle.dumps(content))
+    (folder / f'{name}.json').write_text(json.dumps(content))
   return weights
 
 
@@ -112,7 +111,7 @@ def main() -> None:
   )
   genes = []
   for name in ('tokens', 'orthologues', 'medians'):
-    genes += [f'--{name}', release / f'{name}.pickle']
+    genes += [f'--{name}', release / f'{name}.json']
   weights_back = args.folder / 'back' / 'model.safetensors'
   program = args.folder / 'program' / 'encoder.stablehlo'
   for name, words in (
