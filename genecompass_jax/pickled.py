@@ -286,6 +286,8 @@ class _Machine:
             f'the pickle has a {type(key).__name__} for a key of a dict; only '
             'text, numbers and tuples of them are read'
           )
+      if key in target:
+        raise ValueError(f'{ascii(key)[:200]} stands twice in a dict')
       target[key] = self._value(value)
     if push:
       self.stack.append(target)

@@ -223,7 +223,7 @@ def _read_zip(file: IO[bytes], is_wanted) -> dict[str, np.ndarray]:
   names = [m.filename for m in members]
   if torch_files.is_torch(names):
     return torch_files.read(file, is_wanted)
-  if len(set(names)) != len(names):
+  if len({n.removesuffix('.npy') for n in names}) != len(names):
     raise errors.UserError('two tensors have one name')
   size = file.seek(0, 2)
   held = sum(m.file_size for m in members)
@@ -249,8 +249,10 @@ def _read_safetensors(data: bytes, is_wanted) -> dict[str, np.ndarray]:
     dtype = np.dtype(dtype or _DTYPES[kind])
     tensors[key] = np.frombuffer(facts['data'], dtype).reshape(facts['shape'])
   length = int.from_bytes(data[:8], 'little')
-  metadata = json.loads(data[8 : 8 + length]).get('__metadata__', {})
-  promised = metadata.get(_DIGEST)
+  header = json.loads(data[8 : 8 + length], object_pairs_hook=list)
+  if len({key for key, _ in header}) != len(header):  # a dict keeps the last
+    raise errors.UserError('two tensors have one name')
+  promised = dict(dict(header).get('__metadata__', ())).get(_DIGEST)
   if promised is not None and promised != digest(tensors):
     raise ValueError('its numbers are not those that were written')
   return {

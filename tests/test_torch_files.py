@@ -170,6 +170,23 @@ def test_names_that_stand_twice(tmp_path):
       archive.writestr(f'{root}/data.pkl', tz.pickle_of(_of_storage()))
   with pytest.raises(errors.UserError, match='2 pickles'):
     tensor_files.read(tmp_path / 'w.bin')
+  program = tz.pickle_of(_of_storage())
+  body = program[program.index(b'(X') + 1 : program.index(b'u}')]
+  twice = program.replace(body, body + body)
+  tz.write_members(tmp_path / 'w.bin', {'data.pkl': twice, 'data/0': bytes(16)})
+  with pytest.raises(errors.UserError, match="'a' stands twice"):
+    tensor_files.read(tmp_path / 'w.bin')
+  with zipfile.ZipFile(tmp_path / 'w.npz', 'w') as archive:
+    for name in ('a', 'a.npy'):
+      archive.writestr(name, b'')
+  with pytest.raises(errors.UserError, match='one name'):
+    tensor_files.read(tmp_path / 'w.npz')
+  facts = '"a":{"dtype":"%s","shape":[1],"data_offsets":[0,4]}'
+  header = f'{{{facts % "F32"},{facts % "I32"}}}'.encode()
+  size = len(header).to_bytes(8, 'little')
+  (tmp_path / 'w.safetensors').write_bytes(size + header + bytes(4))
+  with pytest.raises(errors.UserError, match='one name'):
+    tensor_files.read(tmp_path / 'w.safetensors')
   nested = {'a': b'}' + tz.text('b') + _of_storage()['a'] + b's'}
   members = _members(nested | {'a.b': _of_storage()['a']})
   tz.write_members(tmp_path / 'w.bin', members)
