@@ -98,8 +98,8 @@ def attend(
       than 4,096 slots are dropped, else 'chunked'.
     dropout_rate: of probabilities; 'xla' and 'chunked' alone.
     dropout_keys_B: a key a row; None for evaluation.
-    key_bias_BL: float32 added to all scores of a key; 'xla' alone, which
-      'auto' is then.
+    key_bias_BL: float32 added to the scores of a key, but for the slot's own
+      query; 'xla' alone, which 'auto' is then.
     keep_probabilities: whether the backward pass reads probabilities from
       memory or makes them anew; 'xla' alone.
     interpret: run the Pallas kernels in Python, for tests without the device.
@@ -195,7 +195,9 @@ def _plain(
   # scale goes to the queries, and the mask is added.
   added_BLM = chunked_attention.added_to_scores(query_segments_BL, segments_BM)
   if key_bias_BM is not None:
-    added_BLM += key_bias_BM[:, None]
+    # A slot sees itself as ever.
+    others_LM = 1 - jnp.eye(*added_BLM.shape[1:], dtype=jnp.float32)
+    added_BLM += key_bias_BM[:, None] * others_LM
   query_BLHK = query_BLHK * jnp.asarray(scale, query_BLHK.dtype)
   scores_BHLM = jnp.einsum(
     'BLHK,BMHK->BHLM',

@@ -115,14 +115,18 @@ class KnowledgeEmbedding(nnx.Module):
       prior_scale=prior_scale,
     )
     positions_BL = jnp.asarray(batch.positions_BL)
-    place_BLD = self._positions(positions_BL)
+
+    def placed(positions_BL):
+      place_BLD = self._positions(positions_BL) + self.token_type[0]
+      return layers.layer_norm(
+        x_BLD, self.norm, config.norm_epsilon, add=place_BLD
+      )
+
+    embedded_BLD = placed(positions_BL)
     if retreat_BL is not None:
-      better_BLD = self._positions(jnp.maximum(positions_BL - 1, 0))
-      place_BLD += retreat_BL[..., None] * (better_BLD - place_BLD)
-    x_BLD = layers.layer_norm(
-      x_BLD, self.norm, config.norm_epsilon, add=place_BLD + self.token_type[0]
-    )
-    x_BLD = layers.dropout(x_BLD, config.hidden_dropout, dropout_keys_B)
+      higher_BLD = placed(jnp.maximum(positions_BL - 1, 0))
+      embedded_BLD += retreat_BL[..., None] * (higher_BLD - embedded_BLD)
+    x_BLD = layers.dropout(embedded_BLD, config.hidden_dropout, dropout_keys_B)
     if config.use_cls:
       # After norm and dropout, and without a position, as in the release.
       cls_BLD = _rows(self.cls[...], jnp.asarray(batch.species_BL))

@@ -52,14 +52,14 @@ class CellBatch:
 class Gates:
   """Where a cell is open to the removal of single genes, smoothly.
 
-  With zeros, nothing changes. Derivatives at zero say to first order what the
-  deletion of a gene does: its key bias falls, and genes behind it retreat.
+  With zeros, nothing changes. Derivatives say to first order what the deletion
+  of a gene does: its key bias falls, and genes behind it retreat by one rank.
 
   Attributes:
-    key_bias_BL: float32 added to every score of the slot's key: the logarithm
-      of its weight in the attention of others.
-    retreat_BL: float32 share of the way that the slot's position has moved to
-      the next better rank.
+    key_bias_BL: float32 added to the scores of the slot's key: the logarithm of
+      its weight in the attention of other slots.
+    retreat_BL: float32 share of the way that the slot, as it is embedded, has
+      moved to where it would be one rank higher.
   """
 
   key_bias_BL: Array

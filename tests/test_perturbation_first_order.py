@@ -35,11 +35,11 @@ def placed(model):
 
 
 @pytest.mark.parametrize('pooling', screen.POOLINGS)
-def test_the_estimate_is_the_derivative(model, cells, placed, pooling):
-  """Against differences: gates of one gene opened a little by hand."""
+def test_the_estimate_is_the_derivative(cells, placed, pooling):
+  """Against differences, at the middle of the way: gates opened by hand."""
   goal, start = cells.take(np.arange(4)), cells.take(np.arange(4, 8))
   axis = axes.between(placed, ('a', start), ('b', goal), pooling)
-  found = first_order.score(placed, cells, pooling=pooling, axis=axis)
+  found = first_order.score(placed, cells, pooling=pooling, axis=axis, points=1)
   base = cells.encode()
   batch = rows.cell_batch_rows(base, np.zeros(8, int), 64)
   weights_BL = (batch.gene_ids_BL > 0).astype(np.float32)
@@ -59,9 +59,9 @@ def test_the_estimate_is_the_derivative(model, cells, placed, pooling):
     sides = []
     for sign in (1, -1):
       key_bias_BL = np.zeros((8, 64), np.float32)
-      retreat_BL = np.zeros((8, 64), np.float32)
+      retreat_BL = 0.5 * weights_BL
       key_bias_BL[cell, rank + 1] = -sign * step
-      retreat_BL[cell, rank + 2 :] = sign * step * weights_BL[cell, rank + 2 :]
+      retreat_BL[cell, rank + 2 :] += sign * step * weights_BL[cell, rank + 2 :]
       sides.append(along(key_bias_BL, retreat_BL)[cell])
     n = base.starts_C1[cell] + rank
     expected = (sides[0] - sides[1]) / (2 * step)
@@ -93,7 +93,9 @@ def test_enough_probes_are_all_directions(cells, placed):
 
 
 def test_it_finds_the_genes_that_matter(cells, placed):
-  estimate = first_order.score(placed, cells, pooling='mean')
+  estimate = first_order.score(
+    placed, cells, pooling='mean', probes=placed.config.width
+  )
   tokens = np.unique(estimate.token_N)
   done = [
     interventions.Intervention('delete', (int(t),), (f't{t}',)) for t in tokens
@@ -111,4 +113,4 @@ def test_it_finds_the_genes_that_matter(cells, placed):
   agreement = np.corrcoef(
     ranked(estimate.shift_N[key]), ranked(exact.shift_N[other])
   )[0, 1]
-  assert agreement > 0.7
+  assert agreement > 0.9
