@@ -25,6 +25,8 @@ _PUBLIC = {
   'embed_file': 'analysis.embedding_files',
   'StateConfig': 'analysis.embeddings',
   'gene_embeddings': 'analysis.gene_embeddings',
+  'perturb': 'analysis.perturbation.perturb',
+  'perturb_file': 'analysis.perturbation.perturb',
   'attribute': 'analysis.attribution.attribute',
   'GeneId': 'analysis.attribution.targets',
   'GeneValue': 'analysis.attribution.targets',

@@ -260,7 +260,9 @@ def test_answers_for_scanpy(found, tmp_path):
   score = answers.score(responses, matches)
   adata = result_files.answers_adata(table, 'B cell', done, score, symbols, ids)
   output = tmp_path / 'screen.parquet'
-  result_files.write(table, output, adata)
+  result_files.write(
+    dataclasses.replace(table, answers={'B cell': adata}), output
+  )
   back = anndata.read_h5ad(tmp_path / 'screen.answers.h5ad')
   assert back.shape == (30, 80)
   assert back.obs_names.is_unique and back.var_names.is_unique

@@ -3,7 +3,8 @@
   NAME.parquet        a line a target and group
   NAME.units.parquet  a line a target, group and unit
   NAME.tsv            the first again, for people, with the header on top
-  NAME.answers.h5ad   targets x answering genes, where they were asked for
+  NAME.answers.h5ad   targets x answering genes, where they were asked for; of
+                      several groups NAME.GROUP.answers.h5ad
 
 The header is in the metadata of the parquet files, in the first lines of the
 .tsv, and in `uns` of the AnnData.
@@ -12,6 +13,7 @@ The header is in the metadata of the parquet files, in the first lines of the
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 import anndata
@@ -109,30 +111,36 @@ def _unique(names: Sequence[str], ids: Sequence[str]) -> pd.Index:
 def write(
   results: results_lib.Results,
   output: paths.PathLike,
-  answers: anndata.AnnData | None = None,
 ) -> None:
   """Writes all files of a result, the table last, each whole or not at all.
 
   Args:
     results: what was found.
     output: NAME.parquet.
-    answers: see `answers_adata`.
 
   Raises:
     UserError: the name ends otherwise.
   """
   stem = _stem(output)
-  if answers is not None:
-    folder = scratch.new_folder('answers')
-    try:
+  folder = scratch.new_folder('answers')
+  try:
+    for group, answers in results.answers.items():
+      name = f'{stem}{_of_group(group, results)}{_ANSWERS}'
       local = os.path.join(folder, 'answers.h5ad')
       answers.write_h5ad(local)
-      paths.write_bytes(f'{stem}{_ANSWERS}', paths.read_bytes(local))
-    finally:
-      scratch.remove(folder)
+      paths.write_bytes(name, paths.read_bytes(local))
+  finally:
+    scratch.remove(folder)
   paths.write_bytes(f'{stem}{_UNITS}', _parquet(results.units, results.header))
   paths.write_text(f'{stem}{_TEXT}', text(results))
   paths.write_bytes(output, _parquet(results.table, results.header))
+
+
+def _of_group(group: str, results: results_lib.Results) -> str:
+  """What tells the files of several groups apart."""
+  if len(results.answers) == 1:
+    return ''
+  return '.' + re.sub(r'[^A-Za-z0-9_+-]+', '_', group)
 
 
 def text(results: results_lib.Results) -> str:

@@ -8,6 +8,7 @@ the nulls are, what family q is over, and which model and cells it is of.
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import anndata
 import numpy as np
 import pandas as pd
 
@@ -40,11 +41,14 @@ class Results:
     table: a line a target and group, by group, then falling score.
     units: a line a target, group and unit, in the same order.
     header: what the numbers mean and where they come from, in lines.
+    answers: by group, targets x answering genes, where they were asked for;
+      see `result_files.answers_adata`.
   """
 
   table: pd.DataFrame
   units: pd.DataFrame
   header: dict[str, str]
+  answers: dict[str, anndata.AnnData] = dataclasses.field(default_factory=dict)
 
   def genes_df(self, group: str | None = None) -> pd.DataFrame:
     """As `scanpy.get.rank_genes_groups_df` gives: names, scores and so on.

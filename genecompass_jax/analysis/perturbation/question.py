@@ -1,0 +1,112 @@
+"""What is asked of a model about genes of cells."""
+
+import dataclasses
+
+from genecompass_jax import errors
+from genecompass_jax.analysis.perturbation import (
+  interventions,
+  matching,
+  statistics,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """What is asked.
+
+  Attributes:
+    genes: identifiers; 'A+B' is a set that is changed at once; empty for all
+      genes that enough cells show.
+    top: of these, only so many that the first-order estimate puts highest are
+      run; 0: all.
+    kind: one of `interventions.KINDS`.
+    factor: of a fold.
+    level: of an over-expression: 'median' or 'max' of the `reference` cells.
+    group_by: obs column; every group gets its own table.
+    groups: the groups to perturb; empty: all. With a goal, `start` alone.
+    donor_key: obs column of donors or samples: the units of the statistics.
+    start: group that is perturbed, where there is a goal.
+    goal: group that the start is compared with.
+    reference: group whose levels over-expression raises genes to; '' for the
+      goal, or without one the perturbed cells.
+    pooling: 'mean' over shared genes, or 'cls'.
+    measure: what is tested: 'shift', 'gene_shift' or 'toward'; '' is 'toward'
+      where there is a goal, else 'shift'.
+    max_cells: most cells of a group, drawn by the seed; 0: all.
+    min_cells: cells of a unit that must show target and null.
+    calipers: furthest that a null may be from its target in detection, rank and
+      length, in standard deviations of all genes; wider ones find more nulls,
+      and less alike.
+    nulls: most nulls of a target.
+    fewest_nulls: with fewer a target gets no z.
+    never_null: genes that are null of no other, such as those of the pathway.
+    responses: also the effects on every other gene.
+    renormalise: library sizes follow the changed counts (compositional).
+    seed: of the cells that are drawn, of directions, and of ties in matching.
+  """
+
+  genes: tuple[str, ...] = ()
+  top: int = 0
+  kind: str = interventions.DELETE
+  factor: float = 0.5
+  level: str = interventions.MEDIAN
+  group_by: str = ''
+  groups: tuple[str, ...] = ()
+  donor_key: str = ''
+  start: str = ''
+  goal: str = ''
+  reference: str = ''
+  pooling: str = 'mean'
+  measure: str = ''
+  max_cells: int = 0
+  min_cells: int = 3
+  calipers: tuple[float, float, float] = (0.5, 0.5, 0.5)
+  nulls: int = 50
+  fewest_nulls: int = 10
+  never_null: tuple[str, ...] = ()
+  responses: bool = False
+  renormalise: bool = False
+  seed: int = 0
+
+  def __post_init__(self):
+    if bool(self.start) != bool(self.goal):
+      raise errors.UserError(
+        'a start needs a goal and a goal a start; give both'
+      )
+    if (self.goal or self.groups or self.reference) and not self.group_by:
+      raise errors.UserError(
+        'start, goal, groups and reference are values of an obs column: name '
+        'it with group_by'
+      )
+    if self.goal and self.groups:
+      raise errors.UserError(
+        'with a goal the start is perturbed: give no groups'
+      )
+    if self.measure == statistics.TOWARD and not self.goal:
+      raise errors.UserError("measure 'toward' needs a start and a goal")
+    if self.top < 0 or self.max_cells < 0:
+      raise errors.UserError('top and max_cells are numbers from 0 on')
+    # Complaints of what they make come before any work.
+    _ = self.tested, self.matched
+    if self.top and self.kind != interventions.DELETE:
+      raise errors.UserError(
+        'the first-order estimate is of deletions: leave top out'
+      )
+
+  @property
+  def tested(self) -> statistics.Config:
+    """How targets are tested."""
+    measure = self.measure or (
+      statistics.TOWARD if self.goal else statistics.SHIFT
+    )
+    return statistics.Config(measure=measure, min_cells=self.min_cells)
+
+  @property
+  def matched(self) -> matching.MatchingConfig:
+    """How nulls are chosen."""
+    return matching.MatchingConfig(
+      calipers=tuple(self.calipers),
+      most=self.nulls,
+      fewest=self.fewest_nulls,
+      seed=self.seed,
+    )

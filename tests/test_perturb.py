@@ -1,0 +1,129 @@
+"""gc.perturb: from cells to tables, on a tiny model."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import genecompass_jax as gc
+from genecompass_jax.analysis.perturbation import result_files
+from tests.conftest import tiny_cells
+
+# 90 genes, of which few are alike.
+FEW = {'min_cells': 1, 'calipers': (2.0, 2.0, 2.0), 'fewest_nulls': 5}
+
+
+@pytest.fixture(scope='module')
+def model(trained):
+  return gc.load(trained)
+
+
+@pytest.fixture(scope='module')
+def adata():
+  return tiny_cells(48, seed=11)
+
+
+@pytest.fixture(scope='module')
+def screened(adata, model):
+  return gc.perturb(
+    adata, model, group_by='cell_type', donor_key='donor', **FEW
+  )
+
+
+def test_a_screen_of_all_genes(screened, adata):
+  table = screened.table
+  assert set(table['group']) == {'A', 'B'}
+  assert (table['n_cells'] >= 1).all() and table['z'].notna().any()
+  for _, of_group in table.groupby('group'):
+    assert of_group['score'].dropna().is_monotonic_decreasing
+  frame = screened.genes_df('A')
+  assert {*('names', 'scores', 'shift', 'p', 'q', 'n_cells', 'n_donors')} == {
+    *frame.columns
+  }
+  assert 'not a causal estimate' in screened.header['what']
+  assert screened.units['unit'].isin(adata.obs['donor']).all()
+
+
+def test_one_gene_is_as_in_the_screen(screened, adata, model):
+  """The same z as among all genes: its nulls are the same."""
+  table = screened.table
+  line = table[(table['group'] == 'A') & table['z'].notna()].iloc[0]
+  alone = gc.perturb(
+    adata,
+    model,
+    [line['gene_id']],
+    group_by='cell_type',
+    donor_key='donor',
+    **FEW,
+  ).table
+  own = alone[alone['group'] == 'A'].iloc[0]
+  assert len(alone) <= 2 and own['symbol'] == line['symbol']
+  np.testing.assert_allclose(own['shift'], line['shift'], atol=1e-6)
+  np.testing.assert_allclose(own['z'], line['z'], rtol=1e-2)
+  assert own['n_null'] == line['n_null']
+
+
+def test_towards_a_goal_from_a_file(adata, model, tmp_path):
+  source, output = tmp_path / 'cells.h5ad', tmp_path / 'found.parquet'
+  adata.write_h5ad(source)
+  options = dict(
+    group_by='cell_type', start='A', goal='B', donor_key='donor', **FEW
+  )
+  name = adata.var_names[3]
+  found = gc.perturb_file(
+    str(source),
+    str(output),
+    model,
+    [name, f'{adata.var_names[0]}+{adata.var_names[1]}'],
+    responses=True,
+    **options,
+  )
+  assert {p.name for p in tmp_path.iterdir()} == {
+    *('cells.h5ad', 'found.parquet', 'found.tsv', 'found.units.parquet'),
+    'found.answers.h5ad',
+  }
+  again = result_files.read(str(output))
+  pd.testing.assert_frame_equal(again.table, found.table, check_dtype=False)
+  assert set(found.table['group']) == {'A'}
+  assert found.table['toward'].notna().all()
+  answers = found.answers['A']
+  assert answers.n_obs == 2 and answers.n_vars > 10
+  # The target does not answer itself.
+  gene = list(answers.var['gene_ids']).index(name)
+  row = list(answers.obs['gene_id']).index(name)
+  assert np.isnan(answers.X[row, gene])
+
+
+def test_the_first_order_chooses(adata, model):
+  options = dict(group_by='cell_type', groups=('A',), **FEW)
+  found = gc.perturb(adata, model, top=8, **options)
+  assert len(found.table) == 8
+  exact = gc.perturb(adata, model, **options).table
+  highest = set(exact.nlargest(12, 'shift')['gene_id'])
+  assert len(highest & set(found.table['gene_id'])) >= 6
+  assert 'first-order' in found.header['q']
+
+
+def test_over_expression_reaches_cells_that_lack_the_gene(adata, model):
+  counts = np.asarray((adata.X > 0).sum(0)).ravel()
+  gene = adata.var_names[int(np.argmin(np.where(counts > 4, counts, 99)))]
+  found = gc.perturb(
+    adata, model, gene, kind='over_express', level='max', min_cells=1
+  )
+  assert found.table['n_cells'].item() == 48 > counts.min()
+  assert 'raised to the max' in found.header['done']
+
+
+def test_questions_that_cannot_be_answered(adata, model):
+  for genes, options, match in (
+    ('all', {'start': 'A'}, 'give both'),
+    ('all', {'goal': 'B', 'start': 'A'}, 'name it with group_by'),
+    ('all', {'group_by': 'cell_type', 'groups': ('C',)}, 'there are: A, B'),
+    ('all', {'group_by': 'kind'}, "'kind'"),
+    ('all', {'measure': 'toward'}, 'needs a start'),
+    ('all', {'kind': 'fold', 'top': 3}, 'is of deletions'),
+    ('TP53x', {}, 'is not known'),
+    ('all', {'donor_key': 'nobody'}, "'nobody'"),
+    ('all', {'pooling': 'max'}, 'cls or mean'),
+  ):
+    with pytest.raises(gc.UserError, match=match):
+      gc.perturb(adata, model, genes, **options)
