@@ -7,14 +7,13 @@ called. Anything else is refused in one line.
 """
 
 import dataclasses
-import math
 import pickletools
 import struct
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from genecompass_jax import errors, paths
+from genecompass_jax import errors, paths, pickled_arrays
 
 LFS_POINTER = b'version https://git-lfs.github.com/spec/'
 # What the names in a pickle stand for; they are compared, never looked up.
@@ -93,14 +92,6 @@ class _Word:
   def __init__(self, word: str, make: Callable | None = None):
     self.word = word
     self.make = make  # of a dialect
-
-
-class _Array:
-  """An array, number or dtype under construction."""
-
-  def __init__(self, word: str):
-    self.word = word
-    self.value = None
 
 
 def read(path: paths.PathLike) -> object:
@@ -232,12 +223,16 @@ class _Machine:
     """A finished value in place of what it was built in."""
     unfinished = isinstance(value, _Word) or value is _MARK
     if type(value) is tuple:
-      unfinished = any(isinstance(v, _Word | _Array) for v in value)
-    if unfinished or (isinstance(value, _Array) and value.word == 'dtype'):
+      unfinished = any(
+        isinstance(v, _Word | pickled_arrays.Unfinished) for v in value
+      )
+    if unfinished or (
+      isinstance(value, pickled_arrays.Unfinished) and value.word == 'dtype'
+    ):
       raise errors.UserError(
         f'the pickle holds a class or function; {self.dialect.advice}'
       )
-    if isinstance(value, _Array):
+    if isinstance(value, pickled_arrays.Unfinished):
       if value.value is None:
         raise ValueError('an array without content')
       return value.value
@@ -255,14 +250,16 @@ class _Machine:
       if self.stack[place] is _MARK:
         found = self.stack[place + 1 :]
         del self.stack[place:]
-        return [self._value(v) if _is_array(v) else v for v in found]
+        return [
+          self._value(v) if pickled_arrays.is_array(v) else v for v in found
+        ]
     raise IndexError('a mark is missing')
 
   def _tuple(self, values: list) -> None:
     # Words and dtypes may stand here: tuples are arguments of constructors.
     self.stack.append(
       tuple(
-        self._value(v) if _is_array(v) or type(v) is tuple else v
+        self._value(v) if pickled_arrays.is_array(v) or type(v) is tuple else v
         for v in values
       )
     )
@@ -323,18 +320,22 @@ class _Machine:
     if what.make is not None:
       built = what.make(*arguments)
     elif what.word == 'dtype':
-      built = _Array('dtype')
-      built.value = _dtype(arguments[0])
+      built = pickled_arrays.Unfinished('dtype')
+      built.value = pickled_arrays.dtype(arguments[0])
     elif what.word == 'array':
-      built = _Array('array')  # its content comes with BUILD
+      built = pickled_arrays.Unfinished('array')  # its content comes with BUILD
     elif what.word == 'scalar':
       dtype, data = arguments
-      built = _Array('scalar')
-      built.value = np.frombuffer(_bytes(data), _dtype_of(dtype), 1)[0]
+      built = pickled_arrays.Unfinished('scalar')
+      built.value = np.frombuffer(
+        pickled_arrays.content(data), pickled_arrays.dtype_of(dtype), 1
+      )[0]
     elif what.word == 'frombuffer':
       data, dtype, shape, order = arguments
-      built = _Array('array')
-      built.value = _array(data, _dtype_of(dtype), shape, order == 'F')
+      built = pickled_arrays.Unfinished('array')
+      built.value = pickled_arrays.array(
+        data, pickled_arrays.dtype_of(dtype), shape, order == 'F'
+      )
     elif what.word == 'bytes' and arguments == ():
       built = b''
     elif what.word == 'encode':
@@ -349,7 +350,9 @@ class _Machine:
 
   def _count(self, built: object) -> None:
     """Refuses bytes that are copied again and again."""
-    held = built.value if isinstance(built, _Array) else built
+    held = (
+      built.value if isinstance(built, pickled_arrays.Unfinished) else built
+    )
     if isinstance(held, np.ndarray | np.generic):
       self.made += held.nbytes
     elif isinstance(held, bytes):
@@ -362,7 +365,10 @@ class _Machine:
     built = self.stack[-1]
     if type(built) is dict and type(state) is dict and self.dialect.names:
       return  # attributes of a dict, such as torch's versions of modules
-    if not isinstance(built, _Array) or type(state) is not tuple:
+    if (
+      not isinstance(built, pickled_arrays.Unfinished)
+      or type(state) is not tuple
+    ):
       raise errors.UserError(
         f'the pickle sets the state of an object; {self.dialect.advice}'
       )
@@ -375,7 +381,9 @@ class _Machine:
       built.value = built.value.newbyteorder(order)
     elif built.word == 'array':
       _, shape, dtype, is_fortran, data = state
-      built.value = _array(data, _dtype_of(dtype), shape, is_fortran)
+      built.value = pickled_arrays.array(
+        data, pickled_arrays.dtype_of(dtype), shape, is_fortran
+      )
       self._count(built)
     else:
       raise TypeError('a state of what has none')
@@ -411,43 +419,3 @@ def _expanded(value: object) -> int:
     return sizes[id(held)]
 
   return size(value, 0)
-
-
-def _is_array(value: object) -> bool:
-  return isinstance(value, _Array) and value.word != 'dtype'
-
-
-def _dtype(code: object) -> np.dtype:
-  if not isinstance(code, str) or code[:1] not in tuple('biufSU'):
-    raise errors.UserError(
-      f'the pickle has an array of {code!r}; only numbers and text are read'
-    )
-  return np.dtype(code)
-
-
-def _dtype_of(value: object) -> np.dtype:
-  if not isinstance(value, _Array) or value.word != 'dtype':
-    raise TypeError('an array without a dtype')
-  return value.value
-
-
-def _bytes(data: object) -> bytes:
-  if isinstance(data, str):  # Python 2
-    return data.encode('latin-1')
-  if not isinstance(data, bytes | bytearray):
-    raise TypeError('an array without bytes')
-  return bytes(data)
-
-
-def _array(
-  data: object, dtype: np.dtype, shape: object, is_fortran: object
-) -> np.ndarray:
-  if type(shape) is not tuple or not all(
-    type(n) is int and n >= 0 for n in shape
-  ):
-    raise TypeError(f'an array of shape {shape!r}')
-  content = _bytes(data)
-  if math.prod(shape) * dtype.itemsize != len(content):
-    raise ValueError(f'an array of {shape} has {len(content)} bytes')
-  flat = np.frombuffer(content, dtype)
-  return flat.reshape(shape, order='F' if is_fortran else 'C').copy()

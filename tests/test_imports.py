@@ -19,7 +19,7 @@ LEVELS = (
   (0, 'goodput text_plot config_values'),
   (0, 'web stores coordination'),
   (0, 'paths processes'),
-  (0, 'locks children'),
+  (0, 'locks children pickled_arrays'),
   (0, 'scratch'),
   (0, 'uploads checkpoint_copies'),
   (0, 'gene_table metrics sharding workdir ranking pickled prior_tables'),
