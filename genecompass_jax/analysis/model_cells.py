@@ -58,7 +58,8 @@ def open_cells(
   if model.vocabulary is None or model.assets.medians is None:
     raise errors.UserError(
       f'{model.source}: this model came without vocabulary and medians, so '
-      'counts cannot be encoded; convert it with --vocabulary and --medians'
+      'counts cannot be encoded; convert it with --vocabulary and --medians, '
+      'or with --tokens and --medians of the release'
     )
   stream = sources.cells_of(data, model.vocabulary, reading)
   if not any(stream.measured(species).any() for species in stream.species):
