@@ -149,6 +149,7 @@ def _parser(chosen: str, step: str) -> argparse.ArgumentParser:
     ),
     ('prior', 'public knowledge of genes -> prior tables', _prior),
     ('embed', 'cells -> embeddings in an h5ad file', _embed),
+    ('reference', 'training cells, to measure `gc_ood` against', _reference),
     (
       'gene-embeddings',
       'cells -> mean states of genes, by groups of cells',
@@ -191,6 +192,12 @@ def _embed(parser: argparse.ArgumentParser) -> Runner:
   from genecompass_jax.analysis import embed_command
 
   return embed_command.add_arguments(parser)
+
+
+def _reference(parser: argparse.ArgumentParser) -> Runner:
+  from genecompass_jax.analysis import reference_command
+
+  return reference_command.add_arguments(parser)
 
 
 def _gene_embeddings(parser: argparse.ArgumentParser) -> Runner:

@@ -2,10 +2,11 @@
 
   XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu \\
     python experiments/benchmarks/embed_equality.py --data FOLDER \\
-    [--cells 512] [--width 64] [--layers 6] [--checkpoint DIR]
+    [--genes 25000] [--width 64] [--layers 4] [--checkpoint DIR]
 
-FOLDER holds <name>/<name>.h5ad (docs/real_data.md). Every h5ad in it is tried;
-sets that hold no counts are named with the reason. Without --checkpoint each
+FOLDER holds <name>/<name>.h5ad (docs/real_data.md). Of every h5ad in it so many
+random cells are taken that they express --genes genes together (at most 2,048
+count of a cell); sets that cannot be read are named with the reason. Without --checkpoint each
 set gets a model of random weights over its own genes, with matrices as large
 as those of the released width (so that a block changes its states as much as
 there). Embeddings of both poolings, in one order, batches of 32 on one device,
@@ -24,6 +25,7 @@ import warnings
 import anndata
 import jax
 import numpy as np
+import scipy.sparse
 
 import genecompass_jax as gc
 from genecompass_jax import (
@@ -59,9 +61,9 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--data', required=True)
-  parser.add_argument('--cells', type=int, default=512)
+  parser.add_argument('--genes', type=int, default=25_000)
   parser.add_argument('--width', type=int, default=64)
-  parser.add_argument('--layers', type=int, default=6)
+  parser.add_argument('--layers', type=int, default=4)
   parser.add_argument('--checkpoint', default='')
   args = parser.parse_args()
   warnings.filterwarnings('ignore')
@@ -78,8 +80,7 @@ def main() -> None:
   for path in sorted(glob.glob(os.path.join(args.data, '*', '*.h5ad'))):
     name = os.path.basename(path).removesuffix('.h5ad')
     adata = anndata.read_h5ad(path)
-    chosen = np.random.default_rng(0).permutation(adata.n_obs)[: args.cells]
-    adata = adata[np.sort(chosen)].copy()
+    adata = some_cells(adata, args.genes)
     reading = READING.get(name, {})
     try:
       source = sources.from_anndata(adata, sources.SourceConfig(**reading))
@@ -92,6 +93,15 @@ def main() -> None:
       model = random_model(source, args.width, args.layers)
     for pooling in embeddings.POOLINGS:
       compare(name, adata, model, pooling, reading)
+
+
+def some_cells(adata, num_genes):
+  """Random cells, in order, of so many expressed genes together."""
+  matrix = scipy.sparse.csr_matrix(adata.X)
+  order = np.random.default_rng(0).permutation(adata.n_obs)
+  genes = np.minimum(np.diff(matrix.indptr)[order], 2048).cumsum()
+  number = max(int(np.searchsorted(genes, num_genes)), 10)
+  return adata[np.sort(order[:number])].copy()
 
 
 def compare(name, adata, model, pooling, reading) -> None:

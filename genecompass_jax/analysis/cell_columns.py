@@ -30,12 +30,16 @@ DTYPES = {
 }
 
 
-def empty(stream: sources.CellStream) -> dict[str, np.ndarray]:
+def empty(
+  stream: sources.CellStream, has_reference: bool
+) -> dict[str, np.ndarray]:
   """The columns of all cells of a source, numbers 0."""
   columns = {
     name: np.zeros(stream.source.num_cells, dtype)
     for name, dtype in DTYPES.items()
   }
+  if has_reference:
+    columns[OOD] = np.zeros(stream.source.num_cells, np.float32)
   names = np.array(stream.vocabulary.species)
   return {**columns, SPECIES: names[stream.source.species_C]}
 

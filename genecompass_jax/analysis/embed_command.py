@@ -127,3 +127,5 @@ def _run(args: argparse.Namespace) -> None:
     f'{args.output}: obsm[{embeddings.KEY!r}] of {written.num_cells} cells x '
     f'{written.width} ({args.pooling}; counts from {written.uns["layer"]})'
   )
+  if not written.has_ood:
+    print(f'  {written.uns[embeddings.REFERENCE]}')

@@ -37,6 +37,7 @@ class Written:
     num_cells: in it.
     width: of their embeddings.
     num_before: cells that an earlier, interrupted call had finished.
+    has_ood: whether there is a column gc_ood; uns says why not.
     uns: where the numbers come from, as in the file.
   """
 
@@ -44,6 +45,7 @@ class Written:
   num_cells: int
   width: int
   num_before: int
+  has_ood: bool
   uns: dict[str, Any]
 
 
@@ -87,13 +89,15 @@ def embed_file(
   num_cells = stream.source.num_cells
   if limit > 0:
     num_cells = min(limit, num_cells)
-  columns = cell_columns.empty(stream)
+  reference, why = embeddings.reference_of(model, states)
+  columns = cell_columns.empty(stream, reference is not None)
   numbers = [n for n in columns if n != cell_columns.SPECIES]
   dtype = np.dtype(
     [(_EMBEDDING, '<f4', (model.config.width,))]
     + [(name, columns[name].dtype) for name in numbers]
   )
   uns = embeddings.provenance(model, stream, states)
+  uns[embeddings.REFERENCE] = why
   target = os.path.realpath(output)  # a link stays, and leads to the result
   settings = _settings(stream, reading, num_cells, uns)
   with unfinished.records(
@@ -119,6 +123,9 @@ def embed_file(
       for index_B, embeddings_BD in embeddings.pooled(placed, chunks, states):
         records_B = np.zeros(len(index_B), dtype)
         records_B[_EMBEDDING] = embeddings_BD
+        if reference is not None:
+          ood_B = reference.percentiles(embeddings_BD)
+          columns[cell_columns.OOD][index_B] = ood_B
         for name in numbers:
           records_B[name] = columns[name][index_B]
         records.write(index_B, records_B)
@@ -142,8 +149,14 @@ def embed_file(
       uns={'genecompass': uns},
       staging=unfinished.staging(target),
     )
-  num_before = num_cells - num_left
-  return Written(output, num_cells, model.config.width, num_before, uns)
+  return Written(
+    path=output,
+    num_cells=num_cells,
+    width=model.config.width,
+    num_before=num_cells - num_left,
+    has_ood=reference is not None,
+    uns=uns,
+  )
 
 
 def _blocks(records: unfinished.Records) -> Iterator[np.ndarray]:

@@ -29,11 +29,13 @@ from genecompass_jax.analysis import (
   model_batches,
   model_cells,
   placed_model,
+  reference_sample,
 )
 from genecompass_jax.prepare import sources
 
 KEY = 'X_genecompass'
 POOLINGS = ('cls', 'mean')
+REFERENCE = 'reference'  # in uns: what gc_ood is measured against
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,16 +175,31 @@ def embed_cells(
     ),
   )
   num_cells = stream.source.num_cells
-  obs = cell_columns.empty(stream)
+  reference, why = reference_of(model, states)
+  obs = cell_columns.empty(stream, reference is not None)
   embeddings_CD = np.zeros((num_cells, model.config.width), np.float32)
   chunks = with_columns(model_cells.encode(stream, model), model, obs)
   with progress.Progress(num_cells, 'cells', 'embedding') as bar:
     for index_B, embeddings_BD in pooled(placed, chunks, states):
       embeddings_CD[index_B] = embeddings_BD
+      if reference is not None:
+        obs[cell_columns.OOD][index_B] = reference.percentiles(embeddings_BD)
       bar.update(len(index_B))
   max_genes = model.assets.encoding.max_genes
   cell_columns.warn(stream.source.name, obs, max_genes)
-  return Embeddings(embeddings_CD, obs, provenance(model, stream, states))
+  uns = {**provenance(model, stream, states), REFERENCE: why}
+  return Embeddings(embeddings_CD, obs, uns)
+
+
+def reference_of(
+  model: pretrained.PretrainedModel, states: StateConfig
+) -> tuple[reference_sample.ReferenceSample | None, str]:
+  """What `gc_ood` is measured against, or None; and in words, why."""
+  number = placed_model.block_number(model.config, states.block)
+  found, why = reference_sample.find(
+    model, states.pooling, number == model.config.num_layers
+  )
+  return found, why if found else f'{cell_columns.OOD} left out: {why}'
 
 
 def provenance(
@@ -190,7 +207,7 @@ def provenance(
   stream: sources.CellStream,
   states: StateConfig,
 ) -> dict[str, Any]:
-  """Where embeddings come from, for `uns['genecompass']`."""
+  """Where states come from, for `uns['genecompass']`."""
   return {
     'checkpoint': model.sha256,
     'checkpoint_step': model.step,

@@ -109,7 +109,7 @@ def encode(
       keep_C = wanted_C[index_C]
       if not keep_C.any():
         continue
-      index_C, counts = index_C[keep_C], _some(counts, keep_C)
+      index_C, counts = index_C[keep_C], some(counts, keep_C)
     encoded = encoder_of[chunk.species].encode(counts)
     yield EncodedChunk(chunk.species, index_C, counts, encoded)
 
@@ -126,9 +126,10 @@ def _chunks(
       yield from by_rows.read(first, first + size)
 
 
-def _some(
+def some(
   cells: encoding.RaggedCells, keep_C: np.ndarray
 ) -> encoding.RaggedCells:
+  """The cells for which `keep_C` is true."""
   lengths_C = np.diff(cells.starts_C1)
   keep_N = np.repeat(keep_C, lengths_C)
   return encoding.RaggedCells(
