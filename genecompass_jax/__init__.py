@@ -32,6 +32,7 @@ _PUBLIC = {
   'GeneValue': 'analysis.attribution.targets',
   'CellAxis': 'analysis.attribution.targets',
   'ClassLogit': 'analysis.attribution.targets',
+  'attention_summary': 'analysis.attention_summary',
   'Vocabulary': 'vocabulary',
   'GeneTable': 'gene_table',
   'Corpus': 'corpus',
