@@ -378,6 +378,9 @@ def test_one_unit_gives_ranks_and_no_p():
   for p in (found.p_T, found.q_T, found.p_normal_T, found.p_empirical_T):
     assert np.isnan(p).all()
   np.testing.assert_allclose(found.z_T, found.z_TU[:, 0])
+  # Its place among its own nulls is what is left: even, without any effect.
+  above = found.num_above_T / found.num_null_T
+  assert scipy.stats.kstest(above, 'uniform').statistic < 0.15
 
 
 def test_units_of_few_cells_and_targets_of_few_nulls_say_so():

@@ -241,7 +241,8 @@ COLUMNS = [
   *('group', 'gene_id', 'symbol', 'kind', 'amount', 'rank', 'score'),
   *('shift', 'gene_shift', 'toward', 'null_mean', 'null_sd', 'z', 'p', 'q'),
   *('p_normal', 'p_empirical', 'ci_low', 'ci_high', 'verdict'),
-  *('n_cells', 'n_units', 'n_null', 'detection', 'mean_rank', 'mean_length'),
+  *('n_cells', 'n_units', 'n_null', 'n_null_above'),
+  *('detection', 'mean_rank', 'mean_length'),
   *('null_z_low', 'null_z_high', 'flags'),
 ]
 
@@ -280,6 +281,7 @@ def _line_of(tested, t, places, profiles, row):
     'n_cells': int(tested.cells_T[t]),
     'n_units': int(tested.num_units_T[t]),
     'n_null': int(tested.num_null_T[t]),
+    'n_null_above': int(tested.num_above_T[t]),
     'detection': float(profiles.detection_G[row]),
     'mean_rank': float(profiles.rank_G[row]),
     'mean_length': float(profiles.length_G[row]),

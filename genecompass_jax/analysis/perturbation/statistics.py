@@ -103,6 +103,7 @@ class Tests:
     cells_T: int64 cells in which the variant acted.
     num_units_T: int64 units that the mean is over.
     num_null_T: int64 nulls with enough cells in more than half of them.
+    num_above_T: int64 of these nulls, how many lie above the target.
     null_z_low, null_z_high: 2.5 and 97.5 % quantiles of the z of all nulls, of
       each by mean and sd of its target's nulls; NaN without nulls.
     p_normal_T, p_empirical_T: NaN with one unit, or too few nulls.
@@ -126,6 +127,7 @@ class Tests:
   cells_T: np.ndarray
   num_units_T: np.ndarray
   num_null_T: np.ndarray
+  num_above_T: np.ndarray
   null_z_low: float
   null_z_high: float
   p_normal_T: np.ndarray
@@ -259,6 +261,7 @@ def test(
   effect_T, null_mean_T, null_sd_T, z_T, low_T, high_T = over_units
   cells_TU = np.zeros((T, U), np.int64)
   num_null_T, num_units_T = np.zeros(T, np.int64), np.zeros(T, np.int64)
+  num_above_T = np.zeros(T, np.int64)
   p_normal_T = np.full(T, np.nan)
   null_p: list[np.ndarray] = []
   null_z: list[np.ndarray] = [np.empty(0)]
@@ -295,6 +298,7 @@ def test(
     middle, sd = null_K.mean(), null_K.std(ddof=1)
     null_mean_T[t] = effect_T[t] - contrast + middle
     null_sd_T[t] = sd
+    num_above_T[t] = (null_K > contrast).sum()
     null_z.append(_divided(null_K - middle, sd))
     z_T[t] = _divided(contrast - middle, sd)
     number = used_U.sum()
@@ -331,6 +335,7 @@ def test(
     cells_T=cells_TU.sum(1),
     num_units_T=num_units_T,
     num_null_T=num_null_T,
+    num_above_T=num_above_T,
     null_z_low=float(band[0]),
     null_z_high=float(band[1]),
     p_normal_T=p_normal_T,
