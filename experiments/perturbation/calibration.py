@@ -65,13 +65,20 @@ def run(root: str, settings: settings_lib.Settings) -> dict:
     f'{len(donors)} donors',
     file=sys.stderr,
   )
-  trained = deletions.of_model(cells, model, token_T, unit_of, donors)
-  untrained = deletions.of_model(
-    cells,
+  facts = f'{model.sha256} {settings!r}'
+
+  def deleted(name: str, one) -> deletions.Deleted:
+    place = os.path.join(root, f'{name}.npz')
+    found = deletions.load(place, facts)
+    if found is None:
+      found = deletions.of_model(cells, one, token_T, unit_of, donors)
+      deletions.save(place, found, facts)
+    return found
+
+  trained = deleted('trained', model)
+  untrained = deleted(
+    'untrained',
     model.replace(params=model_lib.init(model.config, settings.random_seed)),
-    token_T,
-    unit_of,
-    donors,
   )
   components = deletions.of_components(cells, trained, unit_of, donors)
   place_V = np.full(model.vocabulary.size, -1)

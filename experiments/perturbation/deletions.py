@@ -1,13 +1,14 @@
 """Deletions by a model, and by principal components, in the same form."""
 
 import dataclasses
+import io
 from collections.abc import Sequence
 
 import anndata
 import numpy as np
 import scipy.sparse
 
-from genecompass_jax import pretrained
+from genecompass_jax import paths, pretrained
 from genecompass_jax.analysis import model_cells, placed_model
 from genecompass_jax.analysis.perturbation import (
   cell_set,
@@ -61,6 +62,35 @@ def of_model(
   )
   found = screen_lib.joined([screen.run(g, sums) for g in screen.groups])
   return Deleted(np.asarray(tokens), found, sums.responses())
+
+
+def save(path: str, deleted: Deleted, facts: str) -> None:
+  """Keeps deletions, with what they depend on."""
+  arrays = {f'effects.{k}': v for k, v in vars(deleted.effects).items()}
+  arrays |= {f'responses.{k}': v for k, v in vars(deleted.responses).items()}
+  buffer = io.BytesIO()
+  np.savez(buffer, facts=facts, token_T=deleted.token_T, **arrays)
+  paths.write_bytes(path, buffer.getvalue())
+
+
+def load(path: str, facts: str) -> Deleted | None:
+  """What `save` kept; None where there is nothing, or of other facts."""
+  if not paths.exists(path):
+    return None
+  with np.load(io.BytesIO(paths.read_bytes(path))) as arrays:
+    if str(arrays['facts']) != facts:
+      return None
+
+    def part(cls, name):
+      return cls(
+        **{f.name: arrays[f'{name}.{f.name}'] for f in dataclasses.fields(cls)}
+      )
+
+    return Deleted(
+      arrays['token_T'],
+      part(effects_lib.CellEffects, 'effects'),
+      part(effects_lib.Responses, 'responses'),
+    )
 
 
 def logs(cells: cell_set.CellSet) -> np.ndarray:

@@ -25,7 +25,6 @@ from genecompass_jax.analysis.perturbation import (
 )
 from genecompass_jax.prepare import sources
 
-_CELLS = 'perturb_fish_astrocytes/perturb_fish_astrocytes.h5ad'
 _CHANGES = 'perturb_fish_astrocytes/effects_astrocytes_LFCs.csv.gz'
 MODEL, MEAN = 'trained model', 'mean of perturbations'
 
@@ -43,7 +42,7 @@ def run(root: str, data: str) -> dict:
   facts = real_model.registered()
   plan = facts['perturb_fish']
   model = real_model.train(root, data)
-  adata = anndata.read_h5ad(os.path.join(data, _CELLS))
+  adata = anndata.read_h5ad(os.path.join(data, real_model.PANEL))
   controls = np.flatnonzero((adata.obs['condition'] == 'ctrl').to_numpy())
   used = real_model.evenly(controls, plan['cells_used'])
   cells = deletions.read(

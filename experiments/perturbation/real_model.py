@@ -12,6 +12,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Mapping
 
+import anndata
 import numpy as np
 
 from experiments.knowledge_study import real_cells
@@ -21,11 +22,13 @@ from genecompass_jax import (
   model as model_lib,
   paths,
   pretrained,
+  vocabulary as vocabulary_lib,
 )
 from genecompass_jax.analysis.perturbation import matching as matching_lib
 from genecompass_jax.demo import pretraining
 from genecompass_jax.prepare import pipeline
 
+PANEL = 'perturb_fish_astrocytes/perturb_fish_astrocytes.h5ad'
 HERE = pathlib.Path(__file__).resolve().parent
 REGISTERED = HERE / 'registered.json'
 _SCRIPT = HERE.parents[1] / 'data_prep' / 'real_cells.py'
@@ -52,8 +55,9 @@ def train(root: str, data: str) -> pretrained.PretrainedModel:
     whole = os.path.join(root, 'all_genes')
     pipeline.prepare(opened, whole, _config('measured', facts))
     chosen = os.path.join(root, 'vocabulary.tsv.gz')
-    common = real_cells._common(corpus_lib.Corpus.open(whole), facts['tokens'])
-    common.save(chosen)
+    _vocabulary(corpus_lib.Corpus.open(whole), data, facts['tokens']).save(
+      chosen
+    )
     pipeline.prepare(opened, corpus, _config(chosen, facts))
   return pretraining.pretrain(
     corpus,
@@ -61,6 +65,28 @@ def train(root: str, data: str) -> pretrained.PretrainedModel:
     steps=facts['steps'],
     seed=facts['seed'],
   )
+
+
+def _vocabulary(
+  corpus: corpus_lib.Corpus, data: str, most: int
+) -> vocabulary_lib.Vocabulary:
+  """The most expressed tokens, and all genes that the tests ask about."""
+  common = real_cells._common(corpus, most)
+  panel = anndata.read_h5ad(os.path.join(data, PANEL), backed='r')
+  asked = {
+    *registered()['interferon']['regulators'],
+    *map(str, panel.var_names),
+  }
+  panel.file.close()
+  genes = corpus.vocabulary.genes
+  human = [
+    gene
+    for gene, symbol, species in zip(
+      genes.gene_ids, genes.symbols, genes.species_G
+    )
+    if symbol in asked and species == 0
+  ]
+  return corpus.vocabulary.restrict([*common.genes.gene_ids, *human])
 
 
 def _open(data: str) -> list:

@@ -39,7 +39,7 @@ class Settings:
     dispersion=20.0,
   )
   training_cells: int = 3000
-  cells_per_donor: int = 16
+  cells_per_donor: int = 10
   steps: int = 4000
   seed: int = 0
   random_seed: int = 1000
