@@ -155,6 +155,7 @@ def _parser(chosen: str, step: str) -> argparse.ArgumentParser:
       'cells -> mean states of genes, by groups of cells',
       _gene_embeddings,
     ),
+    ('perturb', 'what changing genes does to cells, in silico', _perturb),
     ('convert', 'weights of the original <-> models, exports', _convert),
     ('plan', 'does a run fit a pod, and what will it cost?', _plan),
     ('report', 'held-out losses of a run beside the null models', _report),
@@ -198,6 +199,12 @@ def _reference(parser: argparse.ArgumentParser) -> Runner:
   from genecompass_jax.analysis import reference_command
 
   return reference_command.add_arguments(parser)
+
+
+def _perturb(parser: argparse.ArgumentParser) -> Runner:
+  from genecompass_jax.analysis.perturbation import command
+
+  return command.add_arguments(parser)
 
 
 def _gene_embeddings(parser: argparse.ArgumentParser) -> Runner:

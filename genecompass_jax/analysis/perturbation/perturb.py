@@ -229,8 +229,7 @@ class _Work:
       found = list(dict.fromkeys(found))
     else:
       profiles = matching.of_cells(self._encoded)
-      shown = profiles.cells_G >= asked.min_cells
-      found = [(int(t),) for t in profiles.key_G[shown]]
+      found = [(t,) for t in self._shown(profiles)]
     if not asked.top or asked.top >= len(found):
       return found
     if any(len(tokens) > 1 for tokens in found):
@@ -265,14 +264,10 @@ class _Work:
     self, group: int
   ) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
     """Null sets of every target, matched in the cells of one group."""
-    asked, config = self.asked, self.asked.matched
+    config = self.asked.matched
     profiles = matching.of_cells(self._encoded_of(group))
     shown = {int(k) for k in profiles.key_G}
-    candidates = [
-      int(k)
-      for k, cells in zip(profiles.key_G, profiles.cells_G)
-      if cells >= asked.min_cells
-    ]
+    candidates = self._shown(profiles)
     targets = [t for t in self._targets if shown.issuperset(t)]
     single = [t for (t,) in (s for s in targets if len(s) == 1)]
     found = {}
@@ -293,6 +288,13 @@ class _Work:
         )
         found[tokens] = [tuple(sorted(s)) for s in sets]
     return found
+
+  def _shown(self, profiles: matching.Profiles) -> list[int]:
+    """Tokens of genes that enough of the cells show to the model."""
+    asked = self.asked
+    enough_G = profiles.cells_G >= asked.min_cells
+    enough_G &= profiles.detection_G >= asked.min_detection
+    return profiles.key_G[enough_G].tolist()
 
   def _encoded_of(self, group: int):
     is_in_C = self._groups.code_C[self._cells.row_C] == group

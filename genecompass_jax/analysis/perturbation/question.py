@@ -34,6 +34,8 @@ class Question:
       where there is a goal, else 'shift'.
     max_cells: most cells of a group, drawn by the seed; 0: all.
     min_cells: cells of a unit that must show target and null.
+    min_detection: share of the cells that must show a gene for it to be among
+      'all' genes, or null of another: of rarer ones a few cells say little.
     calipers: furthest that a null may be from its target in detection, rank and
       length, in standard deviations of all genes; wider ones find more nulls,
       and less alike.
@@ -60,6 +62,7 @@ class Question:
   measure: str = ''
   max_cells: int = 0
   min_cells: int = 3
+  min_detection: float = 0.05
   calipers: tuple[float, float, float] = (0.5, 0.5, 0.5)
   nulls: int = 50
   fewest_nulls: int = 10
@@ -86,6 +89,10 @@ class Question:
       raise errors.UserError("measure 'toward' needs a start and a goal")
     if self.top < 0 or self.max_cells < 0:
       raise errors.UserError('top and max_cells are numbers from 0 on')
+    if not 0 <= self.min_detection <= 1:
+      raise errors.UserError(
+        f'min_detection={self.min_detection} is a share, from 0 to 1'
+      )
     # Complaints of what they make come before any work.
     _ = self.tested, self.matched
     if self.top and self.kind != interventions.DELETE:

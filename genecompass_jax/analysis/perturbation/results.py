@@ -79,6 +79,8 @@ class Results:
         'n_donors': table['n_units'],
       }
     )
+    if table['toward'].notna().any():
+      frame.insert(3, 'toward', table['toward'])
     if group is None and len(groups) > 1:
       frame.insert(0, 'group', table['group'])
     return frame.reset_index(drop=True)
