@@ -27,6 +27,8 @@ _PUBLIC = {
   'gene_embeddings': 'analysis.gene_embeddings',
   'perturb': 'analysis.perturbation.perturb',
   'perturb_file': 'analysis.perturbation.perturb',
+  'perturbation_rank_plot': 'analysis.perturbation_figures:rank_plot',
+  'perturbation_volcano': 'analysis.perturbation_figures:volcano',
   'attribute': 'analysis.attribution.attribute',
   'GeneId': 'analysis.attribution.targets',
   'GeneValue': 'analysis.attribution.targets',

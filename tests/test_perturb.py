@@ -98,7 +98,7 @@ def test_the_first_order_chooses(adata, model):
   found = gc.perturb(adata, model, top=8, **options)
   assert len(found.table) == 8
   exact = gc.perturb(adata, model, **options).table
-  highest = set(exact.nlargest(12, 'shift')['gene_id'])
+  highest = set(exact.nlargest(14, 'z')['gene_id'])
   assert len(highest & set(found.table['gene_id'])) >= 6
   assert 'first-order' in found.header['q']
 
@@ -111,6 +111,29 @@ def test_over_expression_reaches_cells_that_lack_the_gene(adata, model):
   )
   assert found.table['n_cells'].item() == 48 > counts.min()
   assert 'raised to the max' in found.header['done']
+
+
+def test_over_expression_is_matched_in_the_reference(adata, model):
+  """Of a gene that the start does not express at all."""
+  cells = adata.copy()
+  counts = cells.X.toarray()
+  is_start = (cells.obs['cell_type'] == 'A').to_numpy()
+  gene = int((counts[~is_start] > 0).sum(0).argmax())
+  counts[is_start, gene] = 0
+  cells.X = counts
+  found = gc.perturb(
+    cells,
+    model,
+    cells.var_names[gene],
+    kind='over_express',
+    group_by='cell_type',
+    start='A',
+    goal='B',
+    **FEW,
+  )
+  line = found.table.iloc[0]
+  assert line['n_cells'] == is_start.sum() and np.isfinite(line['z'])
+  assert found.header['matched_in'] == 'the reference cells'
 
 
 def test_questions_that_cannot_be_answered(adata, model):

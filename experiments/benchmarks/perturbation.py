@@ -200,7 +200,8 @@ def speed(args: argparse.Namespace) -> None:
   tables = jax.device_put(model.assets.knowledge)
 
   def screened():
-    work = screen.Screen(placed, cells, deletions(tokens))
+    config = screen.ScreenConfig(batch_slots=args.batch_slots)
+    work = screen.Screen(placed, cells, deletions(tokens), config)
     return runs.run(work).gene_shift_N
 
   arms = [
@@ -255,6 +256,9 @@ def main() -> None:
   parser.add_argument('--number', type=int, default=10, help='cells')
   parser.add_argument('--size', default='small')
   parser.add_argument('--variants', type=int, default=16)
+  parser.add_argument(
+    '--batch_slots', type=int, default=0, help='of the screen'
+  )
   parser.add_argument('--seed', type=int, default=0)
   args = parser.parse_args()
   {'recall': recall, 'speed': speed}[args.what](args)

@@ -36,6 +36,7 @@ from genecompass_jax.analysis.perturbation import (
   axes,
   cell_set,
   comparison,
+  effects,
   ranks,
 )
 
@@ -133,6 +134,26 @@ def score(
     rank_N=rank_N.astype(np.int32),
     shift_N=shift_N,
     toward_N=toward_N,
+  )
+
+
+def as_effects(
+  estimate: FirstOrder, cells: cell_set.CellSet
+) -> effects.CellEffects:
+  """Estimates as effects are tested; tokens are the numbers of variants."""
+  place_of = {int(row): place for place, row in enumerate(cells.row_C)}
+  length_C = np.diff(cells.encode().starts_C1).astype(np.int32)
+  place_N = np.array([place_of[int(row)] for row in estimate.cell_N], np.int64)
+  number = len(estimate.token_N)
+  return effects.CellEffects(
+    variant_N=estimate.token_N.astype(np.int32),
+    cell_N=estimate.cell_N,
+    rank_N=estimate.rank_N,
+    length_N=length_C[place_N],
+    entered_N=np.zeros(number, np.int32),
+    shift_N=estimate.shift_N,
+    gene_shift_N=np.full(number, np.nan, np.float32),
+    toward_N=estimate.toward_N,
   )
 
 

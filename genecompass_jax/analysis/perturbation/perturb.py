@@ -141,7 +141,9 @@ class _Work:
     self._never_null = set(
       interventions.tokens_of(asked.never_null, model.vocabulary, self._cells)
     )
+    self._reference = self._make_reference()
     self._targets = self._choose_targets(placed)
+    self._check_levels()
     # By group, target -> its null sets of tokens.
     self._nulls = {
       group: self._choose_nulls(group) for group in self._group_codes
@@ -159,7 +161,7 @@ class _Work:
         pooling=asked.pooling, renormalise=asked.renormalise
       ),
       axis=self._axis,
-      reference=self._reference(),
+      reference=self._reference,
     )
 
   def _wanted_groups(self) -> list[int]:
@@ -202,12 +204,26 @@ class _Work:
   def _read(self, group: int, most: int) -> cell_set.CellSet:
     return cell_set.read(self._stream, self._model, self._drawn(group, most))
 
-  def _reference(self) -> cell_set.CellSet | None:
+  def _make_reference(self) -> cell_set.CellSet:
+    """Cells whose levels over-expression raises genes to."""
     asked = self.asked
     name = asked.reference or asked.goal
     if asked.kind != interventions.OVER_EXPRESS or not name:
-      return None
+      return self._cells
     return self._read(self._group(name), 0)
+
+  def _has_level(self, token: int) -> bool:
+    """Whether over-expression has a level to raise a gene to."""
+    is_raised = self.asked.kind == interventions.OVER_EXPRESS
+    return not is_raised or len(self._reference.expressing(token)) > 0
+
+  def _check_levels(self) -> None:
+    for token in (t for tokens in self._targets for t in tokens):
+      if not self._has_level(token):
+        raise errors.UserError(
+          f'{self._symbols[token]}: no cell of the reference expresses it, so '
+          'there is no level to raise it to; give another reference, or a fold'
+        )
 
   def _choose_targets(
     self, placed: placed_model.PlacedModel
@@ -228,7 +244,11 @@ class _Work:
       ]
       found = list(dict.fromkeys(found))
     else:
-      profiles = matching.of_cells(self._encoded)
+      profiles = matching.of_cells(
+        self._reference.encode()
+        if asked.kind == interventions.OVER_EXPRESS
+        else self._encoded
+      )
       found = [(t,) for t in self._shown(profiles)]
     if not asked.top or asked.top >= len(found):
       return found
@@ -251,14 +271,29 @@ class _Work:
       probes=0 if is_toward else first_order.PROBES,
       seed=asked.seed,
     )
-    value_N = estimate.toward_N if is_toward else estimate.shift_N
-    size = len(self._cells.divisor_V)
-    number_V = np.bincount(estimate.token_N, minlength=size)
-    sum_V = np.bincount(estimate.token_N, value_N, size)
-    mean_V = np.abs(sum_V) / np.maximum(number_V, 1)
-    tokens = np.array([t for (t,) in found])
-    order = np.argsort(-mean_V[tokens], kind='stable')[: asked.top]
-    return [(int(t),) for t in np.sort(tokens[order])]
+    # As the exact effects are judged: among nulls of the same ranks. The largest
+    # effects by themselves are those of the highest ranks.
+    guess = first_order.as_effects(estimate, self._cells)
+    profiles = matching.of_cells(self._encoded)
+    shown = set(profiles.key_G.tolist())
+    tokens = [t for (t,) in found if t in shown]
+    matches = matching.match(
+      profiles,
+      tokens,
+      self._shown(profiles),
+      excluded=self._never_null,
+      config=asked.matched,
+    )
+    tested = dataclasses.replace(
+      asked.tested,
+      measure=statistics.TOWARD if is_toward else statistics.SHIFT,
+    )
+    z_T = statistics.test(
+      guess, matches, self._units.code_C, self._units.names, tested
+    ).z_T
+    score_T = np.abs(z_T) if is_toward else z_T
+    order = np.argsort(-np.nan_to_num(score_T, nan=-np.inf), kind='stable')
+    return [(int(t),) for t in np.sort(np.array(tokens)[order[: asked.top]])]
 
   def _choose_nulls(
     self, group: int
@@ -294,9 +329,16 @@ class _Work:
     asked = self.asked
     enough_G = profiles.cells_G >= asked.min_cells
     enough_G &= profiles.detection_G >= asked.min_detection
-    return profiles.key_G[enough_G].tolist()
+    return [t for t in profiles.key_G[enough_G].tolist() if self._has_level(t)]
 
   def _encoded_of(self, group: int):
+    """Cells in which targets and nulls are matched.
+
+    Over-expression brings genes to where they stand in the reference, whether
+    the group expresses them or not: there they are alike or not.
+    """
+    if self.asked.kind == interventions.OVER_EXPRESS:
+      return self._reference.encode()
     is_in_C = self._groups.code_C[self._cells.row_C] == group
     return self._cells.take(np.flatnonzero(is_in_C)).encode()
 
@@ -447,6 +489,9 @@ class _Work:
       else f'{self._cells.num_cells:,}',
       groups=asked.group_by or 'all cells are one group',
       axis=f'{asked.start} -> {asked.goal}' if asked.goal else 'none',
+      matched_in='the reference cells'
+      if asked.kind == interventions.OVER_EXPRESS
+      else 'the cells of the group',
       pooling=asked.pooling,
       dtype=self.screen.placed.config.dtype,
       layer=source.layer,

@@ -17,8 +17,8 @@ class Question:
   Attributes:
     genes: identifiers; 'A+B' is a set that is changed at once; empty for all
       genes that enough cells show.
-    top: of these, only so many that the first-order estimate puts highest are
-      run; 0: all.
+    top: of these, only so many that the first-order estimate puts highest
+      among their nulls are run; 0: all.
     kind: one of `interventions.KINDS`.
     factor: of a fold.
     level: of an over-expression: 'median' or 'max' of the `reference` cells.

@@ -29,8 +29,9 @@ from genecompass_jax.analysis.perturbation import (
 )
 
 POOLINGS = ('cls', 'mean')
-# Slots that run together on one device. On a CPU more only fill memory.
-_SLOTS = {'cpu': 8_192, 'gpu': 131_072, 'tpu': 65_536}
+# Slots that run together on one device. On a CPU larger batches take twice as
+# long a variant (experiments/benchmarks/perturbation.py).
+_SLOTS = {'cpu': 1_536, 'gpu': 131_072, 'tpu': 65_536}
 _GROUP_BYTES = 1 << 28  # of the unperturbed states of a group, per device
 _GROUP_VARIANTS = 4_096  # most in a group, which is what a resumed run repeats
 
