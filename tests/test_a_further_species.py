@@ -96,6 +96,7 @@ def test_a_corpus_of_three_species(built):
   )
 
 
+@pytest.mark.slow  # 15 s
 def test_it_trains_evaluates_and_embeds(built, train_command, tmp_path):
   # knowledge of genes of all three is one more table, by gene id
   rng = np.random.default_rng(0)

@@ -654,6 +654,7 @@ def train(knowledge, kind_V, steps=120):
   return params
 
 
+@pytest.mark.slow  # 15 s: it trains
 def test_a_model_that_learned_from_a_prior_says_so():
   """And neither random weights do, nor a prior whose rows were permuted.
 

@@ -101,6 +101,7 @@ def test_beam_gives_the_same_bytes(cells):
   assert content(folder / 'beam') == whole
 
 
+@pytest.mark.slow  # 20 s
 def test_killed_again_and_again_it_goes_on(cells):
   folder, whole = cells
   out = folder / 'killed'

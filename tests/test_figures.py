@@ -23,6 +23,7 @@ def texts(figure):
   return found
 
 
+@pytest.mark.slow  # 20 s
 def test_umap_is_the_same_each_time():
   rng = np.random.default_rng(0)
   features_CD = np.concatenate(

@@ -219,6 +219,7 @@ def test_one2one_agrees_with_homologene(real_data):
   assert np.mean(both) > 0.99
 
 
+@pytest.mark.slow  # 15 s
 def test_rebuilding_gives_the_same_bytes(real_data, tmp_path):
   annotation = real_data / 'gene_annotation_ensembl'
   orthologues = real_data / 'orthologs_human_mouse'

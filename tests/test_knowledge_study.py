@@ -244,6 +244,7 @@ def test_orthologues_are_held_against_genes_of_their_decile(corpora):
     assert any(opened.vocabulary.tokens([m])[0] != token for m in partners)
 
 
+@pytest.mark.slow  # the toy study takes a minute
 def test_edges_are_the_gain_over_what_the_tables_hold(toy):
   run = settings_lib.Run('primary', 'all', '192', 0)
   score = results.load(toy, [run], SMOKE)['all', '192', 0]
@@ -377,6 +378,7 @@ def toy(tmp_path_factory):
   return root
 
 
+@pytest.mark.slow  # the toy study takes a minute
 def test_the_toy_runs_from_end_to_end(toy):
   runs = settings_lib.plan(SMOKE, 2)
   main = [r for r in runs if r.stage in ('pilot', 'primary')]
@@ -391,6 +393,7 @@ def test_the_toy_runs_from_end_to_end(toy):
   assert registered['margins_relative'] == {'id': 0.01, 'value': 0.02}
 
 
+@pytest.mark.slow  # the toy study takes a minute
 def test_scores_are_those_of_the_evaluation(toy):
   """Seed 0 has the masks of the scores: both must give the same loss."""
   run = settings_lib.Run('primary', 'all', '192', 0)
@@ -414,6 +417,7 @@ def test_scores_are_those_of_the_evaluation(toy):
   assert len(score['units']) == 12
 
 
+@pytest.mark.slow  # the toy study takes a minute
 def test_arms_differ_in_their_tables_alone(toy):
   atlas = f'{toy}/priors/192'
   for name in ('permuted', 'random', 'constant'):
@@ -449,6 +453,7 @@ def test_arms_differ_in_their_tables_alone(toy):
   assert len({tuple(w['withheld_tfs']) for w in withheld}) == 1
 
 
+@pytest.mark.slow  # the toy study takes a minute
 def test_a_finished_study_trains_nothing_again(toy, monkeypatch, capsys):
   def refused(*_):
     raise AssertionError('a run was started')
@@ -460,6 +465,7 @@ def test_a_finished_study_trains_nothing_again(toy, monkeypatch, capsys):
   assert '4 of 4' in capsys.readouterr().out
 
 
+@pytest.mark.slow  # the toy study takes a minute
 def test_registration_is_asked_for_and_held_to(tmp_path, toy, capsys):
   argv = [str(tmp_path), '--smoke', '--only', 'primary']
   assert study.main(argv) == errors.EXIT_USAGE
@@ -475,6 +481,7 @@ def test_registration_is_asked_for_and_held_to(tmp_path, toy, capsys):
   assert study.main([str(tmp_path), '--smoke', '--register']) == 2
 
 
+@pytest.mark.slow  # the toy study takes a minute
 def test_real_cells_need_their_folder(tmp_path, toy, capsys):
   argv = [toy, '--smoke', '--only', 'real']
   assert study.main(argv) == errors.EXIT_USAGE

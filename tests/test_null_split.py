@@ -224,6 +224,7 @@ def test_lines_are_least_squares_drawn_together():
   assert not none.slope_TX.any()
 
 
+@pytest.mark.slow  # 15 s
 def test_the_lowest_value_is_that_of_the_other_genes():
   cells = encoding.EncodedCells(
     np.array([4, 2, 3, 5], np.int32),

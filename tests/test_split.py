@@ -556,6 +556,7 @@ def test_the_config_says_what_was_asked(run):
   assert config['model']['hides_ranks'] is True
 
 
+@pytest.mark.slow  # 20 s
 def test_devices_do_not_change_the_losses(train_command, tmp_path):
   """Each term is divided by its number in the global batch."""
   changes = {

@@ -85,6 +85,7 @@ def scores(tmp_path_factory):
   }
 
 
+@pytest.mark.slow  # 30 s: it trains
 def test_hashed_ties_do_not_beat_counting(scores):
   model_C, bracket_C, slots_C = scores['hash']
   gain, error = mean_and_error(bracket_C - model_C, slots_C)
@@ -92,6 +93,7 @@ def test_hashed_ties_do_not_beat_counting(scores):
   assert gain <= 2 * error
 
 
+@pytest.mark.slow  # 30 s: it trains
 def test_token_ties_tell_the_hidden_gene(scores):
   model_C, _, slots_C = scores['token']
   _, honest_C, honest_slots_C = scores['hash']

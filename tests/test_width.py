@@ -96,6 +96,7 @@ def coordinates(width, base_width, steps=6):
   return float(np.abs(logits(params) - first).mean())
 
 
+@pytest.mark.slow  # 25 s
 def test_coordinates_move_alike_at_every_width():
   """The coordinate check: with base_width the updates of logits keep their
 
