@@ -2,7 +2,7 @@
 #                 DATA=my.h5ad SPECIES=mouse: of your own; ARGS: any other flag of
 #                 `genecompass demo`, such as ARGS='--label timepoint'
 # make env        the environment alone: source .venv/bin/activate
-# make test       everything that needs the core install (two cores: some 15 min)
+# make test       everything that needs the core install (two cores: 16 min)
 # make test-full  also slow tests and optional readers; reported with every
 #                 finished piece of work
 # Each makes its own .venv on first use; nothing else has to be set up.

@@ -42,7 +42,14 @@ def kinds(notebook):
   return {kind for o in outputs for kind in o.get('data', {})}
 
 
-@pytest.mark.parametrize('name', NOTEBOOKS)
+# Those whose few steps take a minute are slow too.
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(n, marks=[pytest.mark.slow] * n.startswith('analyse'))
+    for n in NOTEBOOKS
+  ],
+)
 def test_notebook_runs(name, tmp_path, monkeypatch):
   monkeypatch.setenv('GENECOMPASS_SMOKE', '1')
   monkeypatch.setenv('TMPDIR', str(tmp_path))
