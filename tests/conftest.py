@@ -243,6 +243,22 @@ def trained(train_command, tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope='session')
+def model(trained):
+  """What that run left, restored."""
+  import genecompass_jax as gc
+
+  return gc.load(trained)
+
+
+@pytest.fixture(scope='session')
+def placed(model):
+  """The same on the devices."""
+  from genecompass_jax.analysis import placed_model
+
+  return placed_model.place(model)
+
+
+@pytest.fixture(scope='session')
 def tiny_run(tiny_corpus):
   """Does a tiny run in this process: (workdir, changes, corpus=...)."""
   import ml_collections

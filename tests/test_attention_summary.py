@@ -13,11 +13,6 @@ KINDS = ['x', 'y', 'x', None] * (NUM // 4)
 
 
 @pytest.fixture(scope='module')
-def model(trained):
-  return gc.load(trained)
-
-
-@pytest.fixture(scope='module')
 def cells():
   adata = tiny_cells(NUM, seed=5)
   adata.obs['kind'] = KINDS

@@ -21,11 +21,6 @@ KEY = embeddings.KEY
 
 
 @pytest.fixture(scope='module')
-def model(trained):
-  return gc.load(trained)
-
-
-@pytest.fixture(scope='module')
 def cells():
   return tiny_cells(NUM, seed=3)
 

@@ -34,11 +34,6 @@ COLUMNS = {
 
 
 @pytest.fixture(scope='module')
-def model(trained):
-  return gc.load(trained)
-
-
-@pytest.fixture(scope='module')
 def human():
   """Human cells of 8 to 90 genes, and some genes that no one knows."""
   adata = tiny_cells(NUM, seed=7)

@@ -19,11 +19,6 @@ KINDS = ['x', 'y', 'x', 'x', None] * (NUM // 5)
 
 
 @pytest.fixture(scope='module')
-def model(trained):
-  return gc.load(trained)
-
-
-@pytest.fixture(scope='module')
 def cells():
   adata = tiny_cells(NUM, seed=11)
   adata.obs['kind'] = KINDS

@@ -13,11 +13,6 @@ FEW = {'min_cells': 1, 'calipers': (2.0, 2.0, 2.0), 'fewest_nulls': 5}
 
 
 @pytest.fixture(scope='module')
-def model(trained):
-  return gc.load(trained)
-
-
-@pytest.fixture(scope='module')
 def adata():
   return tiny_cells(48, seed=11)
 
@@ -134,6 +129,33 @@ def test_over_expression_is_matched_in_the_reference(adata, model):
   line = found.table.iloc[0]
   assert line['n_cells'] == is_start.sum() and np.isfinite(line['z'])
   assert found.header['matched_in'] == 'the reference cells'
+
+
+def test_genes_without_a_line_are_named(adata, model, caplog):
+  """One that no monocyte shows, and a pathway of which some are unknown."""
+  cells = adata.copy()
+  counts = cells.X.toarray()
+  counts[(cells.obs['cell_type'] == 'A').to_numpy(), 4] = 0
+  cells.X = counts
+  names = list(cells.var_names[[2, 4]])
+  options = dict(group_by='cell_type', species='human', **FEW)
+  found = gc.perturb(
+    cells, model, names, never_null=(cells.var_names[7], 'NOSUCH'), **options
+  )
+  lines = set(zip(found.table['group'], found.table['gene_id']))
+  assert lines == {('A', names[0]), ('B', names[0]), ('B', names[1])}
+  assert 'A: no cell shows' in caplog.text
+  assert '1 of 2 genes' in caplog.text and 'NOSUCH' in caplog.text
+
+
+def test_sums_of_other_donors_are_not_taken(adata, model, tmp_path):
+  gene, folder = adata.var_names[2], str(tmp_path / 'parts')
+  options = dict(responses=True, folder=folder, **FEW)
+  gc.perturb(adata, model, gene, donor_key='donor', **options)
+  other = adata.copy()
+  other.obs['donor'] = other.obs['donor'].to_numpy()[::-1]
+  with pytest.raises(gc.UserError, match='its units is another'):
+    gc.perturb(other, model, gene, donor_key='donor', **options)
 
 
 def test_questions_that_cannot_be_answered(adata, model):

@@ -4,9 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import genecompass_jax as gc
 from genecompass_jax import model as model_lib, rows, schemas
-from genecompass_jax.analysis import model_cells, placed_model
+from genecompass_jax.analysis import model_cells
 from genecompass_jax.analysis.perturbation import (
   axes,
   cell_set,
@@ -19,19 +18,9 @@ from tests.conftest import tiny_cells
 
 
 @pytest.fixture(scope='module')
-def model(trained):
-  return gc.load(trained)
-
-
-@pytest.fixture(scope='module')
 def cells(model):
   adata = tiny_cells(8, seed=5)
   return cell_set.read(model_cells.open_cells(adata, model), model)
-
-
-@pytest.fixture(scope='module')
-def placed(model):
-  return placed_model.place(model)
 
 
 @pytest.mark.parametrize('pooling', screen.POOLINGS)

@@ -8,7 +8,7 @@ import scipy.sparse
 
 import genecompass_jax as gc
 from genecompass_jax import encoding, errors
-from genecompass_jax.analysis import model_cells, placed_model
+from genecompass_jax.analysis import model_cells
 from genecompass_jax.analysis.perturbation import (
   axes,
   cell_set,
@@ -19,11 +19,6 @@ from genecompass_jax.analysis.perturbation import (
 from tests.conftest import tiny_cells
 
 NUM = 12
-
-
-@pytest.fixture(scope='module')
-def model(trained):
-  return gc.load(trained)
 
 
 @pytest.fixture(scope='module')
@@ -41,11 +36,6 @@ def adata():
 @pytest.fixture(scope='module')
 def cells(adata, model):
   return cell_set.read(model_cells.open_cells(adata, model), model)
-
-
-@pytest.fixture(scope='module')
-def placed(model):
-  return placed_model.place(model)
 
 
 def one(kind, token, **rest):

@@ -166,13 +166,11 @@ def embed_cells(
   stream = model_cells.open_cells(
     data,
     model,
-    dataclasses.replace(
-      reading,
-      species=species,
-      ids_of=ids_of,
-      layer=layer,
-      allow_noninteger=allow_noninteger,
-    ),
+    reading,
+    species=species,
+    ids_of=ids_of,
+    layer=layer,
+    allow_noninteger=allow_noninteger,
   )
   num_cells = stream.source.num_cells
   reference, why = reference_of(model, states)

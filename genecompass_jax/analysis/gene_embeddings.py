@@ -165,13 +165,11 @@ def gene_embeddings(
   stream = model_cells.open_cells(
     data,
     model,
-    dataclasses.replace(
-      reading,
-      species=species,
-      ids_of=ids_of,
-      layer=layer,
-      allow_noninteger=allow_noninteger,
-    ),
+    reading,
+    species=species,
+    ids_of=ids_of,
+    layer=layer,
+    allow_noninteger=allow_noninteger,
   )
   groups = cell_groups.CellGroups.of(stream, by)
   table = token_table.TokenTable.of(stream, genes)

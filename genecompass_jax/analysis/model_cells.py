@@ -43,6 +43,7 @@ def open_cells(
   data: anndata.AnnData | paths.PathLike,
   model: pretrained.PretrainedModel,
   reading: sources.SourceConfig = sources.SourceConfig(),
+  **fields: str | bool,
 ) -> sources.CellStream:
   """Opens the cells of an AnnData or of a file of any format and size.
 
@@ -50,6 +51,7 @@ def open_cells(
     data: cells with counts; a file is streamed.
     model: a restored model.
     reading: species, layer and what else a format needs; its path is not read.
+    **fields: those of `reading` that are others.
 
   Raises:
     UserError: the model came without a vocabulary, the cells cannot be read as
@@ -61,6 +63,7 @@ def open_cells(
       'counts cannot be encoded; convert it with --vocabulary and --medians, '
       'or with --tokens and --medians of the release'
     )
+  reading = dataclasses.replace(reading, **fields)
   stream = sources.cells_of(data, model.vocabulary, reading)
   if not any(stream.measured(species).any() for species in stream.species):
     raise errors.UserError(

@@ -161,13 +161,11 @@ def attribute(
     stream = model_cells.open_cells(
       cells,
       model,
-      dataclasses.replace(
-        reading,
-        species=species,
-        ids_of=ids_of,
-        layer=layer,
-        allow_noninteger=allow_noninteger,
-      ),
+      reading,
+      species=species,
+      ids_of=ids_of,
+      layer=layer,
+      allow_noninteger=allow_noninteger,
     )
     number = stream.source.num_cells
     names_C = stream.source.obs.index.astype(str).to_numpy()

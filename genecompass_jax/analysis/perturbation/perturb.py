@@ -46,6 +46,10 @@ def perturb(
   dtype: str = '',
   folder: str = '',
   shard: tuple[int, int] = (0, 1),
+  species: str = '',
+  ids_of: str = '',
+  layer: str = '',
+  allow_noninteger: bool = False,
   reading: sources.SourceConfig = sources.SourceConfig(),
   **question,
 ) -> results_lib.Results | None:
@@ -64,7 +68,11 @@ def perturb(
     dtype: 'float32' or 'bfloat16' to compute in; '': as the model says.
     folder: where a run that is stopped goes on from; '' keeps nothing.
     shard: (i, n): this machine runs every n-th part, in the folder of all.
-    reading: species, layer and what else a format needs.
+    species: 'human', 'mouse' or 'obs:COLUMN'; '' is that of `reading`: auto.
+    ids_of: 'human' where mouse cells carry human identifiers.
+    layer: 'X', 'raw' or 'layers/NAME'; '' takes the one that looks like counts.
+    allow_noninteger: take corrected counts.
+    reading: what else a format needs.
     **question: further fields of `question.Question`.
 
   Returns:
@@ -77,15 +85,24 @@ def perturb(
   if isinstance(genes, str):
     genes = () if genes == ALL_GENES else (genes,)
   asked = question_lib.Question(genes=tuple(genes), **question)
-  stream = model_cells.open_cells(data, model, reading)
+  fields = {
+    'species': species,
+    'ids_of': ids_of,
+    'layer': layer,
+    'allow_noninteger': allow_noninteger,
+  }
+  stream = model_cells.open_cells(
+    data, model, reading, **{k: v for k, v in fields.items() if v}
+  )
   placed = placed_model.place(model, dtype=dtype)
   work = _Work(stream, model, placed, asked)
+  sums = work.new_sums() if asked.responses else None
   kept = None
   if folder:
     facts = {'model': model.sha256, 'dtype': placed.config.dtype}
+    if sums is not None:
+      facts['units'] = sums.sha256
     kept = runs.Folder(folder, work.screen, facts)
-  logging.warning('%s', runs.estimate(work.screen))
-  sums = work.new_sums() if asked.responses else None
   found = runs.run(work.screen, kept, sums=sums, shard=shard)
   return None if found is None else work.results(found, sums)
 
@@ -138,9 +155,7 @@ class _Work:
     self._symbols = interventions.token_names(
       model.vocabulary, self._cells.species
     )
-    self._never_null = set(
-      interventions.tokens_of(asked.never_null, model.vocabulary, self._cells)
-    )
+    self._never_null = self._known(asked.never_null)
     self._reference = self._make_reference()
     self._targets = self._choose_targets(placed)
     self._check_levels()
@@ -211,6 +226,23 @@ class _Work:
     if asked.kind != interventions.OVER_EXPRESS or not name:
       return self._cells
     return self._read(self._group(name), 0)
+
+  def _known(self, names: Sequence[str]) -> set[int]:
+    """Tokens of a list; what the cells or the model lack is no null anyway."""
+    tokens, without = set(), []
+    for name in names:
+      try:
+        tokens |= {
+          *interventions.tokens_of([name], self._model.vocabulary, self._cells)
+        }
+      except errors.UserError:
+        without.append(name)
+    if without:
+      logging.warning(
+        'never_null: %d of %d genes are not in these cells or this model: %s',
+        *(len(without), len(names), ', '.join(without[:5])),
+      )
+    return tokens
 
   def _has_level(self, token: int) -> bool:
     """Whether over-expression has a level to raise a gene to."""
@@ -304,6 +336,13 @@ class _Work:
     shown = {int(k) for k in profiles.key_G}
     candidates = self._shown(profiles)
     targets = [t for t in self._targets if shown.issuperset(t)]
+    lost = [t for t in self._targets if not shown.issuperset(t)]
+    if lost and self.asked.genes:
+      logging.warning(
+        '%s: no cell shows %s to the model, so there is no line for it',
+        self._groups.names[group],
+        ', '.join(self._intervention(t).name for t in lost[:5]),
+      )
     single = [t for (t,) in (s for s in targets if len(s) == 1)]
     found = {}
     matches = matching.match(

@@ -1,5 +1,6 @@
 """Effects on other genes, added up while a screen runs."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +29,13 @@ class ResponseSums:
     self._unit_of, self._units = unit_of, np.array(units)
     self.sum_TUV = np.zeros(shape, np.float64)
     self.cells_TUV = np.zeros(shape, np.int32)
+
+  @property
+  def sha256(self) -> str:
+    """Digest of the units and of which cells are theirs."""
+    digest = hashlib.sha256('\n'.join(self._units).encode())
+    digest.update(np.asarray(self._unit_of, np.int64).tobytes())
+    return digest.hexdigest()
 
   def add(
     self,

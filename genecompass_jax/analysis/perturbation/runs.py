@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -60,10 +61,9 @@ class Estimate:
 
 
 def estimate(
-  screen: screen_lib.Screen, groups: Sequence[screen_lib.Group] | None = None
+  screen: screen_lib.Screen, groups: Sequence[screen_lib.Group]
 ) -> Estimate:
-  """Runs one batch of every length twice, and says how long all will take."""
-  groups = screen.groups if groups is None else groups
+  """Runs one batch of every length twice, and says how long groups will take."""
   seconds, compiling = 0.0, 0.0
   lengths = sorted({g.slots for g in groups})
   for slots in lengths:
@@ -196,7 +196,7 @@ def run(
   shard: tuple[int, int] = (0, 1),
   label: str = 'perturbing',
 ) -> effects.CellEffects | None:
-  """Runs what is not there yet.
+  """Runs what is not there yet, after saying how long it will take.
 
   Args:
     screen: what to run.
@@ -227,22 +227,29 @@ def run(
   in_sums = set()
   if folder is not None and sums is not None:
     in_sums = folder.load_responses(sums)
+
+  def is_summed(n: int) -> bool:
+    return sums is None or n in in_sums
+
+  left = [
+    n for n in mine if folder is None or not (is_summed(n) and folder.has(n))
+  ]
+  if left:
+    said = estimate(screen, [screen.groups[n] for n in left])
+    print(f'{label}: {said}', file=sys.stderr)
   total = sum(len(screen.groups[n].row_P) for n in mine)
   parts = []
   last = time.monotonic()
   with progress.Progress(total, 'variants', label) as bar:
-    for n in mine:
+    bar.skip(total - sum(len(screen.groups[n].row_P) for n in left))
+    for n in left:
       group = screen.groups[n]
-      is_summed = sums is None or n in in_sums
-      if folder is not None and is_summed and folder.has(n):
-        bar.skip(len(group.row_P))
-        continue
-      found = screen.run(group, None if is_summed else sums)
+      found = screen.run(group, None if is_summed(n) else sums)
       if folder is None:
         parts.append(found)
       else:
         folder.save(n, found)
-        if not is_summed:
+        if not is_summed(n):
           in_sums.add(n)
           if time.monotonic() - last > _SECONDS_BETWEEN_SAVES:
             folder.save_responses(sums, in_sums)

@@ -214,8 +214,7 @@ class Screen:
   def _rows(self, slots: int) -> int:
     platform = self.placed.sharding.mesh.devices.flat[0].platform
     budget = self.config.batch_slots or _SLOTS.get(platform, _SLOTS['cpu'])
-    wanted = max(1, budget // slots) * self.placed.num_devices
-    return self.placed.num_rows(wanted)
+    return max(1, budget // slots) * self.placed.num_devices
 
   def run(
     self, group: Group, responses: response_sums.ResponseSums | None = None

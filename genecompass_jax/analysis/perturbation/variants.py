@@ -1,6 +1,7 @@
 """Encoded variants of cells, and where each of their genes stood before."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -34,9 +35,11 @@ def make(
   cells: cell_set.CellSet,
   base: encoding.EncodedCells,
   cell_B: np.ndarray,
-  done_B: list[interventions.Intervention],
+  done_B: Sequence[interventions.Intervention],
   slots: int,
-  **how,
+  *,
+  levels_of: Mapping[str, Mapping[int, float]] | None = None,
+  renormalise: bool = False,
 ) -> Variants:
   """Encodes variants exactly as new cells of these counts would be.
 
@@ -46,9 +49,12 @@ def make(
     cell_B: a cell of each variant.
     done_B: what is done to it.
     slots: L.
-    **how: of `interventions.edit`.
+    levels_of: as for `interventions.edit`.
+    renormalise: likewise.
   """
-  counts = interventions.edit(cells, cell_B, done_B, **how)
+  counts = interventions.edit(
+    cells, cell_B, done_B, levels_of=levels_of, renormalise=renormalise
+  )
   encoded = cells.encode(counts, cells.keys_C[cell_B])
   batch = rows.cell_batch_rows(
     encoded, np.full(len(cell_B), cells.species), slots
