@@ -57,14 +57,19 @@ def add_cells(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds flags that say which model runs, and how."""
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+  """Adds the flag that names the model."""
   parser.add_argument(
     '--checkpoint',
     required=True,
     metavar='DIR',
     help='workdir, checkpoints/STEP folder or exported model',
   )
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds flags that say which model runs, and how."""
+  add_checkpoint(parser)
   parser.add_argument(
     '--block',
     type=int,

@@ -33,12 +33,7 @@ def add_arguments(
     metavar='NAME.parquet',
     help='table to write; NAME.tsv, plots and the rest beside it',
   )
-  parser.add_argument(
-    '--checkpoint',
-    required=True,
-    metavar='DIR',
-    help='workdir, checkpoints/STEP folder or exported model',
-  )
+  embed_command.add_checkpoint(parser)
   _add_question(parser)
   _add_statistics(parser)
   work = parser.add_argument_group('work')

@@ -1,0 +1,301 @@
+"""What a question needs: which cells, which genes, and which nulls."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from genecompass_jax import encoding, errors, kernels, pretrained
+from genecompass_jax.analysis import cell_groups, placed_model
+from genecompass_jax.analysis.perturbation import (
+  axes,
+  cell_set,
+  first_order,
+  interventions,
+  matching,
+  question as question_lib,
+  statistics,
+)
+from genecompass_jax.prepare import sources
+
+_CENTROID_CELLS = 2_000  # most of a group that a centroid is made of
+
+
+class Design:
+  """Cells, targets and nulls of one question; nothing is perturbed yet.
+
+  Attributes:
+    asked: the question.
+    model: that is asked.
+    stream: all cells.
+    groups: of the cells, by the column that was asked for.
+    units: likewise, by donors.
+    group_codes: of the groups that are perturbed.
+    cells: that are perturbed.
+    axis: from start to goal, if there are any.
+    symbols: of tokens.
+    reference: cells whose levels over-expression raises genes to.
+    targets: sets of tokens.
+    nulls: by group and target, null sets of tokens, nearest first.
+    number_of: the number of each set among `done`.
+    done: the interventions, targets first.
+  """
+
+  def __init__(
+    self,
+    stream: sources.CellStream,
+    model: pretrained.PretrainedModel,
+    placed: placed_model.PlacedModel,
+    asked: question_lib.Question,
+  ):
+    """Draws cells, chooses targets and matches nulls.
+
+    Args:
+      stream: opened with `model_cells.open_cells`.
+      model: that opened it.
+      placed: the same on the devices.
+      asked: the question.
+
+    Raises:
+      UserError: what is asked cannot be done with these cells.
+    """
+    self.asked, self.model, self.stream = asked, model, stream
+    self.groups = cell_groups.CellGroups.of(stream, asked.group_by)
+    self.units = cell_groups.CellGroups.of(stream, asked.donor_key)
+    self.group_codes = self._wanted_groups()
+    rows = np.concatenate([self._drawn(g) for g in self.group_codes])
+    self.cells = cell_set.read(stream, model, np.sort(rows))
+    self.axis = self._make_axis(placed)
+    self._encoded = self.cells.encode()
+    self.symbols = interventions.token_names(
+      model.vocabulary, self.cells.species
+    )
+    self._never_null = self._known(asked.never_null)
+    self.reference = self._make_reference()
+    self.targets = self._choose_targets(placed)
+    self._check_levels()
+    # By group, target -> its null sets of tokens.
+    self.nulls = {
+      group: self._choose_nulls(group) for group in self.group_codes
+    }
+    sets = dict.fromkeys(self.targets)
+    for of_target in self.nulls.values():
+      for nulls in of_target.values():
+        sets |= dict.fromkeys(nulls)
+    self.number_of = {tokens: n for n, tokens in enumerate(sets)}
+    self.done = [self._intervention(tokens) for tokens in sets]
+
+  def _wanted_groups(self) -> list[int]:
+    asked = self.asked
+    wanted = (asked.start,) if asked.goal else asked.groups
+    if not wanted:
+      return list(range(len(self.groups.names)))
+    return [self._group(name) for name in wanted]
+
+  def _group(self, name: str) -> int:
+    if name not in self.groups.names:
+      raise errors.UserError(
+        f'{self.stream.source.name}: no cells with {self.groups.column} = '
+        f'{name!r}; there are: {", ".join(self.groups.names[:10])}'
+      )
+    return self.groups.names.index(name)
+
+  def _drawn(self, group: int, most: int | None = None) -> np.ndarray:
+    """Rows of a group, at most `max_cells`, drawn by the seed."""
+    most = self.asked.max_cells if most is None else most
+    rows = np.flatnonzero(
+      (self.groups.code_C == group) & (self.units.code_C >= 0)
+    )
+    if not most or len(rows) <= most:
+      return rows
+    # By the row alone: another group, or more cells, do not change a draw.
+    order = np.array([kernels.fold(self.asked.seed, int(r)) for r in rows])
+    return np.sort(rows[np.argsort(order, kind='stable')[:most]])
+
+  def _make_axis(self, placed: placed_model.PlacedModel) -> axes.Axis | None:
+    asked = self.asked
+    if not asked.goal:
+      return None
+    start, goal = (
+      (name, self._read(self._group(name), _CENTROID_CELLS))
+      for name in (asked.start, asked.goal)
+    )
+    return axes.between(placed, start, goal, asked.pooling)
+
+  def _read(self, group: int, most: int) -> cell_set.CellSet:
+    return cell_set.read(self.stream, self.model, self._drawn(group, most))
+
+  def _make_reference(self) -> cell_set.CellSet:
+    """Cells whose levels over-expression raises genes to."""
+    asked = self.asked
+    name = asked.reference or asked.goal
+    if asked.kind != interventions.OVER_EXPRESS or not name:
+      return self.cells
+    return self._read(self._group(name), 0)
+
+  def _known(self, names: Sequence[str]) -> set[int]:
+    """Tokens of a list; what the cells or the model lack is no null anyway."""
+    tokens, without = set(), []
+    for name in names:
+      try:
+        tokens |= {
+          *interventions.tokens_of([name], self.model.vocabulary, self.cells)
+        }
+      except errors.UserError:
+        without.append(name)
+    if without:
+      logging.warning(
+        'never_null: %d of %d genes are not in these cells or this model: %s',
+        *(len(without), len(names), ', '.join(without[:5])),
+      )
+    return tokens
+
+  def _has_level(self, token: int) -> bool:
+    """Whether over-expression has a level to raise a gene to."""
+    is_raised = self.asked.kind == interventions.OVER_EXPRESS
+    return not is_raised or len(self.reference.expressing(token)) > 0
+
+  def _check_levels(self) -> None:
+    for token in (t for tokens in self.targets for t in tokens):
+      if not self._has_level(token):
+        raise errors.UserError(
+          f'{self.symbols[token]}: no cell of the reference expresses it, so '
+          'there is no level to raise it to; give another reference, or a fold'
+        )
+
+  def _choose_targets(
+    self, placed: placed_model.PlacedModel
+  ) -> list[tuple[int, ...]]:
+    asked, cells = self.asked, self.cells
+    if asked.genes:
+      found = [
+        tuple(
+          sorted(
+            interventions.tokens_of(
+              [name.strip() for name in text.split('+')],
+              self.model.vocabulary,
+              cells,
+            )
+          )
+        )
+        for text in asked.genes
+      ]
+      found = list(dict.fromkeys(found))
+    else:
+      profiles = matching.of_cells(
+        self.reference.encode()
+        if asked.kind == interventions.OVER_EXPRESS
+        else self._encoded
+      )
+      found = [(t,) for t in self._shown(profiles)]
+    if not asked.top or asked.top >= len(found):
+      return found
+    if any(len(tokens) > 1 for tokens in found):
+      raise errors.UserError(
+        'the first-order estimate is of single genes: leave top out for sets'
+      )
+    return self._highest(placed, found)
+
+  def _highest(
+    self, placed: placed_model.PlacedModel, found: list[tuple[int, ...]]
+  ) -> list[tuple[int, ...]]:
+    asked = self.asked
+    is_toward = asked.tested.measure == statistics.TOWARD
+    estimate = first_order.score(
+      placed,
+      self.cells,
+      pooling=asked.pooling,
+      axis=self.axis,
+      probes=0 if is_toward else first_order.PROBES,
+      seed=asked.seed,
+    )
+    # As the exact effects are judged: among nulls of the same ranks. The largest
+    # effects by themselves are those of the highest ranks.
+    guess = first_order.as_effects(estimate, self.cells)
+    profiles = matching.of_cells(self._encoded)
+    shown = set(profiles.key_G.tolist())
+    tokens = [t for (t,) in found if t in shown]
+    matches = matching.match(
+      profiles,
+      tokens,
+      self._shown(profiles),
+      excluded=self._never_null,
+      config=asked.matched,
+    )
+    tested = dataclasses.replace(
+      asked.tested,
+      measure=statistics.TOWARD if is_toward else statistics.SHIFT,
+    )
+    z_T = statistics.test(
+      guess, matches, self.units.code_C, self.units.names, tested
+    ).z_T
+    score_T = np.abs(z_T) if is_toward else z_T
+    order = np.argsort(-np.nan_to_num(score_T, nan=-np.inf), kind='stable')
+    return [(int(t),) for t in np.sort(np.array(tokens)[order[: asked.top]])]
+
+  def _choose_nulls(
+    self, group: int
+  ) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
+    """Null sets of every target, matched in the cells of one group."""
+    config = self.asked.matched
+    profiles = matching.of_cells(self._encoded_of(group))
+    shown = {int(k) for k in profiles.key_G}
+    candidates = self._shown(profiles)
+    targets = [t for t in self.targets if shown.issuperset(t)]
+    lost = [t for t in self.targets if not shown.issuperset(t)]
+    if lost and self.asked.genes:
+      logging.warning(
+        '%s: no cell shows %s to the model, so there is no line for it',
+        self.groups.names[group],
+        ', '.join(self._intervention(t).name for t in lost[:5]),
+      )
+    single = [t for (t,) in (s for s in targets if len(s) == 1)]
+    found = {}
+    matches = matching.match(
+      profiles, single, candidates, excluded=self._never_null, config=config
+    )
+    for target, row in zip(single, matches.null_TK):
+      found[(target,)] = [(int(k),) for k in row[row >= 0]]
+    for tokens in targets:
+      if len(tokens) > 1:
+        sets = matching.null_sets(
+          profiles,
+          tokens,
+          config.most,
+          candidates,
+          excluded=self._never_null,
+          config=config,
+        )
+        found[tokens] = [tuple(sorted(s)) for s in sets]
+    return found
+
+  def _shown(self, profiles: matching.Profiles) -> list[int]:
+    """Tokens of genes that enough of the cells show to the model."""
+    asked = self.asked
+    enough_G = profiles.cells_G >= asked.min_cells
+    enough_G &= profiles.detection_G >= asked.min_detection
+    return [t for t in profiles.key_G[enough_G].tolist() if self._has_level(t)]
+
+  def _encoded_of(self, group: int) -> encoding.EncodedCells:
+    """Cells in which targets and nulls are matched.
+
+    Over-expression brings genes to where they stand in the reference, whether
+    the group expresses them or not: there they are alike or not.
+    """
+    if self.asked.kind == interventions.OVER_EXPRESS:
+      return self.reference.encode()
+    is_in_C = self.groups.code_C[self.cells.row_C] == group
+    return self.cells.take(np.flatnonzero(is_in_C)).encode()
+
+  def _intervention(
+    self, tokens: tuple[int, ...]
+  ) -> interventions.Intervention:
+    asked = self.asked
+    return interventions.Intervention(
+      kind=asked.kind,
+      tokens=tokens,
+      names=tuple(self.symbols.get(t, str(t)) for t in tokens),
+      factor=asked.factor if asked.kind == interventions.FOLD else 0.0,
+      level=asked.level if asked.kind == interventions.OVER_EXPRESS else '',
+    )
