@@ -1,5 +1,6 @@
 """An AnnData in a zarr folder whose rows are written piece by piece."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,10 +46,12 @@ class ZarrRows:
 
   def label(self, obs: pd.DataFrame, uns: Mapping[str, Any]) -> None:
     """Writes what the rows are, and `uns`."""
-    anndata.io.write_elem(self._group, 'obs', obs)
     var = pd.DataFrame(index=[str(i) for i in range(self._width)])
-    anndata.io.write_elem(self._group, 'var', var)
-    anndata.io.write_elem(self._group, 'uns', dict(uns))
+    with warnings.catch_warnings():
+      # About anndata's next version: nothing that a user could act on.
+      warnings.filterwarnings('ignore', 'zarr v3 autosharding')
+      for name, value in (('obs', obs), ('var', var), ('uns', dict(uns))):
+        anndata.io.write_elem(self._group, name, value)
 
   def _new(self, name: str) -> Any:
     make = getattr(self._group, 'create_array', self._group.create_dataset)

@@ -41,7 +41,7 @@ class Estimate:
     variants: forward passes of one cell each.
     cells: unperturbed cells.
     lengths: slots of the rows that are compiled.
-    seconds: estimated from one batch of every length, compiling not counted.
+    seconds: estimated from a few batches of every length, compiling not counted.
     compile_seconds: that compiling took.
   """
 
@@ -55,7 +55,7 @@ class Estimate:
     return (
       f'{self.variants:,} variants of {self.cells:,} cells in rows of '
       f'{", ".join(map(str, self.lengths))} slots: about '
-      f'{progress.duration(self.seconds)} (measured on one batch of each '
+      f'{progress.duration(self.seconds)} (measured on a few batches of each '
       f'length; compiled in {progress.duration(self.compile_seconds)})'
     )
 
@@ -63,7 +63,7 @@ class Estimate:
 def estimate(
   screen: screen_lib.Screen, groups: Sequence[screen_lib.Group]
 ) -> Estimate:
-  """Runs one batch of every length twice, and says how long groups will take."""
+  """Runs some batches of every length twice: how long will groups take?"""
   seconds, compiling = 0.0, 0.0
   lengths = sorted({g.slots for g in groups})
   for slots in lengths:

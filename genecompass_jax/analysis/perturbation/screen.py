@@ -33,6 +33,7 @@ POOLINGS = ('cls', 'mean')
 # long a variant (experiments/benchmarks/perturbation.py).
 _SLOTS = {'cpu': 1_536, 'gpu': 131_072, 'tpu': 65_536}
 _GROUP_BYTES = 1 << 28  # of the unperturbed states of a group, per device
+_MEASURED = 8  # batches, for an estimate
 _GROUP_VARIANTS = 4_096  # most in a group, which is what a resumed run repeats
 
 
@@ -145,20 +146,30 @@ class Screen:
     return self._base
 
   def measure(self, slots: int) -> tuple[float, float]:
-    """Seconds for the unperturbed cells of a group, and for one batch."""
+    """Seconds for the unperturbed cells of a group, and for one batch.
+
+    From one batch of the largest group and several of them: what a batch more
+    takes. A group of a single batch has all of its time in the first.
+    """
     group = max(
       (g for g in self.groups if g.slots == slots), key=lambda g: len(g.row_P)
     )
-    stop = min(self._rows(slots), len(group.row_P))
-    one = dataclasses.replace(
-      group, row_P=group.row_P[:stop], variant_P=group.variant_P[:stop]
-    )
-    start = time.perf_counter()
-    jax.block_until_ready(self._base_states(one))
-    between = time.perf_counter()
-    self.run(one)
-    base_s = between - start
-    return base_s, max(time.perf_counter() - between - base_s, 0.0)
+    more = min(self.batches(group), 1 + _MEASURED)
+
+    def seconds(batches: int) -> float:
+      stop = min(batches * self._rows(slots), len(group.row_P))
+      part = dataclasses.replace(
+        group, row_P=group.row_P[:stop], variant_P=group.variant_P[:stop]
+      )
+      start = time.perf_counter()
+      self.run(part)
+      return time.perf_counter() - start
+
+    first_s = seconds(1)
+    if more == 1:
+      return first_s, 0.0
+    batch_s = max(seconds(more) - first_s, 0.0) / (more - 1)
+    return max(first_s - batch_s, 0.0), batch_s
 
   def batches(self, group: Group) -> int:
     """Batches of a group."""
