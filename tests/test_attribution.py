@@ -4,6 +4,10 @@ One shape of batches and few models throughout: compiling is all of the time.
 """
 
 import dataclasses
+import os
+import subprocess
+import sys
+import textwrap
 
 import anndata
 import jax
@@ -180,6 +184,47 @@ def test_scores_do_not_depend_on_the_other_cells():
     )
   np.testing.assert_array_equal(whole.points_C, turned.points_C[::-1])
   np.testing.assert_allclose(alone.scores_NK, whole.scores_NK[9:21], atol=1e-5)
+
+
+DEVICES = textwrap.dedent("""
+  import sys
+  import jax, numpy as np
+  from genecompass_jax.analysis.attribution import targets
+  from tests import test_attribution as own
+
+  devices = jax.devices()
+  batch = own.batch_of((9, 12, 7, 4, 11, 8))
+  for number in (1, 3):
+    jax.local_devices = lambda: devices[:number]
+    for seed in (0, 1, 2):
+      model = own.model_of(own.TINY, own.params_of(own.TINY, seed))
+      for target in (targets.GeneId(own.GENE), targets.CellAxis(own.axis())):
+        found = own.attribute(batch, model, target, over='all')
+        name = f'{number}-{type(target).__name__}-{seed}'
+        np.save(f'{sys.argv[1]}/{name}.npy', found.scores_NK)
+""")
+
+
+@pytest.mark.slow  # 10 s: another process compiles for one device and for three
+def test_more_devices_change_nothing(tmp_path):
+  """Of weights of several seeds, over word, priors and values."""
+  flags = '--xla_force_host_platform_device_count=3'
+  subprocess.run(
+    [sys.executable, '-c', DEVICES, str(tmp_path)],
+    check=True,
+    env={
+      **os.environ,
+      'XLA_FLAGS': f'{flags} --xla_backend_optimization_level=0',
+    },
+  )
+  ones = sorted(tmp_path.glob('1-*.npy'))
+  assert len(ones) == 6
+  for path in ones:
+    one_NK, three_NK = (
+      np.load(tmp_path / f'{number}{path.name[1:]}') for number in (1, 3)
+    )
+    assert np.abs(one_NK).max() > 0.01
+    np.testing.assert_allclose(one_NK, three_NK, rtol=0, atol=1e-6)
 
 
 def test_a_cell_takes_the_points_that_it_needs(monkeypatch):
@@ -581,6 +626,21 @@ def test_names_are_those_of_the_species(of_counts):
   ]
   assert found.symbols_N[0] == symbol
   assert found.facts['target'] == repr(gc.GeneId(gene))
+
+
+def test_cells_of_a_species_without_the_gene_are_left_out(of_counts, caplog):
+  human, mouse = tiny_cells(6, seed=6), tiny_cells(4, species=1, seed=6)
+  mouse.obs_names = [f'm{name}' for name in mouse.obs_names]
+  both = anndata.concat([mouse, human], join='outer', fill_value=0)
+  both.obs['kind'] = ['mouse'] * 4 + ['human'] * 6
+  gene = human.var_names[60]  # shares no token with one of the mouse
+  has_C = human[:, gene].X.toarray().ravel() > 0
+  assert has_C.any()
+  found = gc.attribute(
+    both, of_counts, gc.GeneId(gene), species='obs:kind', batch_size=4
+  )
+  np.testing.assert_array_equal(found.cell_C, 4 + np.flatnonzero(has_C))
+  assert f"mouse has no gene '{gene}'" in caplog.text
 
 
 # A trained model: the prior that it learned from, and two that it did not

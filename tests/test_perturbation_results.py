@@ -17,6 +17,7 @@ from genecompass_jax import (
   pretrained,
   vocabulary,
 )
+from genecompass_jax.analysis import gene_tokens
 from genecompass_jax.analysis.perturbation import (
   answers,
   effects as effects_lib,
@@ -64,7 +65,7 @@ def made(model, units=3, order=None):
   shift_GC[:5] += 3.0
   effects = synthetic.effects_of(shift_GC, shown_GC=shown_GC)
   tokens = np.arange(4, 84)
-  symbols = interventions.token_names(model.vocabulary, 0)
+  symbols = gene_tokens.symbols_of(model.vocabulary, 0)
   done = [
     interventions.Intervention('delete', (t,), (symbols[t],))
     for t in tokens.tolist()
@@ -92,7 +93,7 @@ def made(model, units=3, order=None):
     family='30 transcription factors in 2 groups',
     pooling='mean',
   )
-  ids = results.gene_ids_of(model.vocabulary, 0)
+  ids = gene_tokens.gene_ids_of(model.vocabulary, 0)
   table = results.tabulate(done, effects, tests, unit_of, profiles, ids, head)
   return table, tests, done, matches, symbols, ids, effects
 

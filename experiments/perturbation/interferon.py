@@ -15,9 +15,9 @@ import anndata
 import numpy as np
 
 from experiments.perturbation import deletions, real_model, without_genes
+from genecompass_jax.analysis import gene_tokens
 from genecompass_jax.analysis.perturbation import (
   cell_set,
-  interventions,
   matching,
   statistics,
 )
@@ -49,7 +49,7 @@ def run(root: str, data: str) -> dict:
   model = real_model.train(root, data)
   adata = anndata.read_h5ad(os.path.join(data, _CELLS))
   symbols_V = np.full(model.vocabulary.size, '', object)
-  for token, name in interventions.token_names(model.vocabulary, 0).items():
+  for token, name in gene_tokens.symbols_of(model.vocabulary, 0).items():
     symbols_V[token] = name
   condition = adata.obs['condition'].to_numpy()
   rows = {

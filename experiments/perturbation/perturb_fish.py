@@ -18,9 +18,9 @@ import numpy as np
 import scipy.stats
 
 from experiments.perturbation import deletions, real_model, scores
+from genecompass_jax.analysis import gene_tokens
 from genecompass_jax.analysis.perturbation import (
   answers,
-  interventions,
   matching,
 )
 from genecompass_jax.prepare import sources
@@ -50,7 +50,7 @@ def run(root: str, data: str) -> dict:
   )
   token_of = {
     name: token
-    for token, name in interventions.token_names(model.vocabulary, 0).items()
+    for token, name in gene_tokens.symbols_of(model.vocabulary, 0).items()
     if cells.measured_V[token]
   }
   genes, targets, change_GT = changes(data)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genecompass_jax import errors, gene_ids
+from genecompass_jax.analysis import gene_tokens
 from genecompass_jax.prepare import sources
 
 
@@ -55,32 +55,11 @@ class TokenTable:
       row_of |= {int(vocab.token_G[g]): g for g in rows_R[::-1].tolist()}
     tokens = sorted(row_of)
     if genes:
-      tokens = sorted({_token_of(name, stream, row_of) for name in genes})
+      # Each in the first species of the cells that has it.
+      found = (gene_tokens.by_species(name, stream, vocab) for name in genes)
+      tokens = sorted({next(iter(tokens.values())) for tokens in found})
     return cls(
       np.array(tokens, np.int32),
       tuple(vocab.genes.gene_ids[row_of[t]] for t in tokens),
       tuple(vocab.genes.symbols[row_of[t]] for t in tokens),
     )
-
-
-def _token_of(
-  name: str, stream: sources.CellStream, known: dict[int, int]
-) -> int:
-  """The token of a gene in the first species of the cells that knows it."""
-  vocab, why = stream.vocabulary, ''
-  table = sources.table_of(vocab)
-  for species in stream.species:
-    found = gene_ids.resolve([name], species, table)
-    (gene_id,), (how,) = found.gene_ids, found.how
-    if gene_id is None:
-      said = 'names several genes' if how == 'ambiguous' else 'is not known'
-      why = why or f'{said} in {vocab.species[species]}; give its Ensembl id'
-      continue
-    token = int(vocab.tokens([gene_id])[0])
-    if token in known:
-      return token
-    lacks = 'the cells were not measured for'
-    why = (
-      f'({gene_id}) is none that {"this model knows" if token < 0 else lacks}'
-    )
-  raise errors.UserError(f'gene {name!r} {why}')

@@ -1,8 +1,7 @@
 """Attribution of a user's cells: which parts and genes a number came from."""
 
 import dataclasses
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import anndata
@@ -10,73 +9,20 @@ import numpy as np
 
 from genecompass_jax import (
   errors,
-  masking,
   paths,
   pretrained,
   progress,
   schemas,
-  vocabulary as vocabulary_lib,
 )
-from genecompass_jax.analysis import (
-  model_batches,
-  model_cells,
-  placed_model,
-)
+from genecompass_jax.analysis import gene_tokens, model_cells
 from genecompass_jax.analysis.attribution import (
   integrals,
   parts as parts_lib,
+  questions,
   result as result_lib,
   targets,
 )
-from genecompass_jax.analysis.perturbation import interventions, ranks
 from genecompass_jax.prepare import sources
-
-INTEGRATED, GRADIENT, OCCLUSION = METHODS = (
-  'integrated',
-  'gradient',
-  'occlusion',
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Question:
-  """What is asked, and of which model.
-
-  Attributes:
-    model: as it was restored.
-    placed: the same on the devices, in float32, priors not folded.
-    target: what is explained.
-    over, method, baseline: as given to `attribute`.
-    chosen: K parts.
-    mean_KSD: their baselines.
-    tolerance, max_points: of the path integral.
-  """
-
-  model: pretrained.PretrainedModel
-  placed: placed_model.PlacedModel
-  target: targets.Target
-  over: str
-  method: str
-  baseline: str
-  chosen: tuple[str, ...]
-  mean_KSD: np.ndarray
-  tolerance: float
-  max_points: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-  """A batch of cells before anything is hidden, one a row.
-
-  Attributes:
-    batch: NumPy arrays.
-    cell_B: int64 rows of the cells in the source; -1 where nothing is asked.
-    token_B: int32 token that the target asks for, -1 for none.
-  """
-
-  batch: schemas.CellBatch
-  cell_B: np.ndarray
-  token_B: np.ndarray
 
 
 def attribute(
@@ -85,7 +31,7 @@ def attribute(
   target: targets.Target,
   *,
   over: str = parts_lib.PARTS,
-  method: str = INTEGRATED,
+  method: str = questions.INTEGRATED,
   baseline: str = parts_lib.MEAN,
   tolerance: float = integrals.TOLERANCE,
   max_points: int = integrals.MAX_POINTS,
@@ -132,24 +78,14 @@ def attribute(
     UserError: a target that the model has no answer to, a gene that none of
       the cells holds, an unknown word, or cells that cannot be read.
   """
-  if method not in METHODS:
-    raise errors.UserError(
-      f'method={method!r}: give one of {", ".join(METHODS)}'
-    )
-  if batch_size < 1 or max_points < 1 or not tolerance > 0:
-    raise errors.UserError(
-      f'{batch_size=}, {max_points=} and {tolerance=} must be positive'
-    )
-  targets.check(target, model.config)
-  question = _Question(
-    model=model,
-    placed=placed_model.place(model, dtype='float32', folds=False),
-    target=target,
+  if batch_size < 1:
+    raise errors.UserError(f'{batch_size=} must be positive')
+  question = questions.Question.of(
+    model,
+    target,
     over=over,
     method=method,
     baseline=baseline,
-    chosen=parts_lib.names(model.config, over),
-    mean_KSD=parts_lib.means(model, baseline),
     tolerance=tolerance,
     max_points=max_points,
   )
@@ -169,11 +105,13 @@ def attribute(
     )
     number = stream.source.num_cells
     names_C = stream.source.obs.index.astype(str).to_numpy()
-    batches = _laid_out(question, stream, question.placed.num_rows(batch_size))
+    batches = questions.of_cells(
+      question, stream, question.placed.num_rows(batch_size)
+    )
   found = []
   with progress.Progress(number, 'cells', 'attribution') as bar:
     for each in batches:
-      found.append(_explain(question, each))
+      found.append(questions.explain(question, each))
       bar.update(len(found[-1]['cell_C']))
     bar.skip(number - bar.done)  # those that hold no such gene
   if not found:
@@ -181,12 +119,14 @@ def attribute(
       f'none of the {number:,} cells holds {getattr(target, "gene", "a gene")} '
       'among the genes that the model reads; choose other cells or another gene'
     )
+  is_close_C = np.concatenate([each.pop('is_close_C') for each in found])
+  questions.warn(is_close_C, max_points)
   return _joined(question, found, names_C)
 
 
 def _given(
-  question: _Question, batch: schemas.CellBatch, num_rows: int
-) -> Iterator[_Rows]:
+  question: questions.Question, batch: schemas.CellBatch, num_rows: int
+) -> Iterator[questions.Rows]:
   """The rows of a batch that was given, in batches of one size."""
   batch = schemas.CellBatch(
     **{
@@ -214,7 +154,7 @@ def _given(
     # The last row again, and not asked, where they do not fill a batch.
     row_B = np.pad(some, (0, num_rows - len(some)), mode='edge')
     is_new_B = np.arange(num_rows) < len(some)
-    yield _Rows(
+    yield questions.Rows(
       schemas.CellBatch(
         **{
           field.name: getattr(batch, field.name)[row_B]
@@ -226,105 +166,8 @@ def _given(
     )
 
 
-def _laid_out(
-  question: _Question, stream: sources.CellStream, num_rows: int
-) -> Iterator[_Rows]:
-  """Cells that the target applies to, batches of one length bucket."""
-  token_S = np.full(question.model.config.num_species, -1, np.int32)
-  for code in stream.species:
-    token_S[code] = targets.token_of(question.target, question.model, code)
-  chunks = _holding(model_cells.encode(stream, question.model), token_S)
-  buckets = question.placed.buckets
-  for batch in model_batches.of_chunks(chunks, buckets, num_rows):
-    cell_B = np.full(num_rows, -1, np.int64)
-    cell_B[: len(batch.index_C)] = batch.index_C
-    species_B = batch.cells.species_BL[:, 0]
-    token_B = np.where(cell_B < 0, -1, token_S[species_B])
-    yield _Rows(batch.cells, cell_B, token_B)
-
-
-def _holding(
-  chunks: Iterable[model_cells.EncodedChunk], token_S: np.ndarray
-) -> Iterator[model_cells.EncodedChunk]:
-  """Cells that hold the gene of their species; all with genes, if it is -1."""
-  for chunk in chunks:
-    cells, token = chunk.cells, token_S[chunk.species]
-    cell_N = np.repeat(np.arange(cells.num_cells), np.diff(cells.starts_C1))
-    kept = np.unique(cell_N[(cells.gene_ids_N == token) | (token < 0)])
-    if len(kept):
-      yield dataclasses.replace(
-        chunk, index_C=chunk.index_C[kept], cells=ranks.take(cells, kept)
-      )
-
-
-def _explain(question: _Question, given: _Rows) -> dict[str, Any]:
-  """Scores of the cells of a batch, by field of `Attribution`."""
-  placed = question.placed
-  asked, readout = targets.ask(
-    question.target, given.batch, given.token_B, placed.config
-  )
-  parts = parts_lib.of_batch(
-    placed.params,
-    placed.put(asked),
-    placed.knowledge,
-    question.mean_KSD,
-    placed.config,
-    question.chosen,
-  )
-  problem = placed.params, parts, readout, placed.config
-  scores_BLK, points_B = None, np.zeros(len(given.cell_B), np.int32)
-  if question.method == INTEGRATED:
-    integral = integrals.integrate(
-      *problem, tolerance=question.tolerance, max_points=question.max_points
-    )
-    scores_BLK, points_B = integral.scores_BLK, integral.points_B
-    ends_2B = integral.at_baseline_B, integral.at_input_B
-    _warn(integral, given.cell_B >= 0)
-  else:
-    ends_2B = integrals.ends(*problem)
-  if question.method == GRADIENT:
-    scores_BLK = integrals.gradient_times_input(*problem)
-  if scores_BLK is not None:
-    by_part_BK, by_gene_BL = scores_BLK.sum(1), scores_BLK.sum(2)
-  else:
-    by_part_BK = integrals.leave_out_parts(*problem)
-    by_gene_BL = integrals.leave_out_genes(*problem)
-  error_B = by_part_BK.sum(1, dtype=np.float64) - (ends_2B[1] - ends_2B[0])
-
-  batch, kept_B = given.batch, given.cell_B >= 0
-  is_gene_BL = (batch.segments_BL > 0) & ~batch.is_cls_BL & kept_B[:, None]
-  is_hidden_BL = asked.gene_ids_BL == vocabulary_lib.MASK
-  is_hidden_BL |= asked.values_BL == masking.HIDDEN_VALUE
-  return {
-    'cell_C': given.cell_B[kept_B],
-    'species_C': batch.species_BL[kept_B, 0],
-    'lengths_C': is_gene_BL.sum(1)[kept_B],
-    'tokens_N': batch.gene_ids_BL[is_gene_BL],
-    'ranks_N': batch.positions_BL[is_gene_BL],
-    'is_hidden_N': is_hidden_BL[is_gene_BL],
-    'by_part_CK': by_part_BK[kept_B],
-    'by_gene_N': by_gene_BL[is_gene_BL],
-    'scores_NK': None if scores_BLK is None else scores_BLK[is_gene_BL],
-    'at_input_C': ends_2B[1][kept_B],
-    'at_baseline_C': ends_2B[0][kept_B],
-    'error_C': error_B[kept_B],
-    'points_C': points_B[kept_B],
-  }
-
-
-def _warn(integral: integrals.Integral, kept_B: np.ndarray) -> None:
-  is_far_B = kept_B & ~integral.is_close_B
-  if is_far_B.any():
-    logging.warning(
-      'attribution of %d cells does not add up to what it should after %d '
-      'points, see error: raise max_points, or take baseline mean',
-      int(is_far_B.sum()),
-      int(integral.points_B.max()),
-    )
-
-
 def _joined(
-  question: _Question,
+  question: questions.Question,
   found: Sequence[dict[str, Any]],
   names_C: np.ndarray | None,
 ) -> result_lib.Attribution:
@@ -343,12 +186,12 @@ def _joined(
     if first is not None and name not in ('lengths_C', 'species_C')
   }
   cell_C = columns['cell_C']
-  symbols_N, gene_ids_N = _gene_names(
+  symbols_N, gene_ids_N = gene_tokens.names_of(
     question.model.vocabulary, columns['tokens_N'], species_N
   )
   target = question.target
   facts = {
-    'target': _said(target),
+    'target': targets.in_words(target),
     'over': question.over,
     'method': question.method,
     'baseline': question.baseline,
@@ -364,35 +207,3 @@ def _joined(
     facts=facts,
     **{'scores_NK': None, **columns},
   )
-
-
-def _said(target: targets.Target) -> str:
-  """A target in one line."""
-  if isinstance(target, targets.CellAxis):
-    return f'CellAxis({target.pooling})'
-  return repr(target)
-
-
-def _gene_names(
-  vocab: vocabulary_lib.Vocabulary | None,
-  tokens_N: np.ndarray,
-  species_N: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Symbols and Ensembl ids of tokens, in the words of the cell's species."""
-  symbols_N = np.full(len(tokens_N), '', object)
-  gene_ids_N = symbols_N.copy()
-  if vocab is None:
-    return symbols_N, gene_ids_N
-  for species in np.unique(species_N).tolist():
-    symbols_V = np.array(vocab.token_symbols(), object)
-    for token, name in interventions.token_names(vocab, species).items():
-      symbols_V[token] = name
-    gene_ids_V = np.array(vocab.token_gene_ids(), object)
-    rows_R = vocab.gene_rows(species)[::-1]  # of a shared token the first
-    gene_ids_V[vocab.token_G[rows_R]] = [
-      vocab.genes.gene_ids[r] for r in rows_R
-    ]
-    mine_N = species_N == species
-    symbols_N[mine_N] = symbols_V[tokens_N[mine_N]]
-    gene_ids_N[mine_N] = gene_ids_V[tokens_N[mine_N]]
-  return symbols_N, gene_ids_N

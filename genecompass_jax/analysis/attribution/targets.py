@@ -12,6 +12,7 @@ are left out.
 """
 
 import dataclasses
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +20,20 @@ import numpy as np
 
 from genecompass_jax import (
   errors,
-  gene_ids,
   masking,
   model as model_lib,
   pretrained,
   schemas,
   vocabulary as vocabulary_lib,
 )
+from genecompass_jax.analysis import gene_tokens
 from genecompass_jax.prepare import sources
 
 Array = jax.Array | np.ndarray
 LOG_PROBABILITY, LOGIT = SCALES = ('log_probability', 'logit')
 CLS, MEAN = POOLINGS = ('cls', 'mean')
+# In place of a token: no gene is asked for; these cells cannot have the gene.
+ANY, ABSENT = -1, -2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +201,13 @@ class ClassReadout:
 Readout = IdReadout | ValueReadout | AxisReadout | ClassReadout
 
 
+def in_words(target: Target) -> str:
+  """A target in one line."""
+  if isinstance(target, CellAxis):
+    return f'CellAxis({target.pooling})'
+  return repr(target)
+
+
 def check(target: Target, config: model_lib.ModelConfig) -> None:
   """Refuses a target that the model has no answer to.
 
@@ -230,13 +240,13 @@ def check(target: Target, config: model_lib.ModelConfig) -> None:
 def token_of(
   target: Target, model: pretrained.PretrainedModel, species: int
 ) -> int:
-  """Token of the gene that a target asks for in a species; -1 for none.
+  """Token of the gene that a target asks for in a species; ANY for none.
 
   Raises:
     UserError: a gene that is not known, or that the model has no token for.
   """
   if not isinstance(target, GeneId | GeneValue):
-    return -1
+    return ANY
   gene, vocab = target.gene, model.vocabulary
   if not isinstance(gene, str):
     token = int(gene)
@@ -247,20 +257,36 @@ def token_of(
     raise errors.UserError(
       f'gene {gene!r}: this model came without a vocabulary; give a token'
     )
-  name = vocab.species[species]
-  resolved = gene_ids.resolve([gene], species, sources.table_of(vocab))
-  (gene_id,), (how,) = resolved.gene_ids, resolved.how
-  if gene_id is None:
-    why = 'names several genes' if how == 'ambiguous' else 'is not known'
-    raise errors.UserError(
-      f'gene {gene!r} {why} in {name}; give its Ensembl id'
-    )
-  token = int(vocab.tokens([gene_id])[0])
-  if token < 0:
-    raise errors.UserError(
-      f'gene {gene!r} ({gene_id}) is none that this model knows'
-    )
+  (token,) = gene_tokens.tokens_of([gene], vocab, species)
   return token
+
+
+def tokens_of_cells(
+  target: Target, model: pretrained.PretrainedModel, stream: sources.CellStream
+) -> np.ndarray:
+  """Token that a target asks for in cells of each species, int32 [S].
+
+  ANY where no gene is asked for; ABSENT in species that do not have the gene,
+  whose cells cannot be asked.
+
+  Raises:
+    UserError: none of the species of the cells has the gene.
+  """
+  gene = getattr(target, 'gene', None)
+  found_S = np.full(model.config.num_species, ABSENT, np.int32)
+  if not isinstance(gene, str) or model.vocabulary is None:
+    found_S[:] = token_of(target, model, 0)
+    return found_S
+  found = gene_tokens.by_species(gene, stream, model.vocabulary)
+  for species in stream.species:
+    found_S[species] = found.get(species, ABSENT)
+    if species not in found:
+      logging.warning(
+        '%s: %s has no gene %r of this name that was measured and that the '
+        'model knows; its cells are left out',
+        *(stream.source.name, model.vocabulary.species[species], gene),
+      )
+  return found_S
 
 
 def ask(

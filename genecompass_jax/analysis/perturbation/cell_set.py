@@ -16,7 +16,7 @@ from genecompass_jax import (
   pretrained,
   vocabulary as vocabulary_lib,
 )
-from genecompass_jax.analysis import model_cells
+from genecompass_jax.analysis import gene_tokens, model_cells
 from genecompass_jax.prepare import sources
 
 
@@ -64,6 +64,22 @@ class CellSet:
     """Cells that express a gene, ascending."""
     cell_N, starts_V1 = self._by_token
     return cell_N[starts_V1[token] : starts_V1[token + 1]]
+
+  def tokens_of(
+    self, names: Sequence[str], vocab: vocabulary_lib.Vocabulary
+  ) -> list[int]:
+    """Tokens of genes that these cells were measured for.
+
+    Raises:
+      UserError: see `gene_tokens.tokens_of`.
+    """
+    return gene_tokens.tokens_of(
+      names,
+      vocab,
+      self.species,
+      measured_V=self.measured_V,
+      source=self.name,
+    )
 
   def take(self, index: np.ndarray) -> 'CellSet':
     """Some of the cells, in the order given."""
@@ -162,9 +178,6 @@ def read(
       ]
     )
 
-  measured_V = np.zeros(size, bool)
-  token_R = stream.tokens(code)[stream.measured(code)]
-  measured_V[token_R[token_R >= 0]] = True
   return CellSet(
     species=code,
     row_C=np.concatenate(row_parts),
@@ -175,7 +188,7 @@ def read(
       np.concatenate([c.totals_C[k] for c, k in parts]),
     ),
     keys_C=np.concatenate(keys),
-    measured_V=measured_V,
+    measured_V=gene_tokens.measured(stream, code),
     divisor_V=model.assets.medians.divisor_V(code),
     config=model.assets.encoding,
     name=name,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from genecompass_jax import encoding, errors, kernels, pretrained
-from genecompass_jax.analysis import cell_groups, placed_model
+from genecompass_jax.analysis import cell_groups, gene_tokens, placed_model
 from genecompass_jax.analysis.perturbation import (
   axes,
   cell_set,
@@ -68,9 +68,7 @@ class Design:
     self.cells = cell_set.read(stream, model, np.sort(rows))
     self.axis = self._make_axis(placed)
     self._encoded = self.cells.encode()
-    self.symbols = interventions.token_names(
-      model.vocabulary, self.cells.species
-    )
+    self.symbols = gene_tokens.symbols_of(model.vocabulary, self.cells.species)
     self._never_null = self._known(asked.never_null)
     self.reference = self._make_reference()
     self.targets = self._choose_targets(placed)
@@ -139,9 +137,7 @@ class Design:
     tokens, without = set(), []
     for name in names:
       try:
-        tokens |= {
-          *interventions.tokens_of([name], self.model.vocabulary, self.cells)
-        }
+        tokens |= {*self.cells.tokens_of([name], self.model.vocabulary)}
       except errors.UserError:
         without.append(name)
     if without:
@@ -172,10 +168,9 @@ class Design:
       found = [
         tuple(
           sorted(
-            interventions.tokens_of(
+            cells.tokens_of(
               [name.strip() for name in text.split('+')],
               self.model.vocabulary,
-              cells,
             )
           )
         )

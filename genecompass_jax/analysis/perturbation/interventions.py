@@ -26,11 +26,10 @@ import numpy as np
 from genecompass_jax import (
   encoding,
   errors,
-  gene_ids,
   vocabulary as vocabulary_lib,
 )
+from genecompass_jax.analysis import gene_tokens
 from genecompass_jax.analysis.perturbation import cell_set
-from genecompass_jax.prepare import sources
 
 DELETE, FOLD, OVER_EXPRESS = KINDS = ('delete', 'fold', 'over_express')
 MEDIAN, MAXIMUM = LEVELS = ('median', 'max')
@@ -84,52 +83,6 @@ class Intervention:
     return f'{self.factor:g}' if self.kind == FOLD else self.level
 
 
-def tokens_of(
-  names: Sequence[str],
-  vocab: vocabulary_lib.Vocabulary,
-  cells: cell_set.CellSet,
-) -> list[int]:
-  """Tokens of genes, by any identifier.
-
-  Raises:
-    UserError: a gene that is not known, that the model has no token for, or
-      that the cells were not measured for.
-  """
-  table = sources.table_of(vocab)
-  resolved = gene_ids.resolve(names, cells.species, table)
-  tokens = []
-  species = vocab.species[cells.species]
-  for name, gene_id, how in zip(names, resolved.gene_ids, resolved.how):
-    if gene_id is None:
-      why = 'names several genes' if how == 'ambiguous' else 'is not known'
-      raise errors.UserError(
-        f'gene {name!r} {why} in {species}; give its Ensembl id'
-      )
-    token = int(vocab.tokens([gene_id])[0])
-    if token < 0:
-      raise errors.UserError(
-        f'gene {name!r} ({gene_id}) is none that this model knows'
-      )
-    if not cells.measured_V[token]:
-      raise errors.UserError(
-        f'gene {name!r} ({gene_id}) was not measured in {cells.name}: what is '
-        'not measured cannot be changed'
-      )
-    tokens.append(token)
-  return tokens
-
-
-def token_names(
-  vocab: vocabulary_lib.Vocabulary, species: int
-) -> Mapping[int, str]:
-  """Symbols of a species' tokens; of a shared token those of all members."""
-  names: dict[int, list[str]] = {}
-  for row in vocab.gene_rows(species).tolist():
-    symbol = vocab.genes.symbols[row] or vocab.genes.gene_ids[row]
-    names.setdefault(int(vocab.token_G[row]), []).append(symbol)
-  return {token: '/'.join(members) for token, members in names.items()}
-
-
 def parse(
   text: str,
   vocab: vocabulary_lib.Vocabulary,
@@ -140,8 +93,9 @@ def parse(
   level: str = '',
 ) -> Intervention:
   """An intervention on 'STAT1', or on the set 'STAT1+IRF9'."""
-  tokens = tokens_of([n.strip() for n in text.split('+')], vocab, cells)
-  shown = token_names(vocab, cells.species)
+  names = [n.strip() for n in text.split('+')]
+  tokens = cells.tokens_of(names, vocab)
+  shown = gene_tokens.symbols_of(vocab, cells.species)
   return Intervention(
     kind=kind,
     tokens=tuple(tokens),

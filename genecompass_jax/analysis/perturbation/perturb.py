@@ -13,7 +13,7 @@ import anndata
 import numpy as np
 
 from genecompass_jax import errors, paths, pretrained
-from genecompass_jax.analysis import model_cells, placed_model
+from genecompass_jax.analysis import gene_tokens, model_cells, placed_model
 from genecompass_jax.analysis.perturbation import (
   answers as answers_lib,
   design as design_lib,
@@ -206,7 +206,7 @@ class _Work:
       raise errors.UserError(
         f'{self.design.cells.name}: no cell shows any of the genes to the model'
       )
-    gene_ids = results_lib.gene_ids_of(vocab, self.design.cells.species)
+    gene_ids = gene_tokens.gene_ids_of(vocab, self.design.cells.species)
     found = results_lib.tabulate(
       self.design.done, effects, tests, unit_of, profiles, gene_ids,
       self._header(),

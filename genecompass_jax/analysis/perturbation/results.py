@@ -16,7 +16,6 @@ import genecompass_jax
 from genecompass_jax import (
   errors,
   pretrained,
-  vocabulary as vocabulary_lib,
 )
 from genecompass_jax.analysis.perturbation import (
   effects as effects_lib,
@@ -149,18 +148,6 @@ def header(
 def one_line(value: object) -> str:
   """A value as text without line breaks."""
   return ' '.join(str(value).split())
-
-
-def gene_ids_of(
-  vocab: vocabulary_lib.Vocabulary, species: int
-) -> dict[int, str]:
-  """Ensembl ids of a species' tokens; of a shared token those of all members."""
-  found: dict[int, list[str]] = {}
-  for row in vocab.gene_rows(species).tolist():
-    found.setdefault(int(vocab.token_G[row]), []).append(
-      vocab.genes.gene_ids[row]
-    )
-  return {token: '/'.join(members) for token, members in found.items()}
 
 
 def tabulate(
