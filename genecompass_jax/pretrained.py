@@ -16,6 +16,7 @@ lower-level calls on arrays that are already encoded: `cell_batch`,
 
 import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -87,8 +88,46 @@ class PretrainedModel:
     """Genes and tokens; None for converted weights that came without."""
     return self.assets.vocabulary
 
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Digest of all that numbers depend on, also of a model in memory.
+
+    `sha256` names the parameters of a checkpoint; another checkpoint may hold
+    the same with other prior tables or medians.
+    """
+    digest = hashlib.sha256()
+    knowledge = self.assets.knowledge
+    parts = {
+      'params': self.params,
+      'rows': knowledge.row_SV,
+      'tables': dict(knowledge.tables),
+      'has_vector': dict(knowledge.has_vector),
+    }
+    for path, x in jax.tree_util.tree_leaves_with_path(parts):
+      array = np.asarray(x)
+      name = jax.tree_util.keystr(path)
+      digest.update(f'{name} {array.dtype} {array.shape} '.encode())
+      digest.update(array.tobytes())
+    vocabulary, medians = self.assets.vocabulary, self.assets.medians
+    facts = (
+      self.config,
+      self.assets.encoding,
+      '' if vocabulary is None else vocabulary.sha256,
+      '' if medians is None else medians.sha256,
+    )
+    digest.update(repr(facts).encode())
+    return digest.hexdigest()
+
   def replace(self, **changes: Any) -> 'PretrainedModel':
-    """A copy with some fields changed."""
+    """A copy with some fields changed.
+
+    With other parameters, configuration or assets it is no longer the model of
+    its checkpoint: `sha256` becomes '', and with other parameters `step` -1.
+    """
+    if 'params' in changes:
+      changes = {'step': -1, **changes}
+    if changes.keys() & {'config', 'params', 'assets'}:
+      changes = {'sha256': '', **changes}
     return dataclasses.replace(self, **changes)
 
   def hidden_states(

@@ -1,11 +1,14 @@
 """gc.perturb: from cells to tables, on a tiny model."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import genecompass_jax as gc
-from genecompass_jax.analysis.perturbation import result_files
+from genecompass_jax import model as model_lib
+from genecompass_jax.analysis.perturbation import perturb, result_files
 from tests.conftest import tiny_cells
 
 # 90 genes, of which few are alike.
@@ -169,6 +172,81 @@ def test_questions_that_cannot_be_answered(adata, model):
     ('TP53x', {}, 'is not known'),
     ('all', {'donor_key': 'nobody'}, "'nobody'"),
     ('all', {'pooling': 'max'}, 'cls or mean'),
+    ('all', {'min_cells': 1000}, 'lower min_cells'),
+    ((5,), {}, 'as text'),
+    (adata.var_names[0], {'kind': 'fold', 'factor': 1}, 'changes nothing'),
+    (adata.var_names[0], {'kind': 'fold', 'factor': '2'}, 'must be a number'),
   ):
     with pytest.raises(gc.UserError, match=match):
       gc.perturb(adata, model, genes, **options)
+
+
+@pytest.mark.parametrize('kind', ['delete', 'fold'])
+def test_genes_that_no_cell_expresses_are_one_line(adata, model, kind):
+  """Alone, and as a member of a set that would have no line."""
+  cells = adata.copy()
+  counts = cells.X.toarray()
+  counts[:, 3] = 0
+  cells.X = counts
+  lost, there = cells.var_names[3], cells.var_names[4]
+  for genes in (lost, f'{lost}+{there}'):
+    with pytest.raises(gc.UserError, match='no cell shows any of the genes'):
+      gc.perturb(cells, model, genes, kind=kind, species='human', **FEW)
+
+
+def test_a_cell_of_which_nothing_is_left_has_no_mean(adata, model):
+  """It is no effect of 0: of the species slot there is one."""
+  counts = np.zeros((5, adata.n_vars), np.float32)
+  counts[[0, 1, 2], 0] = 3
+  counts[[1, 3, 4], 1] = 2
+  cells = adata[:5].copy()
+  cells.X = counts
+  options = dict(species='human', **FEW)
+  gene = adata.var_names[0]
+  mean = gc.perturb(cells, model, gene, **options).table
+  assert mean['n_cells'].item() == 1 and mean['shift'].item() > 0
+  cls = gc.perturb(cells, model, gene, pooling='cls', **options).table
+  assert cls['n_cells'].item() == 3 and cls['shift'].item() > 0
+
+
+def test_one_name_is_not_its_letters(adata, model):
+  options = dict(group_by='cell_type', **FEW)
+  found = gc.perturb(adata, model, adata.var_names[0], groups='A', **options)
+  assert set(found.table['group']) == {'A'}
+  with pytest.raises(gc.UserError, match="'AB'"):
+    gc.perturb(adata, model, adata.var_names[0], groups='AB', **options)
+
+
+def test_parts_of_other_parameters_are_not_taken(adata, model, tmp_path):
+  """Nor are those of other prior tables: the checkpoint says nothing of it."""
+  options = dict(folder=str(tmp_path / 'parts'), **FEW)
+  gene = adata.var_names[2]
+  gc.perturb(adata, model, gene, **options)
+  params = model_lib.init(model.config, 7)
+  other = model.replace(params=params)
+  assert (other.sha256, other.step) == ('', -1) and model.sha256
+  with pytest.raises(gc.UserError, match='its model is another'):
+    gc.perturb(adata, other, gene, **options)
+  medians = dataclasses.replace(model.assets.medians, mode='library')
+  assets = dataclasses.replace(model.assets, medians=medians)
+  assert model.replace(assets=assets).fingerprint != model.fingerprint
+  assert model.replace(params=model.params).fingerprint == model.fingerprint
+
+
+def test_outputs_are_looked_at_before_any_work(adata, model, tmp_path):
+  source = tmp_path / 'cells.h5ad'
+  adata.write_h5ad(source)
+  (tmp_path / 'there.parquet').touch()
+  for name, match in (
+    ('found.csv', 'ends in .parquet'),
+    ('there.parquet', 'exists'),
+    ('no/such/found.parquet', 'no such folder'),
+  ):
+    with pytest.raises(gc.UserError, match=match):
+      gc.perturb_file(str(source), str(tmp_path / name), model)
+  with (
+    perturb._held(str(tmp_path / 'a.unfinished'), 'a.parquet', (0, 1)),
+    pytest.raises(gc.UserError, match='another process'),
+  ):
+    gc.perturb_file(str(source), str(tmp_path / 'a.parquet'), model)
+  assert not list(tmp_path.glob('*.unfinished'))

@@ -277,3 +277,11 @@ def test_answers_for_scanpy(found, tmp_path):
   assert back.obs['score'].is_monotonic_decreasing
   assert back.uns[results.KEY] == table.header
   assert back.var['gene_ids'].iloc[0] == ids[4]
+
+
+def test_groups_of_like_names_have_files_of_their_own():
+  groups = ['\u03b1 cell', '\u03b2 cell', 'T/b', 'T b', 't_b', 'x' * 300]
+  tails = result_files.tails_of(groups)
+  assert len({tail.lower() for tail in tails.values()}) == len(groups)
+  assert all(len(tail) < 70 and '/' not in tail for tail in tails.values())
+  assert result_files.tails_of(['T/b']) == {'T/b': ''}

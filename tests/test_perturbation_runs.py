@@ -140,3 +140,31 @@ def test_an_estimate_names_the_work(make):
   assert said.variants == work.num_variants and said.cells == 10
   assert said.seconds > 0 and said.compile_seconds >= 0
   assert f'{work.num_variants:,} variants of 10 cells' in str(said)
+
+
+def test_damaged_files_of_a_folder(make, tmp_path):
+  """Parts and sums are made again; settings are told of in one line."""
+  work = make()
+  sums = response_sums.ResponseSums(len(work.done), *_units(work))
+  expected = runs.run(work, runs.Folder(str(tmp_path), work, FACTS), sums=sums)
+  part, responses = tmp_path / 'parts/000000.npz', tmp_path / 'responses.npz'
+  whole = part.read_bytes()
+  for data in (b'', whole[:99], whole[:8] + b'\xff' * 4 + whole[12:], b'{}'):
+    part.write_bytes(data)
+    responses.write_bytes(data)
+    again = response_sums.ResponseSums(len(work.done), *_units(work))
+    found = runs.run(work, runs.Folder(str(tmp_path), work, FACTS), sums=again)
+    np.testing.assert_array_equal(found.shift_N, expected.shift_N)
+    np.testing.assert_array_equal(again.cells_TUV, sums.cells_TUV)
+  np.savez(responses, sums=np.zeros(3))
+  again = response_sums.ResponseSums(len(work.done), *_units(work))
+  assert not runs.Folder(str(tmp_path), work, FACTS).load_responses(again)
+  for text in ('', '[]', '[' * 100_000, '{"model": '):
+    (tmp_path / 'settings.json').write_text(text)
+    with pytest.raises(errors.UserError, match='cannot be read'):
+      runs.Folder(str(tmp_path), work, FACTS)
+
+
+def _units(work):
+  size = len(work.cells.divisor_V)
+  return np.zeros(work.cells.num_cells, np.int64), ['all'], size

@@ -100,6 +100,7 @@ def embed_file(
   uns[embeddings.REFERENCE] = why
   target = os.path.realpath(output)  # a link stays, and leads to the result
   settings = _settings(stream, reading, num_cells, uns)
+  settings['model'] = model.fingerprint
   with unfinished.records(
     target, settings, num_cells, dtype, anew=overwrite
   ) as records:

@@ -227,6 +227,7 @@ def _run(args: argparse.Namespace) -> None:
     pretrained.load(args.checkpoint),
     'all' if genes == ('all',) else genes,
     shard=shard,
+    overwrite=args.overwrite,
     dtype=args.dtype,
     reading=embed_command.reading(args),
     top=args.top,
@@ -264,10 +265,12 @@ def _run(args: argparse.Namespace) -> None:
 def _draw(found, stem: str, expected: tuple[str, ...]) -> None:
   """Plots of every group, where there is something to draw."""
   from genecompass_jax.analysis import perturbation_figures
+  from genecompass_jax.analysis.perturbation import result_files
 
   groups = list(found.table['group'].unique())
+  tails = result_files.tails_of(groups, unsafe=r'[/\0]')
   for group in groups:
-    tail = '' if len(groups) == 1 else '.' + group.replace(os.sep, '_')
+    tail = tails[group]
     title = f'{found.header["done"].partition(":")[0]}, {group}'
     for name, draw in (
       ('rank', perturbation_figures.rank_plot),

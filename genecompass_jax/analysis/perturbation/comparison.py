@@ -43,9 +43,10 @@ class Compared(NamedTuple):
   """What B variants did, float32; see `effects` for the signs.
 
   Attributes:
-    shift_B: of the pooled state.
-    gene_shift_B: mean over shared genes.
-    toward_B: along the axis; NaN without one.
+    shift_B: of the pooled state; NaN where it is the mean over shared genes
+      and there are none.
+    gene_shift_B: mean over shared genes; NaN where there are none.
+    toward_B: along the axis; NaN without one, and as `shift_B`.
     response_BL: of every shared gene's state, `NOT_COMPARED` in other slots;
       None if not asked.
   """
@@ -244,9 +245,16 @@ def _differences(
     toward_B = jnp.full(len(base_row_B), jnp.nan, jnp.float32)
   else:
     toward_B = apart_BD @ axis_D
+  shift_B = 0.5 * jnp.sum(apart_BD * apart_BD, axis=-1)
+  shared_B = is_shared_BL.sum(-1)
+  if pooling != 'cls':
+    # Of a cell of which nothing is left there is no mean, and no effect of 0.
+    shift_B, toward_B = (
+      jnp.where(shared_B > 0, x_B, jnp.nan) for x_B in (shift_B, toward_B)
+    )
   return Compared(
-    shift_B=0.5 * jnp.sum(apart_BD * apart_BD, axis=-1),
-    gene_shift_B=response_BL.sum(-1) / jnp.maximum(is_shared_BL.sum(-1), 1.0),
+    shift_B=shift_B,
+    gene_shift_B=response_BL.sum(-1) / shared_B,
     toward_B=toward_B,
     response_BL=(
       jnp.where(is_shared_BL > 0, response_BL, NOT_COMPARED)

@@ -77,6 +77,7 @@ class Design:
     self.nulls = {
       group: self._choose_nulls(group) for group in self.group_codes
     }
+    self._check_lines()
     sets = dict.fromkeys(self.targets)
     for of_target in self.nulls.values():
       for nulls in of_target.values():
@@ -89,7 +90,7 @@ class Design:
     wanted = (asked.start,) if asked.goal else asked.groups
     if not wanted:
       return list(range(len(self.groups.names)))
-    return [self._group(name) for name in wanted]
+    return [self._group(name) for name in dict.fromkeys(wanted)]
 
   def _group(self, name: str) -> int:
     if name not in self.groups.names:
@@ -240,10 +241,12 @@ class Design:
     targets = [t for t in self.targets if shown.issuperset(t)]
     lost = [t for t in self.targets if not shown.issuperset(t)]
     if lost and self.asked.genes:
+      unseen = dict.fromkeys(t for s in lost for t in s if t not in shown)
       logging.warning(
-        '%s: no cell shows %s to the model, so there is no line for it',
+        '%s: no cell shows %s to the model, so there is no line for %s',
         self.groups.names[group],
-        ', '.join(self._intervention(t).name for t in lost[:5]),
+        ', '.join(self.symbols.get(t, str(t)) for t in [*unseen][:5]),
+        'it' if max(map(len, lost)) == 1 else 'it or a set with it',
       )
     single = [t for (t,) in (s for s in targets if len(s) == 1)]
     found = {}
@@ -264,6 +267,23 @@ class Design:
         )
         found[tokens] = [tuple(sorted(s)) for s in sets]
     return found
+
+  def _check_lines(self) -> None:
+    """Refuses a question of which no group would have a line."""
+    if any(self.nulls.values()):
+      return
+    if self.asked.genes:
+      why = (
+        'no cell shows any of the genes to the model (of a set, every gene '
+        'must be shown by some cell): name genes that these cells express'
+      )
+    else:
+      why = (
+        f'no gene is shown to the model by {self.asked.min_cells} cells and '
+        f'{self.asked.min_detection:.0%} of them: take more cells, or lower '
+        'min_cells and min_detection'
+      )
+    raise errors.UserError(f'{self.cells.name}: {why}')
 
   def _shown(self, profiles: matching.Profiles) -> list[int]:
     """Tokens of genes that enough of the cells show to the model."""

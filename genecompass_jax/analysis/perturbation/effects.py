@@ -30,7 +30,8 @@ class CellEffects:
       of a set, its best ranked; -1 where none was expressed.
     length_N: int32 genes of the unperturbed cell that entered the model.
     entered_N: int32 genes that came in at the cut because others left.
-    shift_N: float32.
+    shift_N: float32; NaN, as the others, where it is of genes that cell and
+      variant share and there are none.
     gene_shift_N: float32.
     toward_N: float32, NaN without a goal.
   """

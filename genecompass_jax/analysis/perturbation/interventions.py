@@ -67,6 +67,11 @@ class Intervention:
         f'a fold of {self.factor}: give a number from 0 on, below 1 to knock '
         'down'
       )
+    if self.kind == FOLD and self.factor == 1:
+      raise errors.UserError(
+        'a fold of 1 changes nothing: give a factor below 1 to knock down, or '
+        'above'
+      )
     if self.kind == OVER_EXPRESS and self.level not in LEVELS:
       raise errors.UserError(
         f'over-expression to {self.level!r}: give one of {", ".join(LEVELS)}'

@@ -4,15 +4,16 @@ Genes that are asked about are run beside genes matched with them, in the same
 cells; what is said of a gene is how far it stands from these (`statistics`).
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import anndata
 import numpy as np
 
-from genecompass_jax import errors, paths, pretrained
+from genecompass_jax import errors, locks, paths, pretrained
 from genecompass_jax.analysis import gene_tokens, model_cells, placed_model
 from genecompass_jax.analysis.perturbation import (
   answers as answers_lib,
@@ -28,7 +29,7 @@ from genecompass_jax.analysis.perturbation import (
   screen as screen_lib,
   statistics,
 )
-from genecompass_jax.prepare import sources
+from genecompass_jax.prepare import h5ad_copy, sources
 
 ALL_GENES = 'all'
 _RESPONSE_BYTES = 4 << 30
@@ -96,7 +97,7 @@ def perturb(
   sums = work.new_sums() if asked.responses else None
   kept = None
   if folder:
-    facts = {'model': model.sha256, 'dtype': placed.config.dtype}
+    facts = {'model': model.fingerprint, 'dtype': placed.config.dtype}
     if sums is not None:
       facts['units'] = sums.sha256
     kept = runs.Folder(folder, work.screen, facts)
@@ -111,6 +112,7 @@ def perturb_file(
   genes: str | Sequence[str] = ALL_GENES,
   *,
   shard: tuple[int, int] = (0, 1),
+  overwrite: bool = False,
   **rest,
 ) -> results_lib.Results | None:
   """`perturb` from a file to the files of `result_files`; goes on if stopped.
@@ -121,14 +123,42 @@ def perturb_file(
     model: a restored model.
     genes: as for `perturb`.
     shard: as for `perturb`.
+    overwrite: replace the output.
     **rest: as for `perturb`.
+
+  Raises:
+    UserError: as `perturb`; the output has another ending, is there, or cannot
+      be written; or another process makes it.
   """
-  unfinished = os.path.splitext(output)[0] + '.unfinished'
-  found = perturb(source, model, genes, folder=unfinished, shard=shard, **rest)
-  if found is not None:
-    result_files.write(found, output)
-    shutil.rmtree(unfinished)
+  output = os.fspath(output)
+  stem = result_files.stem_of(output)
+  h5ad_copy.check_output(output, overwrite)
+  unfinished = f'{stem}.unfinished'
+  with _held(unfinished, output, shard):
+    found = perturb(
+      source, model, genes, folder=unfinished, shard=shard, **rest
+    )
+    if found is not None:
+      result_files.write(found, output)
+      shutil.rmtree(unfinished)
   return found
+
+
+@contextlib.contextmanager
+def _held(folder: str, output: str, shard: tuple[int, int]) -> Iterator[None]:
+  """Keeps a second process from the same shard of the same output."""
+  is_new = not os.path.isdir(folder)
+  os.makedirs(folder, exist_ok=True)
+  index, number = shard
+  name = 'lock' if number == 1 else f'lock.{index}-{number}'
+  busy = f'{folder}: another process makes {output}; wait for it'
+  try:
+    with locks.held(os.path.join(folder, name), busy):
+      yield
+  finally:
+    if is_new:  # nothing came of it, such as a gene that is not known
+      with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 class _Work:

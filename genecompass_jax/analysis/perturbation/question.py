@@ -1,6 +1,7 @@
 """What is asked of a model about genes of cells."""
 
 import dataclasses
+import numbers
 
 from genecompass_jax import errors
 from genecompass_jax.analysis.perturbation import (
@@ -72,6 +73,17 @@ class Question:
   seed: int = 0
 
   def __post_init__(self):
+    for name in ('genes', 'groups', 'never_null'):
+      words = getattr(self, name)
+      words = (words,) if isinstance(words, str) else tuple(words)
+      if not all(isinstance(word, str) for word in words):
+        raise errors.UserError(f'{name}={words!r}: give names as text')
+      object.__setattr__(self, name, words)
+    for name in ('factor', 'min_detection'):
+      if not isinstance(getattr(self, name), numbers.Real):
+        raise errors.UserError(
+          f'{name}={getattr(self, name)!r} must be a number'
+        )
     if bool(self.start) != bool(self.goal):
       raise errors.UserError(
         'a start needs a goal and a goal a start; give both'

@@ -29,6 +29,7 @@ from genecompass_jax.analysis.perturbation import (
   results as results_lib,
 )
 
+_LONGEST = 60  # characters of a group in the name of a file
 _UNITS, _TEXT, _ANSWERS = '.units.parquet', '.tsv', '.answers.h5ad'
 
 
@@ -121,11 +122,12 @@ def write(
   Raises:
     UserError: the name ends otherwise.
   """
-  stem = _stem(output)
+  stem = stem_of(output)
   folder = scratch.new_folder('answers')
   try:
+    tails = tails_of([*results.answers])
     for group, answers in results.answers.items():
-      name = f'{stem}{_of_group(group, results)}{_ANSWERS}'
+      name = f'{stem}{tails[group]}{_ANSWERS}'
       local = os.path.join(folder, 'answers.h5ad')
       answers.write_h5ad(local)
       paths.write_bytes(name, paths.read_bytes(local))
@@ -136,11 +138,28 @@ def write(
   paths.write_bytes(output, _parquet(results.table, results.header))
 
 
-def _of_group(group: str, results: results_lib.Results) -> str:
-  """What tells the files of several groups apart."""
-  if len(results.answers) == 1:
-    return ''
-  return '.' + re.sub(r'[^A-Za-z0-9_+-]+', '_', group)
+def tails_of(
+  groups: Sequence[str], unsafe: str = r'[^A-Za-z0-9_+-]+'
+) -> dict[str, str]:
+  """What tells the files of several groups apart, by group.
+
+  Args:
+    groups: their names.
+    unsafe: what becomes _; groups that differ in that alone get a number.
+  """
+  if len(groups) == 1:
+    return {groups[0]: ''}
+  tails: dict[str, str] = {}
+  taken: set[str] = set()
+  for group in groups:
+    tail = name = '.' + re.sub(unsafe, '_', group)[:_LONGEST]
+    number = 1
+    while tail.lower() in taken:  # some disks know no upper case
+      number += 1
+      tail = f'{name}.{number}'
+    taken.add(tail.lower())
+    tails[group] = tail
+  return tails
 
 
 def text(results: results_lib.Results) -> str:
@@ -161,7 +180,7 @@ def read(output: paths.PathLike) -> results_lib.Results:
   Raises:
     UserError: there are none, or they are no results of a perturbation.
   """
-  stem = _stem(output)
+  stem = stem_of(output)
   frames, headers = [], []
   for name in (os.fspath(output), f'{stem}{_UNITS}'):
     try:
@@ -188,7 +207,8 @@ def read(output: paths.PathLike) -> results_lib.Results:
   return results_lib.Results(frames[0], frames[1], headers[0])
 
 
-def _stem(output: paths.PathLike) -> str:
+def stem_of(output: paths.PathLike) -> str:
+  """NAME of NAME.parquet; UserError where it ends otherwise."""
   name = os.fspath(output)
   if not name.endswith('.parquet') or name.endswith(_UNITS):
     raise errors.UserError(f'{name}: results have a name that ends in .parquet')

@@ -14,7 +14,6 @@ import json
 import os
 import sys
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -110,21 +109,24 @@ class Folder:
     try:
       with open(path, encoding='utf-8') as file:
         before = json.load(file)
+      if not isinstance(before, dict):
+        raise ValueError('it holds no JSON object')
     except FileNotFoundError:
       text = json.dumps(self._settings, indent=1, sort_keys=True) + '\n'
       _write(path, text.encode())
       return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
       raise errors.UserError(
-        f'{path}: cannot be read ({error}); give a new folder'
+        f'{path}: cannot be read ({errors.first_line(error)}); remove {folder} '
+        'to begin anew, or give another name'
       ) from error
     wanted = json.loads(json.dumps(self._settings))
     if before != wanted:
       keys = sorted({*before, *wanted}, key=lambda key: key == 'work')
       other = next(k for k in keys if before.get(k) != wanted.get(k))
       raise errors.UserError(
-        f'{folder} holds another screen (its {other} is another); give a new '
-        'folder with -o, or the same cells, model and options'
+        f'{folder} holds another screen (its {other} is another); remove it, '
+        'give another name with -o, or the same cells, model and options'
       )
 
   def has(self, group: int) -> bool:
@@ -156,7 +158,13 @@ class Folder:
     """Puts saved sums in; the groups that they hold."""
     path = os.path.join(self.folder, _RESPONSES)
     found = _read_arrays(path)
-    if found is None or found['sums'].shape != sums.sum_TUV.shape:
+    wanted = {'sums': sums.sum_TUV, 'cells': sums.cells_TUV}
+    if found is None or {*found} != {*wanted, 'groups'}:
+      return set()
+    if any(
+      (found[name].shape, found[name].dtype) != (x.shape, x.dtype)
+      for name, x in wanted.items()
+    ):
       return set()
     sums.sum_TUV[:] = found['sums']
     sums.cells_TUV[:] = found['cells']
@@ -304,5 +312,11 @@ def _read_arrays(path: str) -> dict[str, np.ndarray] | None:
   try:
     with np.load(path, allow_pickle=False) as file:
       return {name: file[name] for name in file.files}
-  except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+  except FileNotFoundError:
+    return None
+  except OSError as error:
+    if error.errno:  # of the system, such as a missing permission
+      raise
+    return None
+  except Exception:  # damaged files raise whatever their parser meets
     return None

@@ -212,7 +212,9 @@ class Screen:
     """Cells in which the model can see that something was done."""
     cell_A = interventions.acts_on(self.cells, done)
     lowers = done.kind != interventions.OVER_EXPRESS and done.factor <= 1
-    if self.config.renormalise or not lowers:
+    # In `released` mode nothing is divided by the library size.
+    is_divided = self.cells.config.mode == encoding.LIBRARY
+    if not lowers or (self.config.renormalise and is_divided):
       return cell_A
     # Behind the cut a gene is not seen: its loss changes nothing.
     rank_TA = [self._rank_of.of(cell_A, np.int64(t)) for t in done.tokens]
