@@ -1,6 +1,7 @@
 """Errors that a user can cause, and the exit codes of the commands."""
 
 import errno
+import numbers
 
 EXIT_OK = 0
 EXIT_FAILED = 1  # permanent: do not restart
@@ -48,6 +49,20 @@ def check_at_least(where: str, config: object, **lows: float) -> None:
     value = getattr(config, name)
     if not value >= low:  # NaN included
       raise UserError(f'{where}.{name}={value} must be at least {low:g}')
+
+
+def check_whole(**values: object) -> None:
+  """Refuses what is no whole number: 0.5, text, True.
+
+  Args:
+    **values: by the names that the message gives them.
+
+  Raises:
+    UserError: one is none.
+  """
+  for name, value in values.items():
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+      raise UserError(f'{name}={value!r} must be a whole number')
 
 
 def is_mistake(error: OSError) -> bool:

@@ -27,6 +27,20 @@ def is_url(name: PathLike) -> bool:
   return '://' in os.fspath(name)
 
 
+def local(name: PathLike) -> str:
+  """The name of a place that can only be local.
+
+  Raises:
+    UserError: it is a URL.
+  """
+  if is_url(name):
+    raise errors.UserError(
+      f'{os.fspath(name)}: this is written to local disks only; name a local '
+      'file or folder with -o, and copy it there'
+    )
+  return os.fspath(name)
+
+
 def check(name: PathLike) -> None:
   """Refuses a URL that nothing here reads.
 

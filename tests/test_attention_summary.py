@@ -166,7 +166,12 @@ def test_mistakes_are_one_line(cells, model):
     ({'layers': ()}, 'of layers'),
     ({'heads': [2]}, 'this model has 0 to 1'),
     ({'heads': 'max'}, "give 'mean', 'all' or numbers"),
+    ({'heads': (0.5,)}, 'head=0.5 must be a whole number'),
+    ({'heads': (True,)}, 'head=True must be a whole number'),
+    ({'layers': ('a',)}, "block='a' must be a whole number"),
+    ({'batch_size': 1.5}, 'batch_size=1.5 must be a whole number'),
     ({'memory_gib': 1e-9}, 'name fewer genes'),
+    ({'memory_gib': np.nan}, 'name fewer genes'),
   ):
     with pytest.raises(errors.UserError, match=message):
       gc.attention_summary(cells, model, [gene], **options)

@@ -1,5 +1,6 @@
 """From file to file: whatever interrupts it, the same command ends the same."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -168,6 +169,11 @@ def test_finished_cells_of_other_settings_are_not_used(
   earlier = gc.load(trained / 'checkpoints' / '5')
   with pytest.raises(errors.UserError, match='checkpoint was'):
     embed(folder, earlier)
+  # Of the same checkpoint, but for what was changed in memory.
+  config = dataclasses.replace(model.config, prior_scale=0.5)
+  other = dataclasses.replace(model, config=config)
+  with pytest.raises(errors.UserError, match='model was'):
+    embed(folder, other)
   # Another file of the same name, and of the same size.
   changed = cells.copy()
   changed.X.data[:] = changed.X.data[::-1]
@@ -185,6 +191,16 @@ def test_finished_cells_of_other_settings_are_not_used(
     anndata.read_h5ad(folder / 'out.h5ad').obsm[KEY],
     gc.embed(changed, model, batch_size=8),
   )
+
+
+@pytest.mark.parametrize('text', ['[1]', '{"cells"', '\xff'])
+def test_settings_that_are_damaged(folder, model, text):
+  left = folder / 'out.h5ad.unfinished'
+  left.mkdir()
+  (left / 'settings.json').write_bytes(text.encode('latin-1'))
+  with pytest.raises(errors.UserError, match='--overwrite to begin anew'):
+    embed(folder, model)
+  assert embed(folder, model, overwrite=True).num_cells == NUM
 
 
 def test_another_process_is_not_disturbed(folder, model, monkeypatch):

@@ -538,6 +538,18 @@ def test_outputs_that_cannot_be_are_refused_first(trained, tmp_path, capsys):
   code, _, (line,) = run([cells, '-o', cells, '--checkpoint', trained], capsys)
   assert code == errors.EXIT_USAGE
   assert 'exists' in line
+  for url in ('s3://bucket/out.h5ad', 'https://host/out.h5ad'):
+    code, _, (line,) = run([cells, '-o', url, '--checkpoint', trained], capsys)
+    assert code == errors.EXIT_USAGE and 'local disks only' in line
+
+
+def test_what_is_no_place_of_cells(model):
+  for data in (None, np.ones((3, 4))):
+    with pytest.raises(errors.UserError, match='cells are an AnnData, or the'):
+      gc.embed(data, model)
+  for options in ({'batch_size': 1.5}, {'block': '1'}, {'batch_size': True}):
+    with pytest.raises(errors.UserError, match='must be a whole number'):
+      gc.embed(tiny_cells(2), model, **options)
 
 
 def test_checkpoints_that_cannot_be_trusted(trained, tmp_path, capsys):

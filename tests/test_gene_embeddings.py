@@ -232,3 +232,19 @@ def test_a_path_keeps_numbers_on_disk(cells, model, states, tmp_path):
   )
   assert not isinstance(found.mean_ND, np.ndarray)
   check(found, by_hand(states, KINDS))
+
+
+def test_what_cannot_be_asked_is_one_line(cells, model, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)  # where a folder 's3:' would be made
+  for options, message in (
+    ({'path': 's3://bucket/genes.zarr'}, 'local disks only'),
+    ({'path': ''}, 'give another name'),
+    ({'memory_gib': np.nan}, 'must be positive'),
+    ({'genes': 'NOSUCH'}, "gene 'NOSUCH' is not known"),
+  ):
+    with pytest.raises(errors.UserError, match=message):
+      gc.gene_embeddings(cells, model, **options)
+  gene = cells.var_names[2]
+  found = gc.gene_embeddings(cells, model, genes=gene, memory_gib=np.inf)
+  assert found.genes.gene_ids == (gene,)
+  assert not os.listdir(tmp_path)

@@ -174,6 +174,9 @@ def test_questions_that_cannot_be_answered(adata, model):
     ('all', {'pooling': 'max'}, 'cls or mean'),
     ('all', {'min_cells': 1000}, 'lower min_cells'),
     ((5,), {}, 'as text'),
+    ((), {}, 'an empty list'),
+    ('all', {'seed': -1}, 'from 0 on'),
+    ('all', {'top': 0.5}, 'top=0.5 must be a whole number'),
     (adata.var_names[0], {'kind': 'fold', 'factor': 1}, 'changes nothing'),
     (adata.var_names[0], {'kind': 'fold', 'factor': '2'}, 'must be a number'),
   ):

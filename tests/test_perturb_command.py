@@ -65,6 +65,7 @@ def test_shards_and_then_the_table(cells, trained, tmp_path, capsys):
     ('found.csv', (), 'ending in .parquet'),
     ('found.parquet', ('--shard', 'one'), 'give I/N'),
     ('found.parquet', ('--genes', 'NOSUCH'), 'is not known'),
+    ('found.parquet', ('--genes', ''), 'names no gene'),
     ('found.parquet', ('--start', 'A'), 'give both'),
     ('no/such/found.parquet', (), 'no such folder'),
   ],

@@ -93,3 +93,15 @@ def test_what_cannot_be_drawn_is_told(model):
   empty = results_lib.Results(table, found.units, found.header)
   with pytest.raises(errors.UserError, match='nothing to draw'):
     perturbation_figures.rank_plot(empty, title='x', group='T cell')
+
+
+def test_names_are_no_formulas(model):
+  """Dollar signs are formulas to matplotlib, and mostly wrong ones."""
+  found = synthetic.made(model)[0]
+  table = found.table[found.table['group'] == 'T cell']
+  table = table.assign(group='a$x^$', symbol='$g^{$')
+  strange = results_lib.Results(table, found.units, found.header)
+  for draw in (perturbation_figures.rank_plot, perturbation_figures.volcano):
+    figure = draw(strange, title='Of a$x^$', group='a$x^$', note='$n_$')
+    figure.draw_without_rendering()
+    assert 'Of a$x^$' in texts(figure)

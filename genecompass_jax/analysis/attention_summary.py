@@ -154,12 +154,14 @@ def attention_summary(
       `embeddings.embed_cells`.
   """
   config = model.config
+  layers = np.atleast_1d(layers).tolist()
   numbers = tuple(
     sorted({placed_model.block_number(config, b) for b in layers})
   )
   head_numbers = _head_numbers(heads, config.num_heads)
   if not len(genes) or not numbers or isinstance(genes, str):
     raise errors.UserError('attention: give a list of genes, and of layers')
+  errors.check_whole(batch_size=batch_size)
   if batch_size < 1:
     raise errors.UserError(f'batch size {batch_size} must be positive')
   stream = model_cells.open_cells(
@@ -178,7 +180,7 @@ def attention_summary(
   # Weights of a batch; sums of a batch, here and there; all sums in float64.
   copies = rows + len(numbers) * (2 * min(rows, num_groups) + 2 * num_groups)
   need = 4 * copies * (len(head_numbers) or 1) * len(table) ** 2 / 2**30
-  if need > memory_gib:
+  if not need <= memory_gib:  # NaN included
     raise errors.UserError(
       f'attention among {len(table):,} genes in {num_groups} groups takes '
       f'{need:.2g} GiB, more than the {memory_gib:g} given: name fewer genes, '
@@ -216,12 +218,13 @@ def _head_numbers(
   heads: str | Sequence[int], num_heads: int
 ) -> tuple[int, ...]:
   """Numbers of the heads; none for their mean."""
-  if heads == 'mean':
-    return ()
-  if heads == 'all':
-    return tuple(range(num_heads))
-  if isinstance(heads, str) or not len(heads):
+  if isinstance(heads, str) and heads in ('mean', 'all'):
+    return () if heads == 'mean' else tuple(range(num_heads))
+  heads = heads if isinstance(heads, str) else np.atleast_1d(heads).tolist()
+  if isinstance(heads, str) or not heads:
     raise errors.UserError(f"heads {heads!r}: give 'mean', 'all' or numbers")
+  for head in heads:
+    errors.check_whole(head=head)
   if not all(0 <= h < num_heads for h in heads):
     raise errors.UserError(
       f'heads {list(heads)}: this model has 0 to {num_heads - 1}'

@@ -61,6 +61,7 @@ class StateConfig:
       raise errors.UserError(f'pooling {self.pooling!r}: give cls or mean')
     if self.pooling == 'cls' and not model.config.use_cls:
       raise errors.UserError('this model has no CLS slot; use pooling mean')
+    errors.check_whole(batch_size=self.batch_size)
     if self.batch_size < 1:
       raise errors.UserError(f'batch size {self.batch_size} must be positive')
 

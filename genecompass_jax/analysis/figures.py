@@ -298,7 +298,8 @@ def set_title(figure, title: str) -> None:
   """The title of a figure, at its left, broken into lines that fit."""
   width = int(figure.get_size_inches()[0] * 9.5)  # characters of this size
   title = '\n'.join(textwrap.wrap(title, width))
-  figure.suptitle(title, x=0.01, ha='left', fontsize=12)
+  # Names of groups and files are no formulas, whatever is in them.
+  figure.suptitle(title, x=0.01, ha='left', fontsize=12, parse_math=False)
 
 
 def small_print(figure, note: str) -> None:
@@ -306,7 +307,9 @@ def small_print(figure, note: str) -> None:
   if note:
     width = int(figure.get_size_inches()[0] * 17)  # characters of this size
     note = '\n'.join(textwrap.wrap(note, width))
-    figure.supxlabel(note, x=0.01, ha='left', fontsize=7.5, color='#555555')
+    figure.supxlabel(
+      note, x=0.01, ha='left', fontsize=7.5, color='#555555', parse_math=False
+    )
 
 
 def new_figure(width: float, height: float):

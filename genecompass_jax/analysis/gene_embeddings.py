@@ -155,9 +155,9 @@ def gene_embeddings(
       `memory_gib`; `path` exists; or as `embeddings.embed_cells`.
   """
   if path is not None:
-    path = os.fspath(path)
-    if os.path.exists(path):
-      raise errors.UserError(f'{path} exists; give another name')
+    path = paths.local(path)
+    if not path or os.path.exists(path):
+      raise errors.UserError(f'{path!r} exists; give another name')
   pooling = 'cls' if model.config.use_cls else 'mean'  # neither is read
   states = embeddings.StateConfig(pooling, block, dtype, batch_size)
   states.check(model)
@@ -172,6 +172,7 @@ def gene_embeddings(
     allow_noninteger=allow_noninteger,
   )
   groups = cell_groups.CellGroups.of(stream, by)
+  genes = (genes,) if isinstance(genes, str) else genes
   table = token_table.TokenTable.of(stream, genes)
   shares = _shares(
     len(groups.names), len(table), model.config.width, memory_gib
@@ -244,7 +245,9 @@ def _shares(
 ) -> list[range]:
   """Groups that are averaged in one pass, for all passes."""
   need = num_tokens * (width * _NUMBERS + 1) * 4
-  fit = int(memory_gib * 2**30 / max(need, 1))
+  if not memory_gib > 0:  # NaN included
+    raise errors.UserError(f'--memory-gib {memory_gib} must be positive')
+  fit = int(min(memory_gib * 2**30 / max(need, 1), num_groups))
   if fit < 1:
     raise errors.UserError(
       f'averages of {num_tokens:,} genes x {width} take {need / 2**30:.2g} GiB '

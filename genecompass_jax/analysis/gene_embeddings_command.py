@@ -51,17 +51,20 @@ def add_arguments(
 
 
 def _run(args: argparse.Namespace) -> None:
-  from genecompass_jax import pretrained
+  from genecompass_jax import errors, pretrained
   from genecompass_jax.analysis import gene_embeddings
   from genecompass_jax.training import compiles
 
+  genes = [g.strip() for g in args.genes.split(',') if g.strip()]
+  if args.genes and not genes:
+    raise errors.UserError(f'--genes {args.genes!r} names no gene')
   compiles.keep_programs(small_too=True)
   found = gene_embeddings.gene_embeddings(
     args.cells,
     pretrained.load(args.checkpoint),
     args.by,
     path=args.output,
-    genes=[g.strip() for g in args.genes.split(',') if g.strip()],
+    genes=genes,
     block=args.block,
     dtype=args.dtype,
     species=args.species,

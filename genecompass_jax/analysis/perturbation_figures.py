@@ -215,6 +215,7 @@ def _name(axes, x, y, symbols, expected, label) -> None:
       color=_EXPECTED if is_expected else figures.INK,
       fontweight='bold' if is_expected else 'normal',
       zorder=5,
+      parse_math=False,
     )
 
 

@@ -110,6 +110,7 @@ def block_number(config: model_lib.ModelConfig, block: int) -> int:
   Raises:
     UserError: there is no such block.
   """
+  errors.check_whole(block=block)
   number = block + config.num_layers + 1 if block < 0 else block
   if not 1 <= number <= config.num_layers:
     raise errors.UserError(

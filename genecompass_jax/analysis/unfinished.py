@@ -148,7 +148,9 @@ def _check_settings(
   if os.path.exists(path):
     try:
       before = paths.read_json(path)
-    except ValueError:
+    except (OSError, ValueError):
+      before = {}
+    if not isinstance(before, dict):
       before = {}
     if before == settings:
       return

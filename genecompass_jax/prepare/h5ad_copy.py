@@ -11,15 +11,16 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from genecompass_jax import errors
+from genecompass_jax import errors, paths
 
 
 def check_output(path: str, overwrite: bool) -> None:
   """Refuses, before any work, an output that cannot be written.
 
   Raises:
-    UserError: it exists, or its folder does not.
+    UserError: it exists, its folder does not, or it is a URL.
   """
+  paths.local(path)
   if os.path.isdir(path) or not path:
     raise errors.UserError(f'{path!r}: name a file to write with -o')
   if os.path.exists(path) and not overwrite:

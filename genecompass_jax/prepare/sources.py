@@ -119,6 +119,10 @@ def cells_of(
   table = table_of(vocab)
   if isinstance(data, anndata.AnnData):
     return from_anndata(data, config, table).bind(vocab)
+  if not isinstance(data, str | os.PathLike):
+    raise errors.UserError(
+      f'cells are an AnnData, or the name of a file, not {type(data).__name__}'
+    )
   config = dataclasses.replace(config, path=os.fspath(data))
   return open_source(config, table).bind(vocab)
 

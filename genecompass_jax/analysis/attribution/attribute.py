@@ -78,6 +78,7 @@ def attribute(
     UserError: a target that the model has no answer to, a gene that none of
       the cells holds, an unknown word, or cells that cannot be read.
   """
+  errors.check_whole(batch_size=batch_size)
   if batch_size < 1:
     raise errors.UserError(f'{batch_size=} must be positive')
   question = questions.Question.of(

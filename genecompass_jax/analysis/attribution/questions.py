@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import numbers
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -82,6 +83,9 @@ class Question:
       raise errors.UserError(
         f'method={method!r}: give one of {", ".join(METHODS)}'
       )
+    errors.check_whole(max_points=max_points)
+    if not isinstance(tolerance, numbers.Real):
+      raise errors.UserError(f'{tolerance=} must be a number')
     if max_points < 1 or not tolerance > 0:
       raise errors.UserError(f'{max_points=} and {tolerance=} must be positive')
     targets.check(target, model.config)

@@ -215,6 +215,13 @@ def check(target: Target, config: model_lib.ModelConfig) -> None:
     UserError: another head, no values, no CLS, or another width.
   """
   name = type(target).__name__
+  if not isinstance(target, Target):
+    raise errors.UserError(
+      f'target {target!r}: give GeneId, GeneValue, CellAxis or ClassLogit, such '
+      "as gc.GeneId('STAT1')"
+    )
+  if isinstance(target, ClassLogit):
+    errors.check_whole(label=target.label)
   head = 'sequence' if isinstance(target, ClassLogit) else 'pretraining'
   if not isinstance(target, CellAxis) and config.head != head:
     raise errors.UserError(
@@ -249,6 +256,7 @@ def token_of(
     return ANY
   gene, vocab = target.gene, model.vocabulary
   if not isinstance(gene, str):
+    errors.check_whole(token=gene)
     token = int(gene)
     if not vocabulary_lib.NUM_SPECIAL <= token < model.config.vocabulary_size:
       raise errors.UserError(f'token {token} is none of a gene of this model')

@@ -220,6 +220,8 @@ def _run(args: argparse.Namespace) -> None:
   h5ad_copy.check_output(args.output, args.overwrite)
   shard = _shard(args.shard)
   genes = _listed(args.genes)
+  if not genes:  # such as a variable of the shell that is not set
+    raise errors.UserError(f'--genes {args.genes!r} names no gene; or give all')
   compiles.keep_programs(small_too=True)
   found = perturb.perturb_file(
     args.cells,

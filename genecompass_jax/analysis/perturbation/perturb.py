@@ -81,6 +81,8 @@ def perturb(
   """
   if isinstance(genes, str):
     genes = () if genes == ALL_GENES else (genes,)
+  elif not len(genes):
+    raise errors.UserError("genes: an empty list; name some, or give 'all'")
   asked = question_lib.Question(genes=tuple(genes), **question)
   fields = {
     'species': species,

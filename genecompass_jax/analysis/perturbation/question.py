@@ -79,6 +79,8 @@ class Question:
       if not all(isinstance(word, str) for word in words):
         raise errors.UserError(f'{name}={words!r}: give names as text')
       object.__setattr__(self, name, words)
+    counts = 'top', 'max_cells', 'min_cells', 'nulls', 'fewest_nulls', 'seed'
+    errors.check_whole(**{name: getattr(self, name) for name in counts})
     for name in ('factor', 'min_detection'):
       if not isinstance(getattr(self, name), numbers.Real):
         raise errors.UserError(
@@ -99,8 +101,8 @@ class Question:
       )
     if self.measure == statistics.TOWARD and not self.goal:
       raise errors.UserError("measure 'toward' needs a start and a goal")
-    if self.top < 0 or self.max_cells < 0:
-      raise errors.UserError('top and max_cells are numbers from 0 on')
+    if min(self.top, self.max_cells, self.seed) < 0:
+      raise errors.UserError('top, max_cells and seed are numbers from 0 on')
     if not 0 <= self.min_detection <= 1:
       raise errors.UserError(
         f'min_detection={self.min_detection} is a share, from 0 to 1'
