@@ -52,7 +52,13 @@ def main() -> None:
   model = os.path.join(args.folder, 'model')
   if not os.path.exists(model):
     source = sources.open_source(sources.SourceConfig(path=files[0]))
-    random = embed_equality.random_model(source, args.width, args.layers)
+    random = embed_equality.random_model(
+      source.gene_ids(),
+      width=args.width,
+      num_layers=args.layers,
+      num_heads=max(args.width // 16, 1),
+      feed_forward=4 * args.width,
+    )
     gc.export(dataclasses.replace(random, source=''), model)
   print(
     f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, '

@@ -23,6 +23,7 @@ from genecompass_jax import (
   paths,
   pretrained,
   progress,
+  schemas,
 )
 from genecompass_jax.analysis import (
   cell_columns,
@@ -270,7 +271,19 @@ def _fetched(
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _pooled(params, batch, knowledge, config, pooling):
   """Pooled states of one cell a row, float32 [B, D]."""
-  hidden_BLD = model_lib.bind(config, params)(batch, knowledge)
+  return pool(model_lib.bind(config, params)(batch, knowledge), batch, pooling)
+
+
+def pool(
+  hidden_BLD: jax.Array, batch: schemas.CellBatch, pooling: str
+) -> jax.Array:
+  """One vector a cell of its states, one cell a row: float32 [B, D].
+
+  Args:
+    hidden_BLD: float32 states of all slots.
+    batch: the cells.
+    pooling: 'cls', or 'mean' over the genes.
+  """
   if pooling == 'cls':
     return hidden_BLD[:, 0]
   is_gene_BL = (batch.segments_BL > 0) & ~batch.is_cls_BL
