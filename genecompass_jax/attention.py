@@ -157,6 +157,39 @@ def attend(
   )
 
 
+def attend_from_first(
+  query_B1HK: Array,
+  key_BMHK: Array,
+  value_BMHK: Array,
+  segments_BM: Array,
+  *,
+  key_bias_BL: Array | None = None,
+) -> Array:
+  """Attention of the first slot alone, in float32.
+
+  Args:
+    query_B1HK: float32, of the first slot.
+    key_BMHK: of all slots, in any type.
+    value_BMHK: likewise.
+    segments_BM: above 0 in slots of the row's one cell.
+    key_bias_BL: as in `attend`.
+
+  Returns:
+    [B, 1, H, K] float32.
+  """
+  # Sums of products in place of products of matrices: keys and values are read
+  # once, and no copy of them in float32 is kept.
+  scores_BMH = jnp.sum(query_B1HK * key_BMHK.astype(jnp.float32), axis=-1)
+  scores_BMH *= 1 / math.sqrt(query_B1HK.shape[-1])
+  if key_bias_BL is not None:
+    scores_BMH += key_bias_BL.at[:, 0].set(0.0)[..., None]
+  is_seen_BM1 = (segments_BM > 0)[..., None]
+  lowest = jnp.finfo(jnp.float32).min
+  probs_BMH = jax.nn.softmax(jnp.where(is_seen_BM1, scores_BMH, lowest), axis=1)
+  out_BHK = jnp.sum(probs_BMH[..., None] * value_BMHK.astype(jnp.float32), 1)
+  return out_BHK[:, None]
+
+
 def _on_each_device(kernel):
   """A kernel on the shards of a mesh.
 

@@ -129,10 +129,14 @@ class KnowledgeEmbedding(nnx.Module):
     x_BLD = layers.dropout(embedded_BLD, config.hidden_dropout, dropout_keys_B)
     if config.use_cls:
       # After norm and dropout, and without a position, as in the release.
-      cls_BLD = _rows(self.cls[...], jnp.asarray(batch.species_BL))
+      cls_BLD = self.cls_vectors(batch.species_BL)
       is_cls_BL1 = jnp.asarray(batch.is_cls_BL)[..., None]
       x_BLD = jnp.where(is_cls_BL1, cls_BLD.astype(x_BLD.dtype), x_BLD)
     return sharding.constrain_slots(x_BLD)
+
+  def cls_vectors(self, species_BL: Array) -> Array:
+    """The species vector of each slot, float32 [B, L, D]."""
+    return _rows(self.cls[...], jnp.asarray(species_BL))
 
   def _positions(self, positions_BL: Array) -> Array:
     """Vector of each rank, or that of a hidden one: [B, L, D]."""

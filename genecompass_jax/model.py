@@ -9,6 +9,8 @@ computes them. `embedding` makes the input of the encoder, `attention` and
 `layers` hold what its blocks are made of.
 """
 
+import contextlib
+import dataclasses
 import functools
 from typing import Any
 
@@ -73,6 +75,7 @@ class Encoder(nnx.Module):
     dropout_keys_B: Array | None,
     every_layer: bool = False,
     key_bias_BL: Array | None = None,
+    first_B1D: Array | None = None,
   ) -> Array:
     """Runs all blocks.
 
@@ -82,23 +85,24 @@ class Encoder(nnx.Module):
       dropout_keys_B: a key a row; None for evaluation.
       every_layer: return the states after every block, [N, B, L, D].
       key_bias_BL: see `schemas.Gates`.
+      first_B1D: see `encoder_block`; its states stand in the result.
 
     Returns:
-      States [B, L, D], or [N, B, L, D], in the type of x. Under norm_order
-      'pre' the last norm is applied to all of them.
+      States [B, L, D], or [N, B, L, D], in the type of x, or float32 with
+      `first_B1D`. Under norm_order 'pre' the last norm is applied to all.
     """
     config = self.config
     stacked = nnx.to_pure_dict(nnx.state(self, nnx.Param))
     final_norm = stacked.pop('final_norm', None)
 
-    def block(x_BLD, layer):
+    def block(states, layer):
       params, index = layer
       keys_B = layers.fold_in(dropout_keys_B, index)
-      x_BLD = encoder_block(
-        x_BLD, segments_BL, params, config, keys_B, key_bias_BL
+      x_BLD, first_B1D = encoder_block(
+        *states, segments_BL, params, config, keys_B, key_bias_BL
       )
-      x_BLD = sharding.constrain_slots(x_BLD)
-      return x_BLD, (x_BLD if every_layer else None)
+      states = sharding.constrain_slots(x_BLD), first_B1D
+      return states, (states if every_layer else None)
 
     if config.remat == 'attention':
       policy = jax.checkpoint_policies.save_only_these_names(attention.KEPT)
@@ -106,10 +110,15 @@ class Encoder(nnx.Module):
     elif config.remat == 'full':
       block = layers.recomputed(block)
     indices = jnp.arange(config.num_layers)
-    x_BLD, states_NBLD = jax.lax.scan(
-      block, x_BLD, (stacked, indices), unroll=min(config.unroll, len(indices))
+    last, every = jax.lax.scan(
+      block,
+      (x_BLD, first_B1D),
+      (stacked, indices),
+      unroll=min(config.unroll, len(indices)),
     )
-    x = states_NBLD if every_layer else x_BLD
+    x, first = every if every_layer else last
+    if first is not None:
+      x = x.astype(jnp.float32).at[..., :1, :].set(first)
     if final_norm is not None:
       x = layers.layer_norm(x, final_norm, config.norm_epsilon)
     return x
@@ -117,29 +126,92 @@ class Encoder(nnx.Module):
 
 def encoder_block(
   x_BLD: Array,
+  first_B1D: Array | None,
   segments_BL: Array,
   params: Params,
   config: ModelConfig,
   dropout_keys_B: Array | None,
   key_bias_BL: Array | None = None,
-) -> Array:
+) -> tuple[Array, Array | None]:
   """One block: self-attention, then feed-forward, with norms after or before.
 
   Args:
     x_BLD: states.
+    first_B1D: for evaluation of rows of one cell: the first slot once more, in
+      float32, whose block looks at the keys and values of all and is itself
+      computed in float32. None: no such thing.
     segments_BL: cell of each slot, 0 in padding.
     params: of this block.
     config: of the model.
     dropout_keys_B: a key a row; None for evaluation.
     key_bias_BL: see `schemas.Gates`.
+
+  Returns:
+    `x_BLD` and `first_B1D` behind the block.
   """
   keys = [layers.fold_in(dropout_keys_B, i) for i in range(3)]
+  h_BLD = _attention_input(x_BLD, params, config)
+  key_BLHK = _project('key', h_BLD, params, config)
+  value_BLHK = _project('value', h_BLD, params, config)
+  # Where attention is 'xla': reading dropped probabilities back is cheaper than
+  # drawing them twice; without dropout, making them anew saves memory.
+  drops = dropout_keys_B is not None and config.attention_dropout > 0
+  attended_BLHK = attention.attend(
+    _project('query', h_BLD, params, config),
+    key_BLHK,
+    value_BLHK,
+    segments_BL,
+    kind=config.attention,
+    dropout_rate=config.attention_dropout,
+    dropout_keys_B=keys[0],
+    key_bias_BL=key_bias_BL,
+    keep_probabilities=config.remat != 'none' or drops,
+  )
+  x_BLD = _add_attended(x_BLD, attended_BLHK, params, config, keys)
+  if first_B1D is None:
+    return x_BLD, None
+  precise = dataclasses.replace(config, dtype='float32')
+  with full_precision(precise):
+    h_B1D = _attention_input(first_B1D, params, precise)
+    attended_B1HK = attention.attend_from_first(
+      _project('query', h_B1D, params, precise),
+      key_BLHK,
+      value_BLHK,
+      segments_BL,
+      key_bias_BL=key_bias_BL,
+    )
+    first_B1D = _add_attended(first_B1D, attended_B1HK, params, precise, keys)
+  return x_BLD, first_B1D
+
+
+def _attention_input(x_BLD, params, config) -> Array:
+  if config.norm_order != 'pre':
+    return x_BLD
+  return layers.layer_norm(x_BLD, params['attention_norm'], config.norm_epsilon)
+
+
+def _project(name, h_BLD, params, config) -> Array:
+  """Queries, keys or values of all heads."""
+  weights = params[name]
+  return layers.product(
+    'BLD,DHK->BLHK',
+    h_BLD,
+    weights['kernel'],
+    weights['bias'],
+    precision=config.precision,
+  )
+
+
+def _add_attended(x_BLD, attended_BLHK, params, config, keys) -> Array:
+  """What follows attention: its last product, feed-forward, norms."""
   is_pre = config.norm_order == 'pre'
   norm = functools.partial(layers.layer_norm, epsilon=config.norm_epsilon)
-
-  h_BLD = norm(x_BLD, params['attention_norm']) if is_pre else x_BLD
-  h_BLD = _self_attention(
-    h_BLD, segments_BL, params, config, keys[0], key_bias_BL
+  h_BLD = layers.product(
+    'BLHK,HKD->BLD',
+    attended_BLHK,
+    params['out']['kernel'],
+    params['out']['bias'],
+    precision=config.precision,
   )
   h_BLD = layers.dropout(h_BLD, config.hidden_dropout, keys[1])
   if is_pre:
@@ -152,37 +224,6 @@ def encoder_block(
   if is_pre:
     return x_BLD + h_BLD
   return norm(x_BLD, params['output_norm'], add=h_BLD)
-
-
-def _self_attention(
-  x_BLD, segments_BL, params, config, dropout_keys_B, key_bias_BL
-) -> Array:
-  product = functools.partial(layers.product, precision=config.precision)
-
-  def project(name):
-    weights = params[name]
-    return product('BLD,DHK->BLHK', x_BLD, weights['kernel'], weights['bias'])
-
-  # Where attention is 'xla': reading dropped probabilities back is cheaper than
-  # drawing them twice; without dropout, making them anew saves memory.
-  drops = dropout_keys_B is not None and config.attention_dropout > 0
-  attended_BLHK = attention.attend(
-    project('query'),
-    project('key'),
-    project('value'),
-    segments_BL,
-    kind=config.attention,
-    dropout_rate=config.attention_dropout,
-    dropout_keys_B=dropout_keys_B,
-    key_bias_BL=key_bias_BL,
-    keep_probabilities=config.remat != 'none' or drops,
-  )
-  return product(
-    'BLHK,HKD->BLD',
-    attended_BLHK,
-    params['out']['kernel'],
-    params['out']['bias'],
-  )
 
 
 def _feed_forward(x_BLD, params, config) -> Array:
@@ -299,6 +340,7 @@ class GeneCompass(nnx.Module):
     dropout_keys_B: Array | None = None,
     every_layer: bool = False,
     gates: schemas.Gates | None = None,
+    precise_cls: bool = False,
   ) -> Array:
     """Hidden states of all slots.
 
@@ -311,6 +353,10 @@ class GeneCompass(nnx.Module):
       every_layer: also return the embedding and every block's output.
       gates: opened for derivatives; in evaluation, with attention 'auto' or
         'xla'.
+      precise_cls: whatever the type of the blocks, the state of CLS is computed
+        in float32, from keys and values in their type. For evaluation, one cell
+        a row. What is rounded in hundreds of genes averages out; what is
+        rounded in one state does not.
 
     Returns:
       float32 [B, L, D], or with `every_layer` [N + 1, B, L, D].
@@ -329,12 +375,16 @@ class GeneCompass(nnx.Module):
       dropout_keys_B=keys[0],
       retreat_BL=None if gates is None else gates.retreat_BL,
     )
+    first_B1D = None
+    if precise_cls and config.use_cls and config.dtype != 'float32':
+      first_B1D = self.embedding.cls_vectors(batch.species_BL[:, :1])
     h = self.encoder(
       x_BLD,
       segments_BL,
       dropout_keys_B=keys[1],
       every_layer=every_layer,
       key_bias_BL=None if gates is None else gates.key_bias_BL,
+      first_B1D=first_B1D,
     )
     h = jnp.concatenate([x_BLD[None], h]) if every_layer else h
     return h.astype(jnp.float32)
@@ -379,14 +429,44 @@ def bind(config: ModelConfig, params: Params) -> GeneCompass:
   return nnx.merge(graph, state)
 
 
+def full_precision(config: ModelConfig) -> contextlib.AbstractContextManager:
+  """Within it, what is traced in float32 is computed in float32.
+
+  Left alone, accelerators multiply float32 by parts of it: TPUs in one pass of
+  bfloat16, NVIDIA in TF32. Training may; what is compared with other numbers
+  may not. Models in bfloat16 are left alone (kernels refuse the demand).
+  """
+  if config.dtype != 'float32':
+    return contextlib.nullcontext()
+  return jax.default_matmul_precision('highest')
+
+
+def evaluate(
+  config: ModelConfig,
+  params: Params,
+  batch: schemas.CellBatch,
+  knowledge: Tables,
+  *,
+  gates: schemas.Gates | None = None,
+) -> Array:
+  """Hidden states for analysis, one cell a row: [B, L, D] float32.
+
+  As precise as the model's type allows: see `full_precision`, and `precise_cls`
+  of the network.
+  """
+  with full_precision(config):
+    return bind(config, params)(batch, knowledge, gates=gates, precise_cls=True)
+
+
 def fold(
   config: ModelConfig, params: Params, knowledge: knowledge_lib.Knowledge
 ) -> knowledge_lib.Folded:
   """What inference passes in place of prior tables, for given parameters."""
   network = bind(config, params)
-  return network.embedding.fold(
-    knowledge, prior_scale=np.float32(config.prior_scale)
-  )
+  with full_precision(config):
+    return network.embedding.fold(
+      knowledge, prior_scale=np.float32(config.prior_scale)
+    )
 
 
 def rate_scales(config: ModelConfig) -> Params | None:

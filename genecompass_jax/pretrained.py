@@ -426,20 +426,22 @@ def pretraining_loss(
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _hidden(params, batch, knowledge, config, every_layer):
-  network = model_lib.bind(config, params)
-  return network(batch, knowledge, every_layer=every_layer)
+  with model_lib.full_precision(config):
+    network = model_lib.bind(config, params)
+    return network(batch, knowledge, every_layer=every_layer)
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _logits(params, batch, knowledge, config):
-  network = model_lib.bind(config, params)
-  hidden_BLD = network(batch, knowledge)
-  if config.head != 'pretraining':
-    logits = network.class_logits(hidden_BLD)
-    is_token = config.head == 'token'
-    return logits[:, 1:] if is_token and not config.use_cls else logits
-  genes_BSD = hidden_BLD[:, 1:]
-  return network.id_logits(genes_BSD), network.predicted_values(genes_BSD)
+  with model_lib.full_precision(config):
+    network = model_lib.bind(config, params)
+    hidden_BLD = network(batch, knowledge)
+    if config.head != 'pretraining':
+      logits = network.class_logits(hidden_BLD)
+      is_token = config.head == 'token'
+      return logits[:, 1:] if is_token and not config.use_cls else logits
+    genes_BSD = hidden_BLD[:, 1:]
+    return network.id_logits(genes_BSD), network.predicted_values(genes_BSD)
 
 
 def _species_codes(species, num_cells: int) -> np.ndarray:

@@ -282,9 +282,10 @@ def _sums_of(
   is_of_BG = (group_B[:, None] == jnp.arange(num_groups)).astype(jnp.float32)
   both_BAA = has_BA[:, :, None] & has_BA[:, None, :]
   genes, cls = [], []
-  for weights_BHQA in _weights(
-    params, batch, knowledge, slot_BA, config, numbers, heads
-  ):
+  with model_lib.full_precision(config):
+    asked = params, batch, knowledge, slot_BA, config, numbers, heads
+    weights_NBHQA = list(_weights(*asked))
+  for weights_BHQA in weights_NBHQA:
     cls_BHA = jnp.where(has_BA[:, None], weights_BHQA[:, :, 0], 0.0)
     pair_BHAA = jnp.where(both_BAA[:, None], weights_BHQA[:, :, 1:], 0.0)
     genes.append(_by_group('BG,BHAC->GHAC', is_of_BG, pair_BHAA))
@@ -342,7 +343,9 @@ def _weights(params, batch, knowledge, slot_BA, config, numbers, heads):
     if index + 1 in numbers:
       yield _block_weights(x_BLD, segments_BL, block, slot_BA, config, heads)
     if index + 1 < numbers[-1]:
-      x_BLD = model_lib.encoder_block(x_BLD, segments_BL, block, config, None)
+      x_BLD, _ = model_lib.encoder_block(
+        x_BLD, None, segments_BL, block, config, None
+      )
 
 
 def _block_weights(x_BLD, segments_BL, block, slot_BA, config, heads):

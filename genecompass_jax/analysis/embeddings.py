@@ -271,7 +271,8 @@ def _fetched(
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _pooled(params, batch, knowledge, config, pooling):
   """Pooled states of one cell a row, float32 [B, D]."""
-  return pool(model_lib.bind(config, params)(batch, knowledge), batch, pooling)
+  hidden_BLD = model_lib.evaluate(config, params, batch, knowledge)
+  return pool(hidden_BLD, batch, pooling)
 
 
 def pool(
@@ -288,5 +289,10 @@ def pool(
     return hidden_BLD[:, 0]
   is_gene_BL = (batch.segments_BL > 0) & ~batch.is_cls_BL
   weights_BL = is_gene_BL.astype(jnp.float32)
-  sums_BD = jnp.einsum('BLD,BL->BD', hidden_BLD, weights_BL)
+  sums_BD = jnp.einsum(
+    'BLD,BL->BD',
+    hidden_BLD,
+    weights_BL,
+    precision=jax.lax.Precision.HIGHEST,
+  )
   return sums_BD / jnp.maximum(weights_BL.sum(1, keepdims=True), 1.0)

@@ -318,7 +318,7 @@ def _added(
   sums, params, batch, knowledge, place_V, group_B, config, num_tokens, by_width
 ):
   """Mean, compensation and squared deviations with the cells of a batch."""
-  hidden_BLD = model_lib.bind(config, params)(batch, knowledge)
+  hidden_BLD = model_lib.evaluate(config, params, batch, knowledge)
   spec = PartitionSpec(None, *by_width.spec)
   hidden_BLD = jax.lax.with_sharding_constraint(
     hidden_BLD, NamedSharding(by_width.mesh, spec)

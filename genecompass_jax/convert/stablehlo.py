@@ -82,7 +82,8 @@ def program(
 
   def hidden_states(cells: dict[str, jax.Array]) -> jax.Array:
     network = model_lib.bind(config, params)
-    hidden_BLD = network(schemas.CellBatch(**cells), knowledge)
+    with model_lib.full_precision(config):
+      hidden_BLD = network(schemas.CellBatch(**cells), knowledge)
     return hidden_BLD if config.use_cls else hidden_BLD[:, 1:]
 
   (num_cells,) = export.symbolic_shape('B')

@@ -184,8 +184,9 @@ def _integral(params, parts, readout, config, num_points) -> np.ndarray:
 
 def _answer(params, batch, readout, config, sum_BLD):
   network = model_lib.bind(config, params)
-  hidden_BLD = network(batch, knowledge_lib.AtSlots(sum_BLD))
-  return readout(network, batch, hidden_BLD)
+  with model_lib.full_precision(config):
+    hidden_BLD = network(batch, knowledge_lib.AtSlots(sum_BLD))
+    return readout(network, batch, hidden_BLD)
 
 
 # Of the parts only their sum is given: one program serves any number of them.

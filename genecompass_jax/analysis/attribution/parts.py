@@ -151,10 +151,11 @@ def _tokens(model: pretrained.PretrainedModel, species: int) -> np.ndarray:
 def _sums(params, tokens_N, counts_N, species, knowledge, config) -> Array:
   embedding = model_lib.bind(config, params).embedding
   species_1N = jnp.full((1, len(tokens_N)), species)
-  parts = embedding.parts(
-    tokens_N[None], species_1N, knowledge, np.float32(config.prior_scale)
-  )
-  return jnp.stack([counts_N.astype('f4') @ part[0] for part in parts])
+  with model_lib.full_precision(config):
+    parts = embedding.parts(
+      tokens_N[None], species_1N, knowledge, np.float32(config.prior_scale)
+    )
+    return jnp.stack([counts_N.astype('f4') @ part[0] for part in parts])
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'chosen'))
@@ -183,13 +184,14 @@ def of_batch(
   is_known_BL = is_gene_BL & (batch.gene_ids_BL >= vocabulary_lib.NUM_SPECIAL)
   has_value_BL = is_gene_BL & (batch.values_BL != masking.HIDDEN_VALUE)
   changes = []
-  if WORD in chosen:
-    for part_BLD, mean_SD in zip(embedding.parts(*looked_up), mean_KSD):
-      change_BLD = part_BLD - mean_SD[batch.species_BL]
-      changes.append(jnp.where(is_known_BL[..., None], change_BLD, 0.0))
+  with model_lib.full_precision(config):
+    part_KBLD = tuple(embedding.parts(*looked_up)) if WORD in chosen else ()
+    sum_BLD = embedding.linear_part(*looked_up)
+  for part_BLD, mean_SD in zip(part_KBLD, mean_KSD):
+    change_BLD = part_BLD - mean_SD[batch.species_BL]
+    changes.append(jnp.where(is_known_BL[..., None], change_BLD, 0.0))
   if VALUE in chosen:
     shown_BL = jnp.where(has_value_BL, batch.values_BL, 0.0)
     changes.append(shown_BL[..., None] * embedding.fuse_value[...])
   change_KBLD = jnp.stack(changes)
-  sum_BLD = embedding.linear_part(*looked_up)
   return Parts(batch, sum_BLD, change_KBLD, change_KBLD.sum(0))

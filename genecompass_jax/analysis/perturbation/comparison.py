@@ -173,7 +173,12 @@ def pool(hidden_BLD: Array, weights_BL: Array, pooling: str) -> Array:
     pooled_BD = hidden_BLD[:, 0]
   else:
     # A mean; the length of the sum does not matter to a unit vector.
-    pooled_BD = jnp.einsum('BLD,BL->BD', hidden_BLD, weights_BL)
+    pooled_BD = jnp.einsum(
+      'BLD,BL->BD',
+      hidden_BLD,
+      weights_BL,
+      precision=jax.lax.Precision.HIGHEST,
+    )
   return unit(pooled_BD)
 
 
@@ -185,7 +190,7 @@ def unit(x_BD: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=3)
 def _states(params, batch, knowledge, config):
-  return model_lib.bind(config, params)(batch, knowledge)
+  return model_lib.evaluate(config, params, batch, knowledge)
 
 
 @functools.partial(jax.jit, static_argnums=(7, 8, 9))
@@ -201,7 +206,7 @@ def _compare_given(
   pooling,
   responses,
 ):
-  hidden_BLD = model_lib.bind(config, params)(batch, knowledge)
+  hidden_BLD = model_lib.evaluate(config, params, batch, knowledge)
   return _differences(
     hidden_BLD, base, base_row_B, base_slot_BL, axis_D, pooling, responses
   )
@@ -223,7 +228,7 @@ def _compare_deleted(
 ):
   batch, base_slot_BL = deleted(base, base_row_B, rank_B, species)
   batch = jax.lax.with_sharding_constraint(batch, rows_sharding)
-  hidden_BLD = model_lib.bind(config, params)(batch, knowledge)
+  hidden_BLD = model_lib.evaluate(config, params, batch, knowledge)
   return _differences(
     hidden_BLD, base, base_row_B, base_slot_BL, axis_D, pooling, responses
   )
@@ -244,7 +249,7 @@ def _differences(
   if axis_D is None:
     toward_B = jnp.full(len(base_row_B), jnp.nan, jnp.float32)
   else:
-    toward_B = apart_BD @ axis_D
+    toward_B = jnp.sum(apart_BD * axis_D, axis=-1)
   shift_B = 0.5 * jnp.sum(apart_BD * apart_BD, axis=-1)
   shared_B = is_shared_BL.sum(-1)
   if pooling != 'cls':

@@ -173,13 +173,14 @@ def _directions(
 @functools.partial(jax.jit, static_argnums=(5, 6))
 def _changes(params, knowledge, batch, directions_PD, way_N2, config, pooling):
   """Change along each direction by the deletion of each slot, [P, B, L]."""
-  network = model_lib.bind(config, params)
   shape = batch.gene_ids_BL.shape
   is_gene_BL = (batch.segments_BL > 0) & ~batch.is_cls_BL
   weights_BL = is_gene_BL.astype(jnp.float32)
 
   def pooled(gates):
-    hidden_BLD = network(batch, knowledge, gates=gates)
+    hidden_BLD = model_lib.evaluate(
+      config, params, batch, knowledge, gates=gates
+    )
     return comparison.pool(hidden_BLD, weights_BL, pooling)
 
   def at(sum_PBL, point):
