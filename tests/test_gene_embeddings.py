@@ -139,14 +139,11 @@ def test_small_differences_of_large_states_are_kept():
   place_V = np.full(9, -1, np.int32)
   place_V[[5, 6]] = 0, 1
 
-  class Network:
-    def __call__(self, batch, knowledge):
-      return knowledge
+  def states(config, params, batch, knowledge):
+    return knowledge
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      gene_embeddings.model_lib, 'bind', lambda config, params: Network()
-    )
+    patch.setattr(gene_embeddings.model_lib, 'evaluate', states)
     for x_BLD in x_NBLD:
       sums = gene_embeddings._added(
         *(sums, None, batch, x_BLD, place_V, np.zeros(8, np.int32)),

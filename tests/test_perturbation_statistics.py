@@ -162,13 +162,12 @@ def test_nulls_are_neither_the_target_nor_its_set_nor_the_pathway():
     profiles,
     [5, 6, 21],
     excluded=[9, 10],
-    members={5: [11, 12]},
     config=MATCHING,
   )
   sets = [set(row[row >= 0].tolist()) for row in found.null_TK]
   everyone = set(range(20)) | set(range(26, 40))
   everyone -= {9, 10}
-  assert sets[0] <= everyone - {5, 11, 12} and len(sets[0]) == 29
+  assert sets[0] <= everyone - {5} and len(sets[0]) == 30
   assert sets[1] <= everyone - {6} and len(sets[1]) == 30
   assert sets[2] == {20, 22, 23}  # measured where the target was
 
@@ -197,13 +196,24 @@ def test_null_sets_have_a_null_of_every_member():
   profiles = profiles_of(
     rng.uniform(0.2, 0.8, 300), rng.uniform(0, 500, 300), np.full(300, 300)
   )
-  sets = matching.null_sets(profiles, [10, 20], 40, excluded=[30])
-  assert len(set(sets)) == 40
+  sets = matching.null_sets(profiles, [10, 20], 12, excluded=[30])
+  assert len(sets) == 12
   own = matching.match(profiles, [10, 20], excluded=[10, 20, 30])
   for first, second in sets:
     assert first in own.null_TK[0] and second in own.null_TK[1]
     assert first != second and not {first, second} & {10, 20, 30}
   assert matching.null_sets(profiles, [10, 20], 40, [1, 2, 3]) == []
+
+
+def test_null_sets_share_no_gene_in_one_place():
+  """50 pairs of 12 genes each would be one another's copies."""
+  profiles = profiles_of(np.full(14, 0.5), np.arange(14), np.full(14, 300))
+  config = dataclasses.replace(MATCHING, fewest=10)
+  sets = matching.null_sets(profiles, [0, 1], 50, config=config)
+  assert 10 <= len(sets) <= 12
+  for place in (0, 1):
+    assert len({drawn[place] for drawn in sets}) == len(sets)
+  assert len({frozenset(drawn) for drawn in sets}) == len(sets)
 
 
 def test_renumbered_nulls_are_the_variants_that_were_run():
@@ -234,7 +244,7 @@ def test_z_of_three_nulls_by_hand():
   # Unit 0: the nulls have means 2 and 3 in the two cells.
   target = (7 + 6) / 2
   nulls = np.array(
-    [(1 - 2.5 + 2 - 3.5) / 2, (3 - 1.5 + 2 - 3.5) / 2, (2 - 2 + 5 - 2) / 2]
+    [(1 - 2 + 2 - 3) / 2, (3 - 2 + 2 - 3) / 2, (2 - 2 + 5 - 3) / 2]
   )
   assert found.effect_TU[0].tolist() == [9.0, 5.0]
   # Unit 1 has no cell of the first null, which has one unit of two then: it is
@@ -367,7 +377,82 @@ def test_what_depends_on_the_rank_changes_nothing_after_matching():
       found = statistics.test(effects, matches, unit_C, ['a', 'b', 'c'])
       z[name, matched is sharp] = found.z_T
   np.testing.assert_allclose(z['moved', True], z['as it was', True], atol=1e-6)
-  assert np.median(z['moved', False] - z['as it was', False]) > 0.5
+  # A line does not hold a step.
+  assert np.abs(z['moved', False] - z['as it was', False]).max() > 0.5
+
+
+def test_effects_along_the_rank_are_no_effect_of_a_target():
+  """Ranks differ within the calipers, and at their edge lie on one side."""
+  rng = np.random.default_rng(20)
+  genes, cells, units = 300, 60, 6
+  shift_GC, shown_GC, unit_C = drawn(
+    rng, genes, cells, units, of_unit=0.2, detection=0.8
+  )
+  place_G = np.arange(genes)
+  rank_GC = np.argsort(
+    np.argsort(place_G[:, None] + rng.normal(0, 6, (genes, cells)), 0), 0
+  )
+  found = {}
+  for slope in (0.0, 0.5):
+    effects = effects_of(shift_GC + slope * rank_GC, rank_GC, None, shown_GC)
+    profiles = matching.of_effects(effects, cells)
+    matches = matching.match(profiles, place_G)
+    found[slope] = statistics.test(
+      effects, matches, unit_C, [str(u) for u in range(units)]
+    )
+  np.testing.assert_allclose(found[0.5].z_T, found[0.0].z_T, atol=1e-6)
+  np.testing.assert_allclose(found[0.5].p_T, found[0.0].p_T, atol=1e-6)
+  np.testing.assert_allclose(
+    found[0.5].p_empirical_T, found[0.0].p_empirical_T, atol=1e-6
+  )
+  steep = found[0.5]
+  np.testing.assert_allclose(
+    (steep.effect_T - steep.null_mean_T) / steep.null_sd_T, steep.z_T
+  )
+  edge = np.concatenate([place_G[:30], place_G[-30:]])
+  assert (steep.p_normal_T[edge] < 0.05).mean() < 0.15
+
+
+def test_nulls_left_out_one_by_one_are_targets_of_the_others():
+  rng = np.random.default_rng(21)
+  null_K, rank_K = rng.normal(size=15), rng.uniform(0, 9, 15)
+  found = statistics._left_out(statistics._line(null_K, rank_K, 0.0), 'greater')
+  for k in range(15):
+    rest = np.delete(np.arange(15), k)
+    line = statistics._line(null_K[rest], rank_K[rest], rank_K[k])
+    t = (null_K[k] - line.at_target) / line.sd / np.sqrt(1 + 1 / 14)
+    assert found[k] == pytest.approx(scipy.stats.t.sf(t, 12))
+
+
+def test_a_screen_of_all_genes_finds_those_that_stand_out():
+  """Targets are nulls of each other: a share of nulls is but a rank."""
+  rng = np.random.default_rng(22)
+  shift_GC, shown_GC, unit_C = drawn(rng, 400, 40, 6, of_unit=0.2)
+  true = rng.choice(400, 12, replace=False)
+  shift_GC[true] += 8.0 * 0.6
+  found = compared(shift_GC, shown_GC, unit_C, np.arange(400), None)
+  assert found.config.p_from == statistics.NORMAL
+  called = np.flatnonzero(found.q_T < 0.05)
+  assert len(np.intersect1d(called, true)) >= 9
+  assert len(np.setdiff1d(called, true)) <= 2
+  by_share = statistics.false_discovery_rate(found.p_empirical_T)
+  assert (by_share < 0.05).sum() < len(called) / 2
+  others = np.setdiff1d(np.arange(400), true)
+  named = compared(shift_GC, shown_GC, unit_C, true, others)
+  assert named.config.p_from == statistics.EMPIRICAL
+  assert (named.q_T < 0.05).all()
+
+
+def test_what_was_not_chosen_stays_in_the_family():
+  """The highest ten of 600 by the same cells are no discoveries."""
+  rng = np.random.default_rng(23)
+  p = np.sort(rng.random(600))[:10]
+  assert (statistics.false_discovery_rate(p) < 0.05).all()
+  assert (statistics.false_discovery_rate(p, 590) > 0.05).all()
+  np.testing.assert_allclose(
+    statistics.false_discovery_rate(p, 590),
+    scipy.stats.false_discovery_control(np.r_[p, np.ones(590)])[:10],
+  )
 
 
 def test_one_unit_gives_ranks_and_no_p():

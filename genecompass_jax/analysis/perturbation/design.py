@@ -185,6 +185,7 @@ class Design:
         else self._encoded
       )
       found = [(t,) for t in self._shown(profiles)]
+    self.num_not_chosen = max(len(found) - asked.top, 0) if asked.top else 0
     if not asked.top or asked.top >= len(found):
       return found
     if any(len(tokens) > 1 for tokens in found):

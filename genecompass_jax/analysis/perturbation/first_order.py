@@ -123,7 +123,8 @@ def score(
         own = slice(*base.starts_C1[cell : cell + 2])
         change_Pn = change_PBL[:, row, 1 : length_C[cell] + 1]
         if probes:
-          shift_N[own] = 0.5 * np.mean(change_Pn[:probes] ** 2, axis=0)
+          along_Pn = change_Pn if axis is None else change_Pn[:-1]
+          shift_N[own] = 0.5 * np.mean(along_Pn**2, axis=0)
         if axis is not None:
           toward_N[own] = change_Pn[-1]
   cell_N = np.repeat(np.arange(cells.num_cells), length_C)
@@ -164,7 +165,7 @@ def _directions(
   rng = np.random.default_rng(seed)
   found = [rng.standard_normal((probes, width))]
   if probes >= width:  # every direction once, in place of random ones
-    found = [np.eye(width)[np.arange(probes) % width] * width**0.5]
+    found = [np.eye(width) * width**0.5]
   if axis is not None:
     found.append(axis.direction_D[None])
   return np.concatenate(found).astype(np.float32)

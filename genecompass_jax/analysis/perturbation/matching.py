@@ -116,14 +116,12 @@ class Matches:
   Attributes:
     target_T: int64 keys.
     null_TK: int64 keys of the nulls, nearest first; -1 where there are fewer.
-    distance_TK: float64 distance in standard deviations; NaN likewise.
     within_T: int64 candidates within the calipers, before the cut at `most`.
     config: how they were chosen.
   """
 
   target_T: np.ndarray
   null_TK: np.ndarray
-  distance_TK: np.ndarray
   within_T: np.ndarray
   config: MatchingConfig
 
@@ -151,17 +149,14 @@ class Matches:
         f'{missing[0]}'
       )
     null_TK = np.full(self.null_TK.shape, -1, np.int64)
-    distance_TK = np.full(self.null_TK.shape, np.nan)
     for t, row in enumerate(self.null_TK.tolist()):
       kept = [k for k, key in enumerate(row) if key in number_of]
       null_TK[t, : len(kept)] = [number_of[row[k]] for k in kept]
-      distance_TK[t, : len(kept)] = self.distance_TK[t, kept]
     target_T = np.array([number_of[t] for t in self.target_T.tolist()])
     return dataclasses.replace(
       self,
       target_T=target_T.astype(np.int64),
       null_TK=null_TK,
-      distance_TK=distance_TK,
     )
 
 
@@ -246,7 +241,6 @@ def match(
   candidates: Sequence[int] | np.ndarray | None = None,
   *,
   excluded: Collection[int] = (),
-  members: Mapping[int, Collection[int]] | None = None,
   config: MatchingConfig = MatchingConfig(),
 ) -> Matches:
   """Null genes of every target.
@@ -257,8 +251,6 @@ def match(
     candidates: keys that nulls are drawn from; all that were profiled if None.
     excluded: keys that are null of no target, such as the genes of the pathway
       that is asked about.
-    members: by target, further keys that are no null of it: the members of its
-      set, its paralogues.
     config: how.
 
   Raises:
@@ -278,7 +270,6 @@ def match(
   caliper_A = np.asarray(config.calipers) * (1 + 1e-12)
   tie_M = _tie_order(profiles.key_G[row_M], config.seed)
   null_TK = np.full((len(targets), config.most), -1, np.int64)
-  distance_TK = np.full((len(targets), config.most), np.nan)
   within_T = np.zeros(len(targets), np.int64)
   for t, row in enumerate(row_T.tolist()):
     if not profiles.cells_G[row]:
@@ -286,15 +277,13 @@ def match(
     apart_MA = np.abs(place_GA[row_M] - place_GA[row])
     is_near_M = (apart_MA <= caliper_A).all(1)
     is_near_M &= profiles.measured_G[row_M] == profiles.measured_G[row]
-    own = {int(targets[t]), *(members or {}).get(int(targets[t]), ())}
-    is_near_M &= ~np.isin(profiles.key_G[row_M], np.fromiter(own, np.int64))
+    is_near_M &= profiles.key_G[row_M] != targets[t]
     near = np.flatnonzero(is_near_M)
     within_T[t] = len(near)
     distance = np.sqrt((apart_MA[near] ** 2).sum(1))
     order = np.lexsort((tie_M[near], distance))[: config.most]
     null_TK[t, : len(order)] = profiles.key_G[row_M[near[order]]]
-    distance_TK[t, : len(order)] = distance[order]
-  return Matches(targets, null_TK, distance_TK, within_T, config)
+  return Matches(targets, null_TK, within_T, config)
 
 
 def _standardised(profiles: Profiles, row_M: np.ndarray) -> np.ndarray:
@@ -342,8 +331,9 @@ def null_sets(
     config: how single genes are matched.
 
   Returns:
-    At most `number` different sets, members in the order given; fewer, or
-    none, where a member has too few nulls within the calipers.
+    At most `number` sets, members in the order given, no gene in the same place
+    of two: sets that share genes are not independent. None, where a member has
+    too few nulls within the calipers.
   """
   found = match(
     profiles,
@@ -356,11 +346,15 @@ def null_sets(
   if min(map(len, pools), default=0) < config.fewest:
     return []
   rng = np.random.Generator(np.random.Philox(config.seed))
-  sets: dict[tuple[int, ...], None] = {}
-  for _ in range(20 * number):  # enough, unless there are hardly so many
-    drawn = tuple(int(rng.choice(pool)) for pool in pools)
-    if len(set(drawn)) == len(drawn):
-      sets[drawn] = None
-    if len(sets) == number:
+  best: list[tuple[int, ...]] = []
+  for _ in range(
+    20
+  ):  # a gene may be null of two members: then it is drawn anew
+    mixed = [rng.permutation(pool).tolist() for pool in pools]
+    sets = [drawn for drawn in zip(*mixed) if len({*drawn}) == len(drawn)]
+    # Two members may have drawn the same genes in another order.
+    sets = list({frozenset(drawn): drawn for drawn in sets}.values())
+    best = max(best, sets[:number], key=len)
+    if len(best) == min(number, *map(len, pools)):
       break
-  return list(sets)
+  return best

@@ -213,7 +213,7 @@ class _Work:
   ) -> results_lib.Results:
     """The table of all groups."""
     asked, vocab = self.design.asked, self.design.model.vocabulary
-    tests, unit_of, profiles, matches = {}, {}, {}, {}
+    owns, unit_of, profiles, matches = {}, {}, {}, {}
     for group in self.design.group_codes:
       name = self.design.groups.names[group]
       in_group_C = self.design.groups.code_C == group
@@ -231,17 +231,22 @@ class _Work:
       matches[name] = self._matches(group, own)
       profiles[name] = matching.of_effects(own, number)
       unit_of[name] = np.where(in_group_C, self.design.units.code_C, -1)
-      tests[name] = statistics.test(
-        own, matches[name], unit_of[name], self.design.units.names, asked.tested
-      )
-    if not tests:
+      owns[name] = own
+    if not owns:
       raise errors.UserError(
         f'{self.design.cells.name}: no cell shows any of the genes to the model'
       )
+    tested = statistics.resolve(asked.tested, matches.values())
+    tests = {
+      name: statistics.test(
+        own, matches[name], unit_of[name], self.design.units.names, tested
+      )
+      for name, own in owns.items()
+    }
     gene_ids = gene_tokens.gene_ids_of(vocab, self.design.cells.species)
     found = results_lib.tabulate(
       self.design.done, effects, tests, unit_of, profiles, gene_ids,
-      self._header(),
+      self._header(tested), num_not_chosen=self.design.num_not_chosen * len(tests),
     )  # fmt: skip
     if sums is None:
       return found
@@ -267,7 +272,6 @@ class _Work:
     return matching.Matches(
       target_T=np.array([*lines], np.int64),
       null_TK=null_TK,
-      distance_TK=np.full(null_TK.shape, np.nan),
       within_T=(null_TK >= 0).sum(1),
       config=config,
     )
@@ -298,11 +302,15 @@ class _Work:
       )
     return answers
 
-  def _header(self) -> dict[str, str]:
+  def _header(self, tested: statistics.Config) -> dict[str, str]:
     asked, source = self.design.asked, self.design.stream.source
     family = f'{len(self.design.targets):,} targets'
     if asked.top:
-      family += ', chosen by the first-order estimate in the same cells'
+      family += (
+        ', chosen by the first-order estimate in the same cells from '
+        f'{len(self.design.targets) + self.design.num_not_chosen:,} genes, all '
+        'of which are in the family, those that were not chosen with a p of 1'
+      )
     if asked.group_by:
       family += f', in each of {len(self.design.group_codes)} groups'
     acts = {
@@ -316,7 +324,7 @@ class _Work:
       model=self.design.model,
       source=source.name,
       matched=asked.matched,
-      tested=asked.tested,
+      tested=tested,
       unit=asked.donor_key,
       family=family,
       done=f'{asked.kind}: {acts[asked.kind]}; the library size {size}',

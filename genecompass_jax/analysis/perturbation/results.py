@@ -112,8 +112,9 @@ def header(
     'what': f'in-silico perturbation: {STATEMENT}',
     **{name: effects_lib.SIGNS[name] for name in effects_lib.SIGNS},
     'measure': f'{tested.measure}: null_mean, null_sd, z, p and q are of it',
-    'z': 'effect less that of matched nulls in the same cells, over units, in '
-    'sd of the nulls: positive is more than the nulls',
+    'z': 'effect less that of matched nulls in the same cells and at the same '
+    'rank (by a line through them), over units, in sd of the nulls: positive is '
+    'more than the nulls',
     'score': 'z; ranks are by it, 1 the highest of a group',
     'null': matched.describe(),
     'null_z_low, null_z_high': 'between them are 95 % of the z of all nulls of '
@@ -121,7 +122,7 @@ def header(
     'alternative': tested.side,
     'p': 'share of all nulls as far from the other nulls of their target'
     if tested.p_from == statistics.EMPIRICAL
-    else "Student's t of z among the nulls",
+    else "Student's t of z among the nulls (targets are nulls of each other)",
     'q': f'Benjamini and Hochberg over the family: {family}',
     'unit': f'obs[{unit!r}]: effects are averaged within a unit of at least '
     f'{tested.min_cells} cells, then over units'
@@ -158,6 +159,7 @@ def tabulate(
   profiles: Mapping[str, matching.Profiles],
   gene_ids: Mapping[int, str],
   header: Mapping[str, str],
+  num_not_chosen: int = 0,
 ) -> Results:
   """One table of all groups.
 
@@ -169,6 +171,8 @@ def tabulate(
     profiles: by group, of variants.
     gene_ids: Ensembl ids of tokens.
     header: see `header`.
+    num_not_chosen: further members of the family of q, see
+      `statistics.false_discovery_rate`.
   """
   lines, of_units = [], []
   for group, tested in tests.items():
@@ -198,7 +202,7 @@ def tabulate(
       )
       of_units += _lines_of_units(what, tested, t, places)
   table = pd.DataFrame(lines)
-  table['q'] = statistics.false_discovery_rate(table['p'])
+  table['q'] = statistics.false_discovery_rate(table['p'], num_not_chosen)
   table['verdict'] = _verdicts(table)
   order = np.lexsort(
     [

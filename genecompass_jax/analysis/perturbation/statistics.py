@@ -2,29 +2,38 @@
 
 One number a target and unit. In every cell that shows the target, the mean
 effect of those of its nulls that the cell shows too is taken from the effect of
-the target: both acted in the same cell, so that what depends on the cell (its
+the target: all acted in the same cell, so that what depends on the cell (its
 length, its donor) goes out of the difference. These contrasts are averaged over
 the cells of a unit, and then over units. The nulls of the target go through the
-same, each against the others. Then
+same.
 
-  z = (contrast of the target - mean of its nulls) / (sd of its nulls)
+Within the calipers ranks still differ, and effects go with the rank. So a line
+is fitted through the contrasts of the nulls, over the ranks at which they stood
+in these cells, and the target is held against what the line says at its own
+rank. Then
 
-for each unit, and for the mean over units. The nulls' spread of the mean over
-units holds both that genes differ and that units do, so it is what a target is
-measured by; a t test of the target's own units asks whether its contrast is
-other than zero, which it is for nearly every gene (docs/perturbation.md has the
-measurement). Two ways from z to p:
+  z = (contrast of the target - what the line says) / (sd of the nulls about it)
 
-  p_normal     z / sqrt(1 + 1 / K) as Student's t with K - 1 degrees of freedom
+for each unit, and for the mean over units; the sd is made wider where the target
+stands at the edge of its nulls. The nulls' spread of the mean over units holds
+both that genes differ and that units do, so it is what a target is measured by;
+a t test of the target's own units asks whether its contrast is other than zero,
+which it is for nearly every gene (docs/perturbation.md has the measurement). Two
+ways from z to p:
+
+  p_normal     as Student's t of one new value against K nulls about a line
   p_empirical  the share of nulls that are as far from the other nulls of their
                target, over all targets of the family together
 
-`p` is one of them (`Config.p_from`). With one unit there is no p: ranks only.
-Below six units nothing is said beyond every unit's value, see `MIN_UNITS`.
+`p` is one of them (`Config.p_from`). Where targets are nulls of each other, as in
+a screen of all genes, the second is little more than a rank: every gene that
+truly stands out is also a null that does. There it is the first. With one unit
+there is no p: ranks only. Below six units nothing is said beyond every unit's
+value, see `MIN_UNITS`.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import scipy.stats
@@ -40,6 +49,7 @@ GREATER, TWO_SIDED = ALTERNATIVES = ('greater', 'two-sided')
 NORMAL, EMPIRICAL = P_FROM = ('normal', 'empirical')
 MIN_UNITS = 6  # fewer independent units get no interval and no verdict
 ALPHA = 0.05
+_FEWEST_FOR_LINE = 6  # nulls: four are left to say how they spread about it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +62,14 @@ class Config:
       two-sided for `toward`, which has a direction, and greater for the shifts,
       which have none.
     min_cells: cells of a unit that target and null must each have.
-    p_from: one of `P_FROM`: what `p` and q are made of.
+    p_from: one of `P_FROM`: what `p` and q are made of. '': 'normal' where a
+      target is null of another, else 'empirical' (`resolve`).
   """
 
   measure: str = SHIFT
   alternative: str = ''
   min_cells: int = 3
-  p_from: str = EMPIRICAL
+  p_from: str = ''
 
   def __post_init__(self):
     if self.measure not in MEASURES:
@@ -71,7 +82,7 @@ class Config:
       )
     if self.min_cells < 1:
       raise errors.UserError(f'min_cells {self.min_cells} must be positive')
-    if self.p_from not in P_FROM:
+    if self.p_from not in ('', *P_FROM):
       raise errors.UserError(
         f'p from {self.p_from!r}: give one of {", ".join(P_FROM)}'
       )
@@ -84,6 +95,16 @@ class Config:
     return TWO_SIDED if self.measure == TOWARD else GREATER
 
 
+def resolve(config: Config, family: Iterable[matching.Matches]) -> Config:
+  """The same with `p_from` decided, alike for all groups of a family."""
+  if config.p_from:
+    return config
+  overlap = any(
+    np.isin(matches.target_T, matches.nulls()).any() for matches in family
+  )
+  return dataclasses.replace(config, p_from=NORMAL if overlap else EMPIRICAL)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tests:
   """T targets against their nulls, over U units.
@@ -93,9 +114,9 @@ class Tests:
     units_U: names of the units.
     effect_TU: float64 mean effect in each unit; NaN without enough cells.
     cells_TU: int64 cells of the unit in which the variant acted.
-    null_mean_TU: what the nulls would have in these cells: the effect less
-      the contrast, set against that of the nulls.
-    null_sd_TU: spread of the nulls' contrasts in the unit.
+    null_mean_TU: what the nulls would have in these cells, at the target's
+      rank: the effect less the contrast, set against that of the nulls.
+    null_sd_TU: spread of the nulls' contrasts about their line in the unit.
     z_TU: of each unit.
     effect_T, null_mean_T, null_sd_T, z_T: of the mean over units.
     contrast_low_T, contrast_high_T: 95 % interval of effect less null mean over
@@ -108,7 +129,7 @@ class Tests:
       each by mean and sd of its target's nulls; NaN without nulls.
     p_normal_T, p_empirical_T: NaN with one unit, or too few nulls.
     p_T, q_T: the chosen one, and by Benjamini and Hochberg over all targets.
-    config: how.
+    config: how, `p_from` decided.
   """
 
   target_T: np.ndarray
@@ -149,6 +170,7 @@ class _ByVariant:
   start_V1: np.ndarray
   place_N: np.ndarray
   value_N: np.ndarray
+  rank_N: np.ndarray
   unit_C: np.ndarray
   num_units: int
 
@@ -182,6 +204,7 @@ def _by_variant(effects, measure, unit_of, num_units) -> _ByVariant:
     start_V1=np.searchsorted(variant_N, np.arange(last + 2)),
     place_N=place_N,
     value_N=value_N[kept_N],
+    rank_N=np.asarray(effects.rank_N, np.float64)[kept_N],
     unit_C=np.asarray(unit_of)[cells].astype(np.int64),
     num_units=num_units,
   )
@@ -189,39 +212,91 @@ def _by_variant(effects, measure, unit_of, num_units) -> _ByVariant:
 
 @dataclasses.dataclass(frozen=True)
 class _Contrasts:
-  """Contrasts of one target and its K nulls, by unit."""
+  """Contrasts of one target and its K nulls by unit, and of their ranks."""
 
   target_U: np.ndarray
+  rank_U: np.ndarray
   cells_U: np.ndarray
   null_KU: np.ndarray
+  null_rank_KU: np.ndarray
   null_cells_KU: np.ndarray
 
 
 def _contrasts(data: _ByVariant, target: int, nulls: np.ndarray) -> _Contrasts:
   spans = [data.of(int(k)) for k in nulls]
-  place_M = np.concatenate([data.place_N[s] for s in spans] or [[]])
-  place_M = place_M.astype(np.int64)
-  value_M = np.concatenate([data.value_N[s] for s in spans] or [[]])
+  index_M = np.concatenate([np.arange(s.start, s.stop) for s in spans] or [[]])
+  index_M = index_M.astype(np.int64)
+  place_M = data.place_N[index_M]
   null_M = np.repeat(np.arange(len(nulls)), [s.stop - s.start for s in spans])
-  sum_C = np.bincount(place_M, value_M, data.num_cells)
   number_C = np.bincount(place_M, minlength=data.num_cells)
-  # Each null against the others that its cell shows.
-  others_M = number_C[place_M] - 1
-  with np.errstate(invalid='ignore', divide='ignore'):
-    mean_M = (sum_C[place_M] - value_M) / others_M
-  null_KU, null_cells_KU = _means(
-    null_M, data.unit_C[place_M], value_M - mean_M, others_M > 0,
-    len(nulls), data.num_units,
-  )  # fmt: skip
   span = data.of(target)
-  place_n, value_n = data.place_N[span], data.value_N[span]
+  place_n = data.place_N[span]
+  found = []
+  for of_N in (data.value_N, data.rank_N):
+    sum_C = np.bincount(place_M, of_N[index_M], data.num_cells)
+    with np.errstate(invalid='ignore', divide='ignore'):
+      mean_C = sum_C / number_C
+    # A null by itself in a cell is compared with nothing.
+    found += _means(
+      null_M, data.unit_C[place_M], of_N[index_M] - mean_C[place_M],
+      number_C[place_M] > 1, len(nulls), data.num_units,
+    )  # fmt: skip
+    found += _means(
+      np.zeros(len(place_n), np.int64), data.unit_C[place_n],
+      of_N[span] - mean_C[place_n], number_C[place_n] > 0, 1, data.num_units,
+    )  # fmt: skip
+  null_KU, null_cells_KU, target_1U, cells_1U = found[:4]
+  null_rank_KU, _, rank_1U, _ = found[4:]
+  # Put into cells that lack it, a gene stood nowhere.
+  if (
+    min(data.rank_N[span].min(initial=0), data.rank_N[index_M].min(initial=0))
+    < 0
+  ):
+    null_rank_KU, rank_1U = np.zeros_like(null_KU), np.zeros_like(target_1U)
+  return _Contrasts(
+    target_1U[0], rank_1U[0], cells_1U[0], null_KU, null_rank_KU, null_cells_KU
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+  """What nulls say of a target, by a line over ranks.
+
+  Attributes:
+    at_target: the line at the target's rank.
+    sd: of the nulls about the line, wider for a target at their edge, so that
+      apart / sd is Student's t times sqrt(1 + 1 / K).
+    apart_K: nulls less the line.
+    leverage_K: of each null.
+    freedom: degrees of freedom of `sd`.
+  """
+
+  at_target: float
+  sd: float
+  apart_K: np.ndarray
+  leverage_K: np.ndarray
+  freedom: int
+
+
+def _line(null_K: np.ndarray, rank_K: np.ndarray, rank: float) -> _Line:
+  """Fits; without spread of ranks, or with few nulls, the line is level."""
+  number = len(null_K)
+  middle = null_K.mean() if number else np.nan
+  leverage_K, leverage, slope = np.full(number, 1 / max(number, 1)), 0.0, 0.0
+  from_K, freedom = rank_K - rank_K.mean() if number else rank_K, number - 1
+  squares = (from_K**2).sum()
+  tilts = number >= _FEWEST_FOR_LINE and squares > 1e-12 * number
+  if tilts:
+    slope = (from_K * null_K).sum() / squares
+    leverage_K = leverage_K + from_K**2 / squares
+    leverage = (rank - rank_K.mean()) ** 2 / squares
+    freedom -= 1
+  apart_K = null_K - middle - slope * from_K
   with np.errstate(invalid='ignore', divide='ignore'):
-    mean_n = sum_C[place_n] / number_C[place_n]
-  target_1U, cells_1U = _means(
-    np.zeros(len(place_n), np.int64), data.unit_C[place_n], value_n - mean_n,
-    number_C[place_n] > 0, 1, data.num_units,
-  )  # fmt: skip
-  return _Contrasts(target_1U[0], cells_1U[0], null_KU, null_cells_KU)
+    sd = np.sqrt((apart_K**2).sum() / freedom) if freedom > 0 else np.nan
+    sd *= np.sqrt(1 + leverage / (1 + 1 / number)) if number else np.nan
+  at_target = middle + (slope * (rank - rank_K.mean()) if tilts else 0.0)
+  return _Line(at_target, sd, apart_K, leverage_K, freedom)
 
 
 def _means(row_M, unit_M, value_M, kept_M, rows, units):
@@ -254,6 +329,7 @@ def test(
     UserError: a variant has two effects in one cell.
   """
   U, T = len(units), len(matches.target_T)
+  config = resolve(config, [matches])
   data = _by_variant(effects, config.measure, unit_of, U)
   by_unit = np.full((4, T, U), np.nan)
   effect_TU, null_mean_TU, null_sd_TU, z_TU = by_unit
@@ -288,19 +364,26 @@ def test(
     num_null_T[t] = enough_K.sum()
     if num_null_T[t] < matches.config.fewest:
       continue
-    null_KU = np.where(is_there_KU, found.null_KU[:, used_U], np.nan)[enough_K]
-    contrast_U = found.target_U[used_U]
-    middle_U, sd_U = _moments(null_KU)
-    null_mean_TU[t, used_U] = effect_TU[t, used_U] - contrast_U + middle_U
-    null_sd_TU[t, used_U] = sd_U
-    z_TU[t, used_U] = _divided(contrast_U - middle_U, sd_U)
+    null_KU, rank_KU = (
+      np.where(is_there_KU, x_KU[:, used_U], np.nan)[enough_K]
+      for x_KU in (found.null_KU, found.null_rank_KU)
+    )
+    contrast_U, rank_U = found.target_U[used_U], found.rank_U[used_U]
+    for u, unit in enumerate(np.flatnonzero(used_U)):
+      has_K = np.isfinite(null_KU[:, u])
+      line = _line(null_KU[has_K, u], rank_KU[has_K, u], rank_U[u])
+      null_mean_TU[t, unit] = (
+        effect_TU[t, unit] - contrast_U[u] + line.at_target
+      )
+      null_sd_TU[t, unit] = line.sd
+      z_TU[t, unit] = _divided(contrast_U[u] - line.at_target, line.sd)
     null_K, contrast = np.nanmean(null_KU, 1), contrast_U.mean()
-    middle, sd = null_K.mean(), null_K.std(ddof=1)
-    null_mean_T[t] = effect_T[t] - contrast + middle
-    null_sd_T[t] = sd
-    num_above_T[t] = (null_K > contrast).sum()
-    null_z.append(_divided(null_K - middle, sd))
-    z_T[t] = _divided(contrast - middle, sd)
+    line = _line(null_K, np.nanmean(rank_KU, 1), rank_U.mean())
+    null_mean_T[t] = effect_T[t] - contrast + line.at_target
+    null_sd_T[t] = line.sd
+    num_above_T[t] = (line.apart_K > contrast - line.at_target).sum()
+    null_z.append(_divided(line.apart_K, _spread(line)))
+    z_T[t] = _divided(contrast - line.at_target, line.sd)
     number = used_U.sum()
     if number >= MIN_UNITS:
       apart_U = effect_TU[t, used_U] - null_mean_TU[t, used_U]
@@ -309,8 +392,9 @@ def test(
       )
       low_T[t], high_T[t] = apart_U.mean() - half, apart_U.mean() + half
     if number > 1:
-      p_normal_T[t] = _p(z_T[t], len(null_K), config.side)
-      null_p.append(_left_out(null_K, config.side))
+      t_value = z_T[t] / np.sqrt(1 + 1 / len(null_K))
+      p_normal_T[t] = _p(t_value, line.freedom, config.side)
+      null_p.append(_left_out(line, config.side))
   pooled_z = np.concatenate(null_z)
   pooled_z = pooled_z[np.isfinite(pooled_z)]
   band = (np.nan, np.nan)
@@ -346,14 +430,11 @@ def test(
   )
 
 
-def _moments(null_KU):
-  """Mean and sd of the nulls that have cells of a unit; NaN below two."""
-  is_there_KU = np.isfinite(null_KU)
-  number_U = is_there_KU.sum(0)
-  with np.errstate(invalid='ignore', divide='ignore'):
-    middle_U = np.where(is_there_KU, null_KU, 0.0).sum(0) / number_U
-    apart_KU = np.where(is_there_KU, null_KU - middle_U, 0.0)
-    return middle_U, np.sqrt((apart_KU**2).sum(0) / (number_U - 1))
+def _spread(line: _Line) -> float:
+  """Of the nulls about their line, as a sample."""
+  if line.freedom < 1:
+    return np.nan
+  return float(np.sqrt((line.apart_K**2).sum() / line.freedom))
 
 
 def _divided(apart, sd):
@@ -362,23 +443,24 @@ def _divided(apart, sd):
     return np.where(sd > 0, apart / sd, np.nan)
 
 
-def _p(z: np.ndarray, number: np.ndarray | int, side: str) -> np.ndarray:
-  """p of a new value against `number` normal ones, known by mean and sd."""
-  t = z / np.sqrt(1 + 1 / number)
+def _p(t: np.ndarray | float, freedom: int, side: str) -> np.ndarray:
+  """p of Student's t."""
   if side == TWO_SIDED:
-    return 2 * scipy.stats.t.sf(np.abs(t), number - 1)
-  return scipy.stats.t.sf(t, number - 1)
+    return 2 * scipy.stats.t.sf(np.abs(t), freedom)
+  return scipy.stats.t.sf(t, freedom)
 
 
-def _left_out(null_K: np.ndarray, side: str) -> np.ndarray:
-  """The normal p of every null against the others."""
-  number = len(null_K)
-  middle_K = (null_K.sum() - null_K) / (number - 1)
-  apart_K = null_K - null_K.mean()
-  # Sum of squares without one: ss - n / (n - 1) * apart^2.
-  rest_K = (apart_K**2).sum() - apart_K**2 * number / (number - 1)
-  sd_K = np.sqrt(np.maximum(rest_K, 0) / max(number - 2, 1))
-  return _p(_divided(null_K - middle_K, sd_K), number - 1, side)
+def _left_out(line: _Line, side: str) -> np.ndarray:
+  """p_normal of every null against the line of the others."""
+  # As for a target: what the others say at its rank, and their spread. Both
+  # follow from the line of all (studentised residuals).
+  rest_K = 1 - line.leverage_K
+  freedom = line.freedom - 1
+  with np.errstate(invalid='ignore', divide='ignore'):
+    squares_K = (line.apart_K**2).sum() - line.apart_K**2 / rest_K
+    sd_K = np.sqrt(np.maximum(squares_K, 0) / freedom)
+    t_K = _divided(line.apart_K, sd_K * np.sqrt(rest_K))
+  return _p(t_K, freedom, side)
 
 
 def _empirical(p_T: np.ndarray, null_p: list[np.ndarray]) -> np.ndarray:
@@ -389,13 +471,22 @@ def _empirical(p_T: np.ndarray, null_p: list[np.ndarray]) -> np.ndarray:
   return np.where(np.isfinite(p_T), (1 + found) / (1 + len(pooled)), np.nan)
 
 
-def false_discovery_rate(p_T: np.ndarray) -> np.ndarray:
-  """q by Benjamini and Hochberg over all finite p; NaN stays NaN."""
+def false_discovery_rate(p_T: np.ndarray, num_more: int = 0) -> np.ndarray:
+  """q by Benjamini and Hochberg over all finite p; NaN stays NaN.
+
+  Args:
+    p_T: of what was tested.
+    num_more: further members of the family, which were looked at and not
+      chosen to be tested; their p counts as 1. Leaving them out would call most
+      of what was chosen by the same cells.
+  """
   p_T = np.asarray(p_T, np.float64)
   q_T = np.full(p_T.shape, np.nan)
   where = np.flatnonzero(np.isfinite(p_T))
   if len(where):
-    q_T[where] = scipy.stats.false_discovery_control(p_T[where], method='bh')
+    family = np.concatenate([p_T[where], np.ones(num_more)])
+    found = scipy.stats.false_discovery_control(family, method='bh')
+    q_T[where] = found[: len(where)]
   return q_T
 
 
