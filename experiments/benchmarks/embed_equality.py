@@ -231,7 +231,7 @@ def states_of_chunks(chunks, num_cells, placed, batch_size):
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _pooled(params, batch, tables, config, poolings):
-  hidden_BLD = model_lib.bind(config, params)(batch, tables)
+  hidden_BLD = model_lib.evaluate(config, params, batch, tables)
   return jnp.stack([embeddings.pool(hidden_BLD, batch, p) for p in poolings])
 
 
