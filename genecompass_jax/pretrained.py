@@ -220,6 +220,12 @@ def load(folder: paths.PathLike) -> PretrainedModel:
       f'{seal} cannot be used: {problem}; copy it again, or load another step'
     )
   folder_assets = paths.join(name, workdir.ASSETS)
+  sealed = checkpoint.seal_sha256(seal)
+  if config.get('params_sha256', sealed) != sealed:
+    raise errors.UserError(
+      f'{name}: params/ belongs to another model than config.json; copy the '
+      'folder again as a whole'
+    )
   hashes = assets_lib.file_hashes(folder_assets)
   if hashes != config['assets']:
     raise errors.UserError(
@@ -251,7 +257,7 @@ def load(folder: paths.PathLike) -> PretrainedModel:
     assets=assets,
     source=name,
     step=step,
-    sha256=checkpoint.seal_sha256(seal),
+    sha256=sealed,
     provenance=provenance,
   )
 
@@ -288,6 +294,7 @@ def export(model: PretrainedModel, folder: paths.PathLike) -> None:
       'model': dataclasses.asdict(model.config),
       'step': model.step,
       'assets': hashes,
+      'params_sha256': checkpoint.seal_sha256(params),
       'provenance': dict(model.provenance),
     },
   )

@@ -211,6 +211,8 @@ def _read_file(name: str, key_prefix: str) -> dict[str, np.ndarray]:
 def _opened(name: str) -> Iterator[IO[bytes]]:
   if paths.is_url(name):
     yield io.BytesIO(paths.read_bytes(name))
+  elif not os.path.isfile(name):  # reading a device might never end
+    raise errors.UserError('this is no plain file; name that of the weights')
   else:
     with open(name, 'rb') as file:
       yield file

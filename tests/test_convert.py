@@ -1,6 +1,8 @@
 """Original weights that are odd, damaged, or come with their genes."""
 
 import json
+import os
+import shutil
 
 import jax
 import ml_dtypes
@@ -79,6 +81,9 @@ def command(tmp_path, capsys):
     ('layer_norm_eps', -1),
     ('num_hidden_layers', 3),
     ('hidden_act', 'relu'),
+    ('is_decoder', True),
+    ('emb_warmup_steps', 10**400),
+    ('layer_norm_eps', 1e300),
   ],
 )
 def test_odd_configs_are_one_line(tensors, command, tmp_path, key, value):
@@ -93,6 +98,29 @@ def test_null_is_absent_and_foreign_entries_are_left_out(tensors, command):
   odd |= {'use_promoter': None, 'classifier_dropout': None}
   code, _ = command(tensors | {'notes': np.array('of a friend')}, odd)
   assert code == 0
+
+
+@pytest.mark.parametrize(
+  ('name', 'change', 'message'),
+  [
+    ('emb_warmup.alpha', lambda x: np.ones(2, np.float32), 'holds 2 numbers'),
+    ('emb_warmup.alpha', lambda x: np.ones(0, np.float32), 'holds 0 numbers'),
+    ('cls.predictions.bias', lambda x: x + 1j, 'not real numbers'),
+  ],
+)
+def test_odd_tensors_name_the_file(tensors, command, name, change, message):
+  tensors = {**tensors, name: change(tensors.get(name))}
+  code, (line,) = command(tensors)
+  assert code == errors.EXIT_USAGE
+  assert message in line and '.npz: ' in line
+
+
+def test_what_is_no_plain_file(tmp_path, capsys):
+  os.mkfifo(tmp_path / 'fifo.safetensors')
+  for source in (tmp_path / 'fifo.safetensors', '/dev/zero'):
+    words = ['convert', 'pytorch', str(source), '-o', str(tmp_path / 'out')]
+    assert cli.main(words) == errors.EXIT_USAGE
+    assert 'no plain file' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('suffix', ['cat_fc.weight', 'word_embeddings.weight'])
@@ -205,3 +233,17 @@ def test_labels_that_are_not_read_may_be_anything(model):
   odd, odd_grads = jax.value_and_grad(loss)(model.params, np.nan)
   assert plain == odd
   jax.tree.map(np.testing.assert_array_equal, grads, odd_grads)
+
+
+def test_parameters_of_another_model_are_not_taken(tensors, command, tmp_path):
+  """A folder of which half was copied: the seal alone fits any parameters."""
+  assert command(tensors)[0] == 0
+  (tmp_path / 'model').rename(tmp_path / 'one')
+  word = {names.WORD: tensors[names.WORD] + 1}
+  word['cls.predictions.decoder.weight'] = word[names.WORD]
+  assert command(tensors | word)[0] == 0
+  shutil.rmtree(tmp_path / 'one' / 'params')
+  for name in ('params', 'params.sha256.json'):
+    (tmp_path / 'model' / name).rename(tmp_path / 'one' / name)
+  with pytest.raises(errors.UserError, match='belongs to another model'):
+    gc.load(tmp_path / 'one')

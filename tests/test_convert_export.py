@@ -21,6 +21,7 @@ from genecompass_jax import (
   tensor_files,
   vocabulary,
 )
+from genecompass_jax.convert import export
 from tests import original_forward
 from tests.conftest import tiny_genes
 from tests.test_parity import (
@@ -227,3 +228,26 @@ def test_what_the_original_has_no_place_for(
   (line,) = capsys.readouterr().err.strip().splitlines()
   assert match in line and 'convert params' in line
   assert not (tmp_path / 'out').exists()
+
+
+def test_places_that_cannot_be_are_refused_first(tmp_path, capsys):
+  """Before a model is looked at; and every export has its own files beside."""
+  (tmp_path / 'file').touch()
+  for kind, output, match in (
+    ('export', 'http://host/x.npz', 'is read only'),
+    ('params', 'http://host/x', 'is read only'),
+    ('params', tmp_path / 'file', 'is a file'),
+    ('pytorch', tmp_path / 'file', 'is a file'),
+    ('pytorch', 'https://host/x', 'is read only'),
+  ):
+    words = ['convert', kind, str(tmp_path / 'none'), '-o', str(output)]
+    if kind == 'export':
+      with pytest.raises(errors.UserError, match=match):
+        export.write(None, str(output))
+      continue
+    assert cli.main(words) == errors.EXIT_USAGE
+    assert match in capsys.readouterr().err
+  (tmp_path / 'README.md').touch()
+  for name in ('one', 'two', 'one.x'):
+    place = export.beside(f'{tmp_path}/{name}', 'README.md')
+    assert place == f'{tmp_path}/{name.partition(".")[0]}.README.md'

@@ -666,3 +666,11 @@ def test_cells_of_other_formats(cells, model, trained, tmp_path, capsys, kind):
   assert list(found.obs_names) == list(cells.obs_names)
   assert {'label', *COLUMNS} <= set(found.obs)
   assert found.uns['genecompass']['checkpoint'] == model.sha256
+
+
+def test_embeddings_that_are_not_finite_are_told(model):
+  params = jax.tree.map(lambda x: x, model.params)
+  bias = params['embedding']['fuse_bias']
+  params['embedding']['fuse_bias'] = bias * np.nan
+  with pytest.raises(errors.UserError, match='cell 0 .* is not finite'):
+    gc.embed(tiny_cells(2), model.replace(params=params))

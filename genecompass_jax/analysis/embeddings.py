@@ -160,7 +160,8 @@ def embed_cells(
 
   Raises:
     UserError: the model came without a vocabulary, has no such block, or the
-      cells cannot be read as counts of known genes.
+      cells cannot be read as counts of known genes; or an embedding is not
+      finite.
   """
   states = StateConfig(pooling, block, dtype, batch_size)
   states.check(model)
@@ -265,7 +266,15 @@ def pooled(
 def _fetched(
   index_C: np.ndarray, pooled_BD: jax.Array
 ) -> tuple[np.ndarray, np.ndarray]:
-  return index_C, np.asarray(pooled_BD)[: len(index_C)]
+  found_BD = np.asarray(pooled_BD)[: len(index_C)]
+  is_finite_B = np.isfinite(found_BD).all(1)
+  if not is_finite_B.all():
+    raise errors.UserError(
+      f'the embedding of cell {index_C[np.argmin(is_finite_B)]} (from 0) is not '
+      'finite: parameters or medians of the model are of no sensible size, or '
+      'its count is; convert or train the model again'
+    )
+  return index_C, found_BD
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))

@@ -127,10 +127,7 @@ def _pytorch(args: argparse.Namespace) -> None:
   from genecompass_jax import paths, pretrained, tensor_files
   from genecompass_jax.convert import genes, original
 
-  if paths.listdir(args.output):
-    raise errors.UserError(
-      f'{args.output} is not empty; give a new folder with -o'
-    )
+  _check_folder(args.output)
   files = genes.GeneFiles(
     vocabulary=args.vocabulary,
     tokens=args.tokens,
@@ -154,6 +151,17 @@ def _pytorch(args: argparse.Namespace) -> None:
     print(f'  {note}')
   if unused:
     print(f'  not part of this model, left out: {", ".join(unused)}')
+
+
+def _check_folder(folder: str) -> None:
+  """Refuses a folder to which no model can be written, before any work."""
+  from genecompass_jax import paths
+
+  paths.check_writable(folder)
+  is_file = not paths.is_url(folder) and os.path.isfile(folder)
+  if not folder or is_file or paths.listdir(folder):
+    what = 'is a file' if is_file else 'is not empty'
+    raise errors.UserError(f'{folder!r} {what}; give a new folder with -o')
 
 
 def _print_parameters(folder: str, model) -> None:
@@ -197,10 +205,7 @@ def _add_params(parser: argparse.ArgumentParser) -> Runner:
 def _params(args: argparse.Namespace) -> None:
   from genecompass_jax import paths, pretrained, workdir
 
-  if paths.listdir(args.output):
-    raise errors.UserError(
-      f'{args.output} is not empty; give a new folder with -o'
-    )
+  _check_folder(args.output)
   source = args.model
   if args.step is not None:
     source = paths.join(source, workdir.CHECKPOINTS, str(args.step))

@@ -31,6 +31,7 @@ def write(model: pretrained.PretrainedModel, output: str) -> list[str]:
     UserError: the file is there already, or the original has no place for a
       part of the model.
   """
+  paths.check_writable(output)
   if not output.endswith(('.safetensors', '.npz')):
     if paths.exists(output) and not tensor_files.is_folder(output):
       raise errors.UserError(
@@ -39,7 +40,6 @@ def write(model: pretrained.PretrainedModel, output: str) -> list[str]:
     output = paths.join(output, _WEIGHTS)
   if paths.exists(output):
     raise errors.UserError(f'{output} is there already; name another with -o')
-  paths.check_writable(output)
   tensors = state_dict.state_dict(model)
   config, card = (beside(output, n) for n in (original.CONFIG, model_card.NAME))
   paths.write_json(config, state_dict.original_config(model))
@@ -87,7 +87,7 @@ def beside(output: str, name: str) -> str:
     UserError: that is taken, too.
   """
   folder, _, file = output.rpartition('/')
-  stem = file.rpartition('.')[0]
+  stem = file.rpartition('.')[0] or file
   for candidate in (name, f'{stem}.{name}'):
     place = f'{folder}/{candidate}' if folder else candidate
     if not paths.exists(place):

@@ -5,7 +5,6 @@ that is not used, the config) is kept with its assets, so that `state_dict` can
 write the original's state dict again, bit for bit.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,12 +60,12 @@ def read_original(
   """
   tensors = tensor_files.read(source, key_prefix)
   original = _read_config(config_path or _config_beside(source))
-  _check_prefix(tensors)
-  _check_kinds(tensors)
   for copy, owner in names.TIED.items():  # files without copies keep either
     if owner not in tensors and copy in tensors:
       tensors[owner] = tensors[copy]
   try:
+    _check_prefix(tensors)
+    _check_kinds(tensors)
     _check_rows(tensors, original)
     config = config_from_original(tensors, original)
     params = names.params_from_original(tensors, config)
@@ -124,6 +123,8 @@ def config_from_original(
     )
   _refuse_unlike(original, 'hidden_act', 'gelu')
   _refuse_unlike(original, 'position_embedding_type', 'absolute')
+  _refuse_unlike(original, 'is_decoder', False)  # its attention looks back only
+  _refuse_unlike(original, 'add_cross_attention', False)
   parts = [name.split('.') for name in tensors]
   layers = {int(n[3]) for n in parts if n[:3] == ['bert', 'encoder', 'layer']}
   use_values = _switch(
@@ -224,7 +225,12 @@ def prior_scale(
   Its warm-up adds 1 / emb_warmup_steps on every call while alpha < 1, in
   evaluation too; classification heads never pass alpha on.
   """
-  alpha = np.float32(np.ravel(tensors.get(names.ALPHA, 1.0))[0])
+  alphas = np.ravel(tensors.get(names.ALPHA, 1.0))
+  if len(alphas) != 1:
+    raise errors.UserError(
+      f'{names.ALPHA} holds {len(alphas)} numbers, not one'
+    )
+  alpha = np.float32(alphas[0])
   steps = _number(original, 'emb_warmup_steps', 0)
   if head != 'pretraining':
     return 1.0
@@ -386,7 +392,7 @@ def _number(
   value = original.get(key, default)
   value = default if value is None and key != 'num_attention_heads' else value
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  is_number = is_number and math.isfinite(value)
+  is_number = is_number and abs(value) < 1e300  # NaN is none either
   if not is_number or value < 0 or value != type(default)(value):
     kind = 'whole number' if isinstance(default, int) else 'number'
     raise errors.UserError(
@@ -403,8 +409,10 @@ def _switch(original: Mapping[str, Any], key: str, default: bool) -> bool:
   return bool(value)
 
 
-def _refuse_unlike(original: Mapping[str, Any], key: str, wanted: str) -> None:
-  if original.get(key, wanted) != wanted:
+def _refuse_unlike(
+  original: Mapping[str, Any], key: str, wanted: str | bool
+) -> None:
+  if original.get(key, wanted) not in (wanted, None):
     raise errors.UserError(
       f'--config: {key}={original[key]!r} is not an option of the original; '
       f'only {wanted!r} can be converted'
