@@ -205,6 +205,23 @@ def test_null_sets_have_a_null_of_every_member():
   assert matching.null_sets(profiles, [10, 20], 40, [1, 2, 3]) == []
 
 
+def test_nulls_are_alike_in_other_cells_too_where_asked():
+  rng = np.random.default_rng(3)
+  profiles = profiles_of(
+    np.full(60, 0.5), rng.uniform(0, 50, 60), np.full(60, 300)
+  )
+  detection = np.repeat([0.1, 0.9], 30)
+  also = profiles_of(detection[:50], np.full(50, 9), np.full(50, 200))
+  loose = matching.MatchingConfig((0.5, 9.0, 9.0), 60)
+  found = matching.match(profiles, [0, 40, 55], also=also, config=loose)
+  of_low, of_high, of_none = (set(row[row >= 0]) for row in found.null_TK)
+  assert of_low == set(range(1, 30))
+  assert of_high == set(range(30, 50)) - {40}
+  assert of_none == set(range(50, 60)) - {55}  # those that no other cell shows
+  plain = matching.match(profiles, [0], config=loose)
+  assert len(set(plain.null_TK[0])) > 50
+
+
 def test_null_sets_share_no_gene_in_one_place():
   """50 pairs of 12 genes each would be one another's copies."""
   profiles = profiles_of(np.full(14, 0.5), np.arange(14), np.full(14, 300))

@@ -1,11 +1,12 @@
-"""Type I error over many splits of the leaf genes, by number of donors.
+"""Type I error over many splits of the leaf genes; a screen of all genes.
 
   python -m experiments.perturbation.splits ROOT
 
 After `calibration ROOT`, from the deletions that it kept: leaf genes are split
 anew into a third that is tested and a pool, for 2, 3, 6 and all donors. One
-split tests some seventy genes; many say whether p is what it says. Writes
-ROOT/splits.md.
+split tests some seventy genes; many say whether p is what it says. Then every
+gene is tested against all others, as a screen does, and it is counted how many
+of what kind have q < 0.05. Writes ROOT/splits.md.
 """
 
 import argparse
@@ -90,6 +91,25 @@ def run(root: str, settings: settings_lib.Settings) -> list[str]:
             )
           )
         lines.append(_line(f'{name}, {measure}', number, parts))
+  lines += ['', 'All genes against each other, all donors: with q < 0.05', '']
+  tokens = kept[calibration.MODEL].token_T.tolist()
+  kinds = sorted({kind_of[token] for token in tokens})
+  lines += [f'| method | {" | ".join(kinds)} |', '|---|' + '---|' * len(kinds)]
+  for name, found in kept.items():
+    kind_T = np.array([kind_of[int(t)] for t in found.token_T])
+    profiles = matching.of_effects(found.effects, len(unit_of))
+    matches = matching.match(
+      profiles, np.arange(len(kind_T)), config=settings.matching
+    )
+    for measure in (statistics.SHIFT, statistics.GENE_SHIFT):
+      how = statistics.Config(measure=measure)
+      q_T = statistics.test(found.effects, matches, unit_of, donors, how).q_T
+      shares = [
+        f'{(q_T[kind_T == kind] < statistics.ALPHA).sum()} of '
+        f'{np.isfinite(q_T[kind_T == kind]).sum()}'
+        for kind in kinds
+      ]
+      lines.append(f'| {name}, {measure} | {" | ".join(shares)} |')
   return lines
 
 

@@ -1,10 +1,10 @@
 """Which genes answer a perturbation, beyond what answers any.
 
 Genes that stand low in a cell move whatever is deleted, and a deletion that
-moves the whole cell moves all of them. Both are taken out (double centring):
-from each deletion its mean over the genes that answer, and from each gene its
-mean over the deletions that the target was matched with. What is left is given
-in units of its spread over these matched deletions.
+moves the whole cell moves all of them. Both are taken out as far as they add up
+(double centring): from each deletion its mean over the genes that answer, and
+from each gene its mean over the deletions that the target was matched with. What
+is left is given in units of its spread over these matched deletions.
 """
 
 import dataclasses

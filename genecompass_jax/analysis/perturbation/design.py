@@ -237,6 +237,9 @@ class Design:
     """Null sets of every target, matched in the cells of one group."""
     config = self.asked.matched
     profiles = matching.of_cells(self._encoded_of(group))
+    also = None
+    if self.asked.kind == interventions.OVER_EXPRESS:
+      also = matching.of_cells(self._cells_of(group))
     shown = {int(k) for k in profiles.key_G}
     candidates = self._shown(profiles)
     targets = [t for t in self.targets if shown.issuperset(t)]
@@ -252,7 +255,12 @@ class Design:
     single = [t for (t,) in (s for s in targets if len(s) == 1)]
     found = {}
     matches = matching.match(
-      profiles, single, candidates, excluded=self._never_null, config=config
+      profiles,
+      single,
+      candidates,
+      excluded=self._never_null,
+      also=also,
+      config=config,
     )
     for target, row in zip(single, matches.null_TK):
       found[(target,)] = [(int(k),) for k in row[row >= 0]]
@@ -264,6 +272,7 @@ class Design:
           config.most,
           candidates,
           excluded=self._never_null,
+          also=also,
           config=config,
         )
         found[tokens] = [tuple(sorted(s)) for s in sets]
@@ -297,10 +306,15 @@ class Design:
     """Cells in which targets and nulls are matched.
 
     Over-expression brings genes to where they stand in the reference, whether
-    the group expresses them or not: there they are alike or not.
+    the group expresses them or not: there they are to be alike, and in the
+    group as well.
     """
     if self.asked.kind == interventions.OVER_EXPRESS:
       return self.reference.encode()
+    return self._cells_of(group)
+
+  def _cells_of(self, group: int) -> encoding.EncodedCells:
+    """Cells of a group."""
     is_in_C = self.groups.code_C[self.cells.row_C] == group
     return self.cells.take(np.flatnonzero(is_in_C)).encode()
 

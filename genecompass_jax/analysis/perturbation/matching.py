@@ -241,6 +241,7 @@ def match(
   candidates: Sequence[int] | np.ndarray | None = None,
   *,
   excluded: Collection[int] = (),
+  also: Profiles | None = None,
   config: MatchingConfig = MatchingConfig(),
 ) -> Matches:
   """Null genes of every target.
@@ -251,6 +252,9 @@ def match(
     candidates: keys that nulls are drawn from; all that were profiled if None.
     excluded: keys that are null of no target, such as the genes of the pathway
       that is asked about.
+    also: profiles in other cells, in which detection and rank are to be alike
+      too: where genes are put into cells, those that they come from and those
+      that they are put into.
     config: how.
 
   Raises:
@@ -266,8 +270,13 @@ def match(
   usable = (profiles.cells_G > 0) & (profiles.measured_G != 0)
   usable &= ~np.isin(profiles.key_G, np.fromiter(excluded, np.int64))
   row_M = row_M[usable[row_M]]
-  place_GA = _standardised(profiles, row_M)
-  caliper_A = np.asarray(config.calipers) * (1 + 1e-12)
+  place_GA, caliper_A = _standardised(profiles, row_M), config.calipers
+  if also is not None:
+    other_GA = _standardised(_aligned(also, profiles.key_G), row_M)
+    # The length of cells that lack a gene is nothing of the gene.
+    place_GA = np.concatenate([place_GA, other_GA[:, :2]], 1)
+    caliper_A = (*caliper_A, *config.calipers[:2])
+  caliper_A = np.asarray(caliper_A) * (1 + 1e-12)
   tie_M = _tie_order(profiles.key_G[row_M], config.seed)
   null_TK = np.full((len(targets), config.most), -1, np.int64)
   within_T = np.zeros(len(targets), np.int64)
@@ -293,15 +302,44 @@ def _standardised(profiles: Profiles, row_M: np.ndarray) -> np.ndarray:
   numbers are left as they are.
   """
   cells_G = profiles.cells_G
-  with np.errstate(divide='ignore', invalid='ignore'):
-    total_G = cells_G / profiles.detection_G
-    # Half a cell more on both sides: a gene that all cells show has a logit.
-    logit_G = np.log((cells_G + 0.5) / (total_G - cells_G + 0.5))
+  # Half a cell more on both sides: a gene that all cells show has a logit.
+  logit_G = np.log((cells_G + 0.5) / (_total(profiles) - cells_G + 0.5))
   place_GA = np.stack([logit_G, profiles.rank_G, profiles.length_G], 1)
   if len(row_M) > 1:
     sd_A = place_GA[row_M].std(0, ddof=1)
     place_GA /= np.where(sd_A > 0, sd_A, 1.0)
   return place_GA
+
+
+def _total(profiles: Profiles) -> float:
+  """Cells used."""
+  is_shown_G = profiles.cells_G > 0
+  cells_G, share_G = profiles.cells_G, profiles.detection_G
+  return np.max(cells_G[is_shown_G] / share_G[is_shown_G], initial=1.0)
+
+
+def _aligned(profiles: Profiles, key_G: np.ndarray) -> Profiles:
+  """Profiles of other keys; what no cell shows stands behind all."""
+  place_G = np.searchsorted(profiles.key_G, key_G)
+  place_G = np.minimum(place_G, max(len(profiles.key_G) - 1, 0))
+  has_G = np.zeros(len(key_G), bool)
+  if len(profiles.key_G):
+    has_G = profiles.key_G[place_G] == key_G
+
+  def taken(column_G, otherwise):
+    found_G = np.full(len(key_G), otherwise, column_G.dtype)
+    found_G[has_G] = column_G[place_G[has_G]]
+    return found_G
+
+  cells_G = taken(profiles.cells_G, 0)
+  return Profiles(
+    key_G=key_G,
+    cells_G=cells_G,
+    detection_G=cells_G / _total(profiles),
+    rank_G=taken(profiles.rank_G, np.max(profiles.rank_G, initial=0.0)),
+    length_G=taken(profiles.length_G, np.max(profiles.length_G, initial=0.0)),
+    measured_G=taken(profiles.measured_G, 0),
+  )
 
 
 def _tie_order(key_M: np.ndarray, seed: int) -> np.ndarray:
@@ -318,6 +356,7 @@ def null_sets(
   candidates: Sequence[int] | np.ndarray | None = None,
   *,
   excluded: Collection[int] = (),
+  also: Profiles | None = None,
   config: MatchingConfig = MatchingConfig(),
 ) -> list[tuple[int, ...]]:
   """Null sets of a set of genes: for each member one of its own nulls.
@@ -328,6 +367,7 @@ def null_sets(
     number: sets wanted.
     candidates: as for `match`.
     excluded: as for `match`; no member is in a null set.
+    also: as for `match`.
     config: how single genes are matched.
 
   Returns:
@@ -340,6 +380,7 @@ def null_sets(
     members,
     candidates,
     excluded={*excluded, *members},
+    also=also,
     config=config,
   )
   pools = [row[row >= 0] for row in found.null_TK]

@@ -333,7 +333,8 @@ class _Work:
       else f'{self.design.cells.num_cells:,}',
       groups=asked.group_by or 'all cells are one group',
       axis=f'{asked.start} -> {asked.goal}' if asked.goal else 'none',
-      matched_in='the reference cells'
+      matched_in='the reference cells, detection and rank also in the cells of '
+      'the group'
       if asked.kind == interventions.OVER_EXPRESS
       else 'the cells of the group',
       pooling=asked.pooling,
