@@ -41,6 +41,10 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
       action.option_strings = every
 
 
+# Commands that keep what is finished; prep has kinds that do not.
+_GO_ON = ('demo', 'embed', 'perturb')
+
+
 class _Parser(argparse.ArgumentParser):
   """A parser whose help has defaults, and whose complaints are one line."""
 
@@ -74,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.flush()  # here, where a reader that left is known
     return code
   except KeyboardInterrupt:
-    print(f'{parser.prog}: interrupted', file=sys.stderr)
+    goes_on = '; the same command goes on' if words[0] in _GO_ON else ''
+    print(f'{parser.prog}: interrupted{goes_on}', file=sys.stderr)
     if is_command and 'jax' in sys.modules:
       # At once: an interpreter that ends while XLA compiles may crash.
       for stream in (sys.stdout, sys.stderr):

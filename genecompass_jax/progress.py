@@ -48,6 +48,7 @@ class Progress:
     self._marks: collections.deque[tuple[float, float]] = collections.deque()
     self._skipped = 0
     self._note = ''
+    self._is_told = False  # a log has the line of the finished work
     self._stream = sys.stderr if stream is None else stream
     self._is_terminal = self._stream.isatty()
     self._every = (
@@ -129,12 +130,13 @@ class Progress:
 
   def _show(self, end: bool = False) -> None:
     self._last = time.monotonic()
-    if not is_shown:
+    if not is_shown or (end and self._is_told):
       return
     if self._is_terminal:  # overwrite the line, clearing what was longer
       self._stream.write(f'\r\x1b[2K{self.line()}' + ('\n' if end else ''))
     else:
       self._stream.write(self.line() + '\n')
+      self._is_told = bool(self.total) and self.done >= self.total
     self._stream.flush()
 
 

@@ -144,6 +144,7 @@ def test_a_tidy_table(cells, model):
     *('layer', 'head', 'group', 'from', 'to', 'weight', 'n_cells')
   ]
   assert set(table['group']) == {'all'}
+  assert '2 genes' in repr(found) and len(repr(found)) < 200
   assert set(table['from']) == {'CLS', *found.genes.symbols}
   row = table[(table['from'] == 'CLS')].iloc[0]
   assert row['weight'] == found.cls_NHGA[0, 0, 0, 0]

@@ -610,6 +610,9 @@ def test_a_users_cells(of_counts):
   top = found.top_genes(5)
   assert len(top) == 5 and top['mean'].abs().is_monotonic_decreasing
   assert 'GeneId' in repr(found)
+  most = top['cells'].max()
+  assert (found.top_genes(5, most)['cells'] >= most).all()
+  assert not len(found.top_genes(5, len(found.cell_C) + 1))
   with pytest.raises(errors.UserError, match="'NOGENE' is not known in human"):
     gc.attribute(human, of_counts, gc.GeneId('NOGENE'))
   with pytest.raises(errors.UserError, match='none that this model knows'):

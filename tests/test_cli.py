@@ -11,6 +11,7 @@ import pytest
 
 import genecompass_jax
 from genecompass_jax import cli, errors
+from genecompass_jax.prepare import h5ad_copy
 from tests.faults import flip_a_bit
 
 COMMANDS = ('demo', 'prep', 'embed', 'convert', 'report', 'corpus', 'doctor')
@@ -85,6 +86,11 @@ def test_version(capsys):
     (['nope'], "invalid choice: 'nope'"),
     (['embed', 'x.h5ad'], 'required: -o/--output, --checkpoint'),
     (['embed', 'x', '-o', 'y', '--checkpoint', 'z', '--typo'], '--typo'),
+    (['embed', 'x', '-o', 'y.csv', '--checkpoint', 'z'], 'ending in .h5ad'),
+    (
+      ['gene-embeddings', 'x', '-o', 'y.h5ad', '--checkpoint', 'z'],
+      'ending in .zarr',
+    ),
     (['prep', 'h5ad', '-o', 'c'], 'no files were given'),
     (['prep', 'h5ad', 'none.h5ad', '-o', 'c'], 'none.h5ad: no such file'),
     (['corpus', 'verify', 'none'], 'no corpus here'),
@@ -203,6 +209,18 @@ def test_ctrl_c_ends_the_command_at_once_but_not_a_caller(is_command):
   assert result.returncode == errors.EXIT_INTERRUPTED, result.stderr
   assert result.stderr == 'genecompass: interrupted\n'
   assert ('ended by itself' in result.stdout) == (not is_command)
+
+
+def test_ctrl_c_of_what_goes_on_says_so(monkeypatch, capsys):
+  def stop(*args, **kwargs):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(h5ad_copy, 'check_output', stop)
+  argv = ['embed', 'x', '-o', 'y.h5ad', '--checkpoint', 'z']
+  assert cli.main(argv) == errors.EXIT_INTERRUPTED
+  assert capsys.readouterr().err == (
+    'genecompass: interrupted; the same command goes on\n'
+  )
 
 
 def test_a_caller_keeps_its_own_signal_handlers(tmp_path, capsys):

@@ -100,6 +100,7 @@ def test_some_genes_of_all_cells(cells, model, states):
   everyone = by_hand(states, ['all'] * NUM)
   check(found, {k: v for k, v in everyone.items() if k[1] in tokens})
   assert set(found.table()['gene_id']) <= set(wanted)
+  assert 'all cells' in repr(found) and len(repr(found)) < 200
   symbols = found.genes.symbols
   again = gc.gene_embeddings(cells, model, genes=symbols, batch_size=50)
   np.testing.assert_array_equal(again.mean_ND, found.mean_ND)

@@ -41,6 +41,36 @@ def test_a_rank_plot_holds_all_targets_and_names_the_wanted(model):
   assert 'fewer than 6: no verdict' in said.replace('\n', ' ')
 
 
+def test_ranks_of_few_targets_are_whole_and_the_rest_is_told(model):
+  found = synthetic.made(model)[0]
+  found.table.loc[found.table['rank'] > 1, 'score'] = np.nan
+  figure = perturbation_figures.rank_plot(found, title='', group='T cell')
+  assert 'rank among 1 target (29 without z)' in texts(figure)
+  figure.draw_without_rendering()
+  axes = figure.axes[0]
+  low, high = axes.get_xlim()
+  assert [t for t in axes.get_xticks() if low <= t <= high] == [1]
+
+
+def test_a_step_towards_a_goal_names_it(model):
+  found = synthetic.made(model)[0]
+  found.header.update(
+    measure='toward: z is of it', axis='young -> old', alternative='two-sided'
+  )
+  found.table['toward'] = found.table['shift']
+  for draw in perturbation_figures.rank_plot, perturbation_figures.volcano:
+    figure = draw(found, title='', group='T cell')
+    assert 'step towards old' in texts(figure)
+  lines = found.table[found.table['group'] == 'T cell']
+  # The other side counts too.
+  found.table.loc[lines.index[-1], 'score'] = -99.0
+  figure = perturbation_figures.rank_plot(
+    found, title='', group='T cell', label=1
+  )
+  assert f'| {lines["symbol"].iloc[-1]} |' in texts(figure)
+  assert f'| {lines["symbol"].iloc[0]} |' not in texts(figure)
+
+
 def test_a_volcano_is_of_effect_and_q(model):
   found = synthetic.made(model, units=6)[0]
   lines = found.table[found.table['group'] == 'T cell']

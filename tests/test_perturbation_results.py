@@ -98,6 +98,21 @@ def made(model, units=3, order=None):
   return table, tests, done, matches, symbols, ids, effects
 
 
+def test_what_is_missing_is_explained(model):
+  by_units = {1: '--donor-key', 3: 'fewer than 6', 6: None}
+  for units, expected in by_units.items():
+    head = {'unit': 'all cells are one unit'} if units == 1 else {}
+    table = made(model, units=units)[0]
+    table.header.update(head)
+    said = results.gaps(table)
+    assert len(said) == bool(expected)
+    assert not expected or expected in said[0]
+  table.table.loc[0, 'flags'] = 'few_null'
+  (said,) = results.gaps(table)
+  assert 'no z: 1 of 60 lines have fewer than 10 matched nulls' in said
+  assert len(repr(table)) < 200 and 'T cell' in repr(table)
+
+
 def test_a_line_a_target_and_group(found):
   table, tests, done, _, symbols, ids, effects = found
   frame = table.table

@@ -38,6 +38,7 @@ def make(cells, placed, monkeypatch):
       interventions.Intervention('delete', (int(t),), (f't{t}',))
       for t in tokens
     ]
+    done = rest.pop('done', done)
     return screen.Screen(placed, rest.pop('cells', cells), done, **rest)
 
   return made
@@ -123,11 +124,12 @@ def test_another_screen_is_not_mixed_in(make, cells, tmp_path):
   runs.Folder(folder, make(), FACTS)
   with pytest.raises(errors.UserError, match='its model is another'):
     runs.Folder(folder, make(), {'model': 'abd'})
-  for other in (
-    make(cells=cells.take(np.arange(9))),
-    make(config=screen.ScreenConfig(pooling='cls')),
+  for name, other in (
+    ('cells', make(cells=cells.take(np.arange(9)))),
+    ('options', make(config=screen.ScreenConfig(pooling='cls'))),
+    ('interventions', make(done=make().done[:-1])),
   ):
-    with pytest.raises(errors.UserError, match='its work is another'):
+    with pytest.raises(errors.UserError, match=f'its {name} are others'):
       runs.Folder(folder, other, FACTS)
   (tmp_path / 'screen/settings.json').write_text('{')
   with pytest.raises(errors.UserError, match='cannot be read'):

@@ -497,6 +497,9 @@ def test_units_of_few_cells_and_targets_of_few_nulls_say_so():
   assert few.num_null_T.tolist() == [7, 7]
   assert np.isnan(few.z_T).all() and np.isnan(few.p_T).all()
   assert np.isfinite(few.effect_T).all()
+  # Without any null a target has its units still.
+  none = compared(shift_GC, shown_GC, unit_C, [0], [0])
+  assert (none.num_units_T[0], none.num_null_T[0]) == (2, 0)
 
 
 def test_cells_of_no_unit_are_left_out():

@@ -83,6 +83,12 @@ class AttentionSummary:
   mean_slots_G: np.ndarray
   uns: dict[str, Any]
 
+  def __repr__(self) -> str:
+    return (
+      f'AttentionSummary({len(self.genes):,} genes, layers {self.layers}, heads '
+      f'{self.heads}, {len(self.groups)} groups; .table() gives the weights)'
+    )
+
   def table(self) -> pd.DataFrame:
     """One row a layer, head, group and pair that occurs; from 'CLS' too.
 

@@ -115,6 +115,10 @@ def _run(args: argparse.Namespace) -> None:
 
   if args.limit < 0:
     raise errors.UserError(f'--limit {args.limit} must be positive')
+  if not args.output.endswith('.h5ad'):
+    raise errors.UserError(
+      f'-o {args.output}: give a name ending in .h5ad, that is what is written'
+    )
   h5ad_copy.check_output(args.output, args.overwrite)
   compiles.keep_programs(small_too=True)
   written = embedding_files.embed_file(

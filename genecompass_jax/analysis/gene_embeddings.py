@@ -70,6 +70,15 @@ class GeneEmbeddings:
   variance_ND: Any
   uns: dict[str, Any]
 
+  def __repr__(self) -> str:
+    rows, width = self.mean_ND.shape
+    groups = f'{len(self.groups)} groups of {self.column}'
+    return (
+      f'GeneEmbeddings({rows:,} rows of {width}: {len(self.genes):,} genes in '
+      f'{groups if self.column else "all cells"}; .of(group), .table() and '
+      '.to_anndata() give them)'
+    )
+
   def table(self) -> pd.DataFrame:
     """What the rows are: group, gene_id, symbol, token, n_cells."""
     symbols = np.array(self.genes.symbols, object)[self.gene_N]

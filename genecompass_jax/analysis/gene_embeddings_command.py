@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 
+from genecompass_jax import errors
 from genecompass_jax.analysis import embed_command
 from genecompass_jax.prepare import flags, readers
 
@@ -51,13 +52,19 @@ def add_arguments(
 
 
 def _run(args: argparse.Namespace) -> None:
-  from genecompass_jax import errors, pretrained
+  from genecompass_jax import pretrained
   from genecompass_jax.analysis import gene_embeddings
   from genecompass_jax.training import compiles
 
   genes = [g.strip() for g in args.genes.split(',') if g.strip()]
   if args.genes and not genes:
     raise errors.UserError(f'--genes {args.genes!r} names no gene')
+  if not args.output.rstrip('/').endswith('.zarr'):
+    # Under another ending nothing else would read the folder.
+    raise errors.UserError(
+      f'-o {args.output}: give a name ending in .zarr, the AnnData is a zarr '
+      'folder'
+    )
   compiles.keep_programs(small_too=True)
   found = gene_embeddings.gene_embeddings(
     args.cells,

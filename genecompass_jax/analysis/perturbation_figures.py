@@ -37,7 +37,8 @@ def rank_plot(
     title: of the figure: what was done to which cells.
     group: one of several groups of cells.
     expected: symbols to point out, wherever they come.
-    label: how many of the highest to name.
+    label: how many of the highest to name; of a step towards a goal, of the
+      furthest on both sides.
     note: small print below; the header's statement always stands there.
 
   Returns:
@@ -56,9 +57,13 @@ def rank_plot(
       axes.axhspan(low, high, color=_BAND, lw=0, zorder=0)
     axes.axhline(0, **_LINE, zorder=1)
     x, y = np.arange(1, len(table) + 1), table['score'].to_numpy()
-    _dots(axes, x, y, table['symbol'], expected, label)
-    axes.set_xlim(1 - 0.03 * len(table), 1.03 * len(table))
-    axes.set_xlabel(f'rank among {len(table):,} targets')
+    named = _named(results, table, label)
+    _dots(axes, x, y, table['symbol'], expected, named)
+    # Half a rank at least, so that few targets have ranks for ticks.
+    beyond = max(0.03 * len(table), 0.5)
+    axes.set_xlim(1 - beyond, len(table) + beyond)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.set_xlabel(_ranked(results, group, len(table)))
     axes.set_ylabel(_z_label(results))
     axes.margins(y=0.1)
     if np.isfinite(low):
@@ -71,7 +76,7 @@ def rank_plot(
         color='#777777',
         annotation_clip=False,
       )
-    _name(axes, x, y, table['symbol'].tolist(), expected, label)
+    _name(axes, x, y, table['symbol'].tolist(), expected, named)
     _finish(figure, results, table, title, note)
   return figure
 
@@ -123,10 +128,13 @@ def volcano(
       axes.set_ylabel('z among matched nulls\n(one unit: no p, no q)')
     x = (table[measure] - table['null_mean']).to_numpy()
     axes.axvline(0, **_LINE)
-    _dots(axes, x, y, table['symbol'], expected, label)
+    named = _named(results, table, label)
+    _dots(axes, x, y, table['symbol'], expected, named)
     axes.margins(0.1)
-    axes.set_xlabel(f'{measure} beyond matched nulls in the same cells')
-    _name(axes, x, y, table['symbol'].tolist(), expected, label)
+    axes.set_xlabel(
+      f'{_in_words(results)} beyond matched nulls in the same cells'
+    )
+    _name(axes, x, y, table['symbol'].tolist(), expected, named)
     _finish(figure, results, table, title, note)
   return figure
 
@@ -135,8 +143,25 @@ def _measure(results: results_lib.Results) -> str:
   return results.header['measure'].partition(':')[0]
 
 
+def _in_words(results: results_lib.Results) -> str:
+  """What is tested, as an axis names it."""
+  measure = _measure(results)
+  goal = results.header.get('axis', '').partition(' -> ')[2]
+  if measure == statistics.TOWARD:
+    return f'step towards {goal or "the goal"}'
+  return {'gene_shift': 'shift of other genes'}.get(measure, measure)
+
+
 def _z_label(results: results_lib.Results) -> str:
-  return f'z of the {_measure(results)}\namong matched nulls'
+  return f'z of the {_in_words(results)}\namong matched nulls'
+
+
+def _ranked(results: results_lib.Results, group: str, drawn: int) -> str:
+  """Which targets the ranks are among, and how many are not drawn."""
+  table = results.table
+  without = int(((table['group'] == group) | (not group)).sum()) - drawn
+  among = f'rank among {drawn:,} target' + 's' * (drawn != 1)
+  return f'{among} ({without:,} without z)' if without else among
 
 
 def _lines(results: results_lib.Results, group: str) -> pd.DataFrame:
@@ -161,9 +186,18 @@ def _lines(results: results_lib.Results, group: str) -> pd.DataFrame:
   return table.sort_values('score', ascending=False, kind='stable')
 
 
-def _dots(axes, x, y, symbols, expected, label) -> None:
+def _named(results, table, label) -> np.ndarray:
+  """Which lines to name: the highest, or where both sides count, the furthest."""
+  score = table['score'].to_numpy()
+  if results.header.get('alternative') == statistics.TWO_SIDED:
+    score = np.abs(score)
+  is_named = np.zeros(len(score), bool)
+  is_named[np.argsort(-score, kind='stable')[:label]] = True
+  return is_named
+
+
+def _dots(axes, x, y, symbols, expected, is_top) -> None:
   is_expected = np.isin(symbols, list(expected))
-  is_top = np.arange(len(x)) < label
   size = float(np.clip(6000 / len(x), 6, 22))
   style = {'linewidths': 0.3, 'edgecolors': 'white'}
   rest = ~is_expected & ~is_top
@@ -176,9 +210,11 @@ def _dots(axes, x, y, symbols, expected, label) -> None:
   )  # fmt: skip
 
 
-def _name(axes, x, y, symbols, expected, label) -> None:
+def _name(axes, x, y, symbols, expected, is_named) -> None:
   """Names beside their dots, where no other name and no dot is in the way."""
-  wanted = [i for i, s in enumerate(symbols) if i < label or s in set(expected)]
+  wanted = [
+    i for i, s in enumerate(symbols) if is_named[i] or s in set(expected)
+  ]
   figure = axes.figure
   figure.draw_without_rendering()  # limits and places are known after this
   to_axes = axes.transData + axes.transAxes.inverted()

@@ -96,8 +96,12 @@ class Attribution:
     table['part'] = np.tile(self.parts, len(self.tokens_N))
     return pd.DataFrame({**table, 'score': self.scores_NK.ravel()})
 
-  def top_genes(self, number: int = 20) -> pd.DataFrame:
+  def top_genes(self, number: int = 20, min_cells: int = 1) -> pd.DataFrame:
     """Genes by the mean of their scores over the cells that hold them.
+
+    Args:
+      number: of genes.
+      min_cells: that must hold a gene: the mean of one cell may be anything.
 
     Returns:
       Rows by falling absolute mean: gene, gene_id, cells, mean, and the
@@ -122,5 +126,6 @@ class Attribution:
       )
       .reset_index(drop=True)
     )
+    found = found[found['cells'] >= min_cells]
     order = np.argsort(-found['mean'].abs().to_numpy(), kind='stable')
     return found.iloc[order[:number]].reset_index(drop=True)

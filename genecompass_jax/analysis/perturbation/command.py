@@ -210,7 +210,7 @@ def _add_statistics(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
   # Imported late: help is to answer at once.
   from genecompass_jax import pretrained
-  from genecompass_jax.analysis.perturbation import perturb
+  from genecompass_jax.analysis.perturbation import perturb, results
   from genecompass_jax.prepare import h5ad_copy
   from genecompass_jax.training import compiles
 
@@ -260,6 +260,8 @@ def _run(args: argparse.Namespace) -> None:
     return
   for group in found.table['group'].unique():
     print(f'{group}\n{found.genes_df(group).head(10).to_string(index=False)}\n')
+  for line in results.gaps(found):
+    print(line)
   print(f'{args.output}: {len(found.table):,} targets; {stem}.tsv for people')
   _draw(found, stem, _listed(args.expected))
 

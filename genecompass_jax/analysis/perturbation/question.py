@@ -93,7 +93,7 @@ class Question:
     if (self.goal or self.groups or self.reference) and not self.group_by:
       raise errors.UserError(
         'start, goal, groups and reference are values of an obs column: name '
-        'it with group_by'
+        'it with group_by (--group-by)'
       )
     if self.goal and self.groups:
       raise errors.UserError(

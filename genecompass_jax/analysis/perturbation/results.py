@@ -49,6 +49,14 @@ class Results:
   header: dict[str, str]
   answers: dict[str, anndata.AnnData] = dataclasses.field(default_factory=dict)
 
+  def __repr__(self) -> str:
+    groups = list(dict.fromkeys(self.table['group']))
+    return (
+      f'Results({len(self.table):,} lines of {len(groups)} groups: '
+      f'{", ".join(groups[:5])}{", ..." if len(groups) > 5 else ""}; '
+      '.genes_df(group), .table, .units and .header give them)'
+    )
+
   def genes_df(self, group: str | None = None) -> pd.DataFrame:
     """As `scanpy.get.rank_genes_groups_df` gives: names, scores and so on.
 
@@ -238,6 +246,32 @@ COLUMNS = [
   *('detection', 'mean_rank', 'mean_length'),
   *('null_z_low', 'null_z_high', 'flags'),
 ]
+
+
+def gaps(found: Results) -> list[str]:
+  """Why numbers of a table are missing: a line each, for people."""
+  table, lines = found.table, []
+  without = int(table['flags'].str.contains(FEW_NULL).sum())
+  if without:
+    fewest = found.header['null'].partition('at least ')[2].partition(';')[0]
+    lines.append(
+      f'no z: {without:,} of {len(table):,} lines have fewer than {fewest} '
+      'matched nulls (n_null), as genes have that stand highest or in a small '
+      'panel; more cells or wider --calipers find more, less alike'
+    )
+  if table['n_units'].max() < 2:
+    lines.append(
+      'no p and q: all cells are one unit, so there are ranks alone; '
+      '--donor-key names the column of donors'
+      if found.header['unit'].startswith('all cells')
+      else 'no p and q: no target has two units with enough cells (--min-cells)'
+    )
+  elif table['n_units'].max() < statistics.MIN_UNITS:
+    lines.append(
+      f'no verdict: {table["n_units"].max()} units at most, fewer than '
+      f'{statistics.MIN_UNITS}; look at each of them in the table of units'
+    )
+  return lines
 
 
 def _line_of(tested, t, places, profiles, row):

@@ -29,6 +29,8 @@ SETTINGS = 'settings.json'
 _PARTS = 'parts'
 _RESPONSES = 'responses.npz'
 _SECONDS_BETWEEN_SAVES = 60.0
+# In the order in which one brings the next.
+_DIGESTS = ('cells', 'options', 'start and goal', 'interventions', 'batches')
 _FIELDS = tuple(f.name for f in dataclasses.fields(effects.CellEffects))
 
 
@@ -103,7 +105,7 @@ class Folder:
     facts: Mapping[str, object],
   ):
     self.folder, self._screen = folder, screen
-    self._settings = {**facts, 'work': _digest(screen)}
+    self._settings = {**facts, **_digests(screen)}
     os.makedirs(os.path.join(folder, _PARTS), exist_ok=True)
     path = os.path.join(folder, SETTINGS)
     try:
@@ -122,10 +124,12 @@ class Folder:
       ) from error
     wanted = json.loads(json.dumps(self._settings))
     if before != wanted:
-      keys = sorted({*before, *wanted}, key=lambda key: key == 'work')
+      # The first that differs: other cells have other nulls and groups too.
+      keys = [*sorted({*before, *wanted} - {*_DIGESTS}), *_DIGESTS]
       other = next(k for k in keys if before.get(k) != wanted.get(k))
       raise errors.UserError(
-        f'{folder} holds another screen (its {other} is another); remove it, '
+        f'{folder} holds another screen (its {other} '
+        f'{"are others" if other in _DIGESTS else "is another"}); remove it, '
         'give another name with -o, or the same cells, model and options'
       )
 
@@ -270,23 +274,37 @@ def run(
   return folder.joined() if number == 1 else None
 
 
-def _digest(screen: screen_lib.Screen) -> str:
-  """Hash of the cells' counts, what is done to them, and the groups."""
-  digest = hashlib.sha256()
-  cells = screen.cells
-  digest.update(repr((screen.config, cells.config, cells.species)).encode())
-  for done in screen.done:
-    digest.update(repr(dataclasses.astuple(done)).encode())
-  axis_D = screen.axis_D
-  arrays = [] if axis_D is None else [np.asarray(axis_D)]
+def _digests(screen: screen_lib.Screen) -> dict[str, str]:
+  """Hashes of what is run: what a folder's screen differs in, by name."""
+  cells, axis_D = screen.cells, screen.axis_D
   counts = cells.counts
-  arrays += [cells.row_C, counts.gene_rows_N, counts.counts_N, counts.totals_C]
-  for level in sorted(screen.levels):
-    digest.update(repr(sorted(screen.levels[level].items())).encode())
-  for group in screen.groups:
-    arrays += [group.cell_C, np.array([group.slots])]
-  for array in arrays:
-    digest.update(np.ascontiguousarray(array).tobytes())
+  levels = [
+    sorted(screen.levels[name].items()) for name in sorted(screen.levels)
+  ]
+  what = {
+    'cells': (
+      cells.config, cells.species,
+      cells.row_C, counts.gene_rows_N, counts.counts_N, counts.totals_C,
+    ),
+    'options': (screen.config,),
+    'start and goal': () if axis_D is None else (axis_D,),
+    'interventions': ([dataclasses.astuple(done) for done in screen.done], levels),
+    'batches': tuple(
+      x for g in screen.groups for x in (g.cell_C, np.array([g.slots]))
+    ),
+  }  # fmt: skip
+  return {name: _digest(what[name]) for name in _DIGESTS}
+
+
+def _digest(values: Sequence[object]) -> str:
+  digest = hashlib.sha256()
+  for value in values:
+    is_array = hasattr(value, 'dtype')
+    digest.update(
+      np.ascontiguousarray(value).tobytes()
+      if is_array
+      else repr(value).encode()
+    )
   return digest.hexdigest()
 
 

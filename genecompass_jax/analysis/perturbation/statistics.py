@@ -351,7 +351,9 @@ def test(
     cells_TU[t] = cells_1U[0]
     nulls = matches.null_TK[t][matches.null_TK[t] >= 0]
     found = _contrasts(data, target, nulls)
-    used_U = found.cells_U >= config.min_cells
+    # Without nulls there is no contrast, and yet there are units.
+    of_U = found.cells_U if len(nulls) else cells_1U[0]
+    used_U = of_U >= config.min_cells
     num_units_T[t] = used_U.sum()
     effect_TU[t] = np.where(cells_1U[0] >= config.min_cells, mean_1U[0], np.nan)
     if not used_U.any():
