@@ -42,7 +42,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 # Commands that keep what is finished; prep has kinds that do not.
-_GO_ON = ('demo', 'embed', 'perturb')
+_GO_ON = ('attribute', 'demo', 'embed', 'perturb')
 
 
 class _Parser(argparse.ArgumentParser):
@@ -161,6 +161,16 @@ def _parser(chosen: str, step: str) -> argparse.ArgumentParser:
       _gene_embeddings,
     ),
     ('perturb', 'what changing genes does to cells, in silico', _perturb),
+    (
+      'attribute',
+      'which priors and genes predictions came from, by groups of cells',
+      _attribute,
+    ),
+    (
+      'attention',
+      'whom genes attend to, and who to them, by groups of cells',
+      _attention,
+    ),
     ('convert', 'weights of the original <-> models, exports', _convert),
     ('plan', 'does a run fit a pod, and what will it cost?', _plan),
     ('report', 'held-out losses of a run beside the null models', _report),
@@ -208,6 +218,18 @@ def _reference(parser: argparse.ArgumentParser) -> Runner:
 
 def _perturb(parser: argparse.ArgumentParser) -> Runner:
   from genecompass_jax.analysis.perturbation import command
+
+  return command.add_arguments(parser)
+
+
+def _attention(parser: argparse.ArgumentParser) -> Runner:
+  from genecompass_jax.analysis import attention_command
+
+  return attention_command.add_arguments(parser)
+
+
+def _attribute(parser: argparse.ArgumentParser) -> Runner:
+  from genecompass_jax.analysis.attribution import command
 
   return command.add_arguments(parser)
 

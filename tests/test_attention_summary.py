@@ -5,7 +5,7 @@ import pytest
 
 import genecompass_jax as gc
 from genecompass_jax import errors, model as model_lib
-from genecompass_jax.analysis import attention_summary, model_cells
+from genecompass_jax.analysis import attention_weights, model_cells
 from tests.conftest import tiny_cells
 
 NUM = 24
@@ -78,7 +78,7 @@ def averaged(found, tokens, group):
 
 @pytest.mark.parametrize('heads', ['mean', 'all', [1]])
 def test_it_is_the_mean_of_plain_softmax(cells, model, heads, monkeypatch):
-  monkeypatch.setattr(attention_summary, '_QUERIES', 4)
+  monkeypatch.setattr(attention_weights, '_QUERIES', 4)
   genes = list(cells.var_names[[1, 4, 9, 30, 50, 70]])
   found = gc.attention_summary(
     cells, model, genes, by='kind', layers=(1, -1), heads=heads, batch_size=5

@@ -2,23 +2,20 @@
 
 The attention of a cell takes heads x genes x genes numbers a layer. Here the
 queries of the asked genes and of the CLS slot alone are compared with the keys
-of a cell, some at a time, and only sums over cells are kept:
+of a cell (`attention_weights`), and only sums over cells are kept:
 
   gene to gene  mean weight that gene a gives to gene b, over the cells of a
                 group that have both
   CLS to gene   mean weight that the CLS slot gives to a gene, over the cells
                 of a group that have it
 
-Queries and keys are made anew from the states before a block, by the weights of
-the block: the network is not changed and has no second copy. Weights of all
-slots of a cell, CLS included, sum to 1; so in cells of more genes they are
-smaller, and groups of cells of other lengths differ by that alone
+Weights of all slots of a cell, CLS included, sum to 1; so in cells of more genes
+they are smaller, and groups of cells of other lengths differ by that alone
 (`mean_slots_G` is there to see it). Attention is no measure of regulation.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,15 +27,14 @@ import pandas as pd
 from jax.sharding import NamedSharding, PartitionSpec
 
 from genecompass_jax import (
-  chunked_attention,
   errors,
-  layers as layers_lib,
   model as model_lib,
   paths,
   pretrained,
   progress,
 )
 from genecompass_jax.analysis import (
+  attention_weights,
   cell_groups,
   embeddings,
   model_batches,
@@ -48,7 +44,6 @@ from genecompass_jax.analysis import (
 )
 from genecompass_jax.prepare import sources
 
-_QUERIES = 64  # whose weights exist at a time, in every row and head
 MEMORY_GIB = 2.0
 
 
@@ -164,7 +159,7 @@ def attention_summary(
   numbers = tuple(
     sorted({placed_model.block_number(config, b) for b in layers})
   )
-  head_numbers = _head_numbers(heads, config.num_heads)
+  head_numbers = attention_weights.head_numbers(heads, config.num_heads)
   if not len(genes) or not numbers or isinstance(genes, str):
     raise errors.UserError('attention: give a list of genes, and of layers')
   errors.check_whole(batch_size=batch_size)
@@ -220,24 +215,6 @@ def attention_summary(
   )
 
 
-def _head_numbers(
-  heads: str | Sequence[int], num_heads: int
-) -> tuple[int, ...]:
-  """Numbers of the heads; none for their mean."""
-  if isinstance(heads, str) and heads in ('mean', 'all'):
-    return () if heads == 'mean' else tuple(range(num_heads))
-  heads = heads if isinstance(heads, str) else np.atleast_1d(heads).tolist()
-  if isinstance(heads, str) or not heads:
-    raise errors.UserError(f"heads {heads!r}: give 'mean', 'all' or numbers")
-  for head in heads:
-    errors.check_whole(head=head)
-  if not all(0 <= h < num_heads for h in heads):
-    raise errors.UserError(
-      f'heads {list(heads)}: this model has 0 to {num_heads - 1}'
-    )
-  return tuple(heads)
-
-
 def _summed(
   stream, model, placed, groups, table, numbers, heads, batch_size
 ) -> dict[str, np.ndarray]:
@@ -284,13 +261,18 @@ def _sums_of(
   params, batch, knowledge, token_A, group_B, config, num_groups, numbers, heads
 ):
   """Sums of a batch, groups first: of weights, and of cells."""
-  slot_BA, has_BA = _slots_of(batch, token_A)
+  slot_BA, has_BA = attention_weights.slots_of(batch, token_A)
+  slot_BQ = jnp.pad(slot_BA, ((0, 0), (1, 0)))  # CLS stands in slot 0
   is_of_BG = (group_B[:, None] == jnp.arange(num_groups)).astype(jnp.float32)
   both_BAA = has_BA[:, :, None] & has_BA[:, None, :]
   genes, cls = [], []
   with model_lib.full_precision(config):
-    asked = params, batch, knowledge, slot_BA, config, numbers, heads
-    weights_NBHQA = list(_weights(*asked))
+    weights_NBHQA = [
+      block.weights(slot_BQ, slot_BA)
+      for block in attention_weights.blocks(
+        params, batch, knowledge, config, numbers, heads
+      )
+    ]
   for weights_BHQA in weights_NBHQA:
     cls_BHA = jnp.where(has_BA[:, None], weights_BHQA[:, :, 0], 0.0)
     pair_BHAA = jnp.where(both_BAA[:, None], weights_BHQA[:, :, 1:], 0.0)
@@ -316,89 +298,3 @@ def _by_group(equation, is_of_BG, x_B):
     x_B.astype(jnp.float32),
     precision=jax.lax.Precision.HIGHEST,
   )
-
-
-def _slots_of(batch, token_A):
-  """Slot of every asked gene in every row (0 where it is not), and whether."""
-  is_gene_BL = (batch.segments_BL > 0) & ~batch.is_cls_BL
-
-  def of_gene(token):
-    is_it_BL = is_gene_BL & (batch.gene_ids_BL == token)
-    return jnp.argmax(is_it_BL, axis=1), is_it_BL.any(axis=1)
-
-  slot_AB, has_AB = jax.lax.map(of_gene, token_A)
-  return slot_AB.T, has_AB.T
-
-
-def _weights(params, batch, knowledge, slot_BA, config, numbers, heads):
-  """[B, H, 1 + A, A] of each asked layer: CLS and genes as queries."""
-  network = model_lib.bind(config, params)
-  segments_BL = batch.segments_BL
-  if not config.use_cls:
-    segments_BL = jnp.where(batch.is_cls_BL, 0, segments_BL)
-  x_BLD = network.embedding(
-    batch,
-    knowledge,
-    prior_scale=np.float32(config.prior_scale),
-    dropout_keys_B=None,
-  )
-  shared = ('final_norm',)
-  stacked = {k: v for k, v in params['encoder'].items() if k not in shared}
-  for index in range(numbers[-1]):
-    block = jax.tree.map(lambda x: x[index], stacked)  # noqa: B023
-    if index + 1 in numbers:
-      yield _block_weights(x_BLD, segments_BL, block, slot_BA, config, heads)
-    if index + 1 < numbers[-1]:
-      x_BLD, _ = model_lib.encoder_block(
-        x_BLD, None, segments_BL, block, config, None
-      )
-
-
-def _block_weights(x_BLD, segments_BL, block, slot_BA, config, heads):
-  """Softmax weights of one block, some queries at a time."""
-  if config.norm_order == 'pre':
-    x_BLD = layers_lib.layer_norm(
-      x_BLD, block['attention_norm'], config.norm_epsilon
-    )
-
-  def project(name):
-    x_BLHK = layers_lib.product(
-      'BLD,DHK->BLHK',
-      x_BLD,
-      block[name]['kernel'],
-      block[name]['bias'],
-      precision=config.precision,
-    )
-    return x_BLHK[:, :, list(heads)] if heads else x_BLHK
-
-  query_BLHK, key_BLHK = project('query'), project('key')
-  rows_B1 = jnp.arange(len(x_BLD))[:, None]
-  slot_BQ = jnp.pad(slot_BA, ((0, 0), (1, 0)))  # CLS stands in slot 0
-  number = -(-slot_BQ.shape[1] // _QUERIES)
-  padding = number * _QUERIES - slot_BQ.shape[1]
-  slot_NBC = jnp.pad(slot_BQ, ((0, 0), (0, padding))).reshape(
-    -1, number, _QUERIES
-  )
-  # Queries are of the cell of the row: padding is looked at by nobody.
-  hidden_BL = chunked_attention.added_to_scores(
-    jnp.ones_like(segments_BL[:, :1]), segments_BL
-  )[:, 0]
-
-  def some(slot_BC):
-    scores_BHCL = jnp.einsum(
-      'BCHK,BLHK->BHCL',
-      query_BLHK[rows_B1, slot_BC],
-      key_BLHK,
-      preferred_element_type=jnp.float32,
-    ) / math.sqrt(config.head_dim)
-    probs_BHCL = jax.nn.softmax(scores_BHCL + hidden_BL[:, None, None], -1)
-    if not heads:
-      probs_BHCL = probs_BHCL.mean(1, keepdims=True)
-    return jnp.take_along_axis(probs_BHCL, slot_BA[:, None, None], axis=-1)
-
-  found_NBHCA = jax.lax.map(some, jnp.moveaxis(slot_NBC, 1, 0))
-  found_BHNCA = jnp.moveaxis(found_NBHCA, 0, 2)
-  found_BHQA = found_BHNCA.reshape(
-    *found_BHNCA.shape[:2], number * _QUERIES, -1
-  )
-  return found_BHQA[:, :, : slot_BQ.shape[1]]

@@ -25,6 +25,19 @@ class CellGroups:
   names: tuple[str, ...]
   code_C: np.ndarray
 
+  def code(self, source: str, name: str) -> int:
+    """Code of a group of the cells of a source.
+
+    Raises:
+      UserError: there is no such group.
+    """
+    if name not in self.names:
+      raise errors.UserError(
+        f'{source}: no cells with {self.column} = {name!r}; there are: '
+        + ', '.join(self.names[:10])
+      )
+    return self.names.index(name)
+
   @classmethod
   def of(cls, stream: sources.CellStream, column: str) -> 'CellGroups':
     """Groups of the cells of a stream.

@@ -136,6 +136,12 @@ def records(
     shutil.rmtree(folder)
 
 
+def size(target: str) -> int:
+  """Bytes on the disk that finished cells of `target` take."""
+  path = os.path.join(f'{target}{SUFFIX}', _CELLS)
+  return os.stat(path).st_blocks * 512 if os.path.exists(path) else 0
+
+
 def staging(target: str) -> str:
   """Where the output grows before it gets its name."""
   return os.path.join(f'{target}{SUFFIX}', 'output')

@@ -121,7 +121,9 @@ def attribute(
       'among the genes that the model reads; choose other cells or another gene'
     )
   is_close_C = np.concatenate([each.pop('is_close_C') for each in found])
-  questions.warn(is_close_C, max_points, baseline)
+  questions.warn(
+    int((~is_close_C).sum()), len(is_close_C), max_points, baseline
+  )
   return _joined(question, found, names_C)
 
 

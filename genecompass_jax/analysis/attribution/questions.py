@@ -250,14 +250,12 @@ def explain(question: Question, given: Rows) -> dict[str, Any]:
   }
 
 
-def warn(is_close_C: np.ndarray, max_points: int, baseline: str) -> None:
-  """Says how many cells have scores that do not add up."""
-  if not is_close_C.all():
+def warn(number: int, of: int, max_points: int, baseline: str) -> None:
+  """Says how many of the cells have scores that do not add up, if any."""
+  if number:
     logging.warning(
       'attribution of %d of %d cells does not add up to what it should after '
       '%d points, see the column error: raise max_points%s',
-      int((~is_close_C).sum()),
-      len(is_close_C),
-      max_points,
+      *(number, of, max_points),
       '' if baseline == parts_lib.MEAN else ", or take baseline='mean'",
     )

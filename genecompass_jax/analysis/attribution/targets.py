@@ -208,6 +208,26 @@ def in_words(target: Target) -> str:
   return repr(target)
 
 
+def label(target: Target) -> str:
+  """A target as a column of a table names it."""
+  if isinstance(target, GeneId):
+    return f'id of {target.gene}'
+  if isinstance(target, GeneValue):
+    return f'value of {target.gene}'
+  if isinstance(target, ClassLogit):
+    return f'class {target.label}'
+  return 'axis'
+
+
+def unit(target: Target) -> str:
+  """What the numbers of a target are in."""
+  if isinstance(target, GeneId):
+    return 'nats' if target.scale == LOG_PROBABILITY else 'logits'
+  if isinstance(target, GeneValue):
+    return 'log2'
+  return 'cosine' if isinstance(target, CellAxis) else 'logits'
+
+
 def check(target: Target, config: model_lib.ModelConfig) -> None:
   """Refuses a target that the model has no answer to.
 

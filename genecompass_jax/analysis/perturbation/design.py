@@ -6,8 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genecompass_jax import encoding, errors, kernels, pretrained
-from genecompass_jax.analysis import cell_groups, gene_tokens, placed_model
+from genecompass_jax import encoding, errors, pretrained
+from genecompass_jax.analysis import (
+  cell_choice,
+  cell_groups,
+  gene_tokens,
+  placed_model,
+)
 from genecompass_jax.analysis.perturbation import (
   axes,
   cell_set,
@@ -93,12 +98,7 @@ class Design:
     return [self._group(name) for name in dict.fromkeys(wanted)]
 
   def _group(self, name: str) -> int:
-    if name not in self.groups.names:
-      raise errors.UserError(
-        f'{self.stream.source.name}: no cells with {self.groups.column} = '
-        f'{name!r}; there are: {", ".join(self.groups.names[:10])}'
-      )
-    return self.groups.names.index(name)
+    return self.groups.code(self.stream.source.name, name)
 
   def _drawn(self, group: int, most: int | None = None) -> np.ndarray:
     """Rows of a group, at most `max_cells`, drawn by the seed."""
@@ -106,11 +106,7 @@ class Design:
     rows = np.flatnonzero(
       (self.groups.code_C == group) & (self.units.code_C >= 0)
     )
-    if not most or len(rows) <= most:
-      return rows
-    # By the row alone: another group, or more cells, do not change a draw.
-    order = np.array([kernels.fold(self.asked.seed, int(r)) for r in rows])
-    return np.sort(rows[np.argsort(order, kind='stable')[:most]])
+    return cell_choice.draw(rows, most, self.asked.seed)
 
   def _make_axis(self, placed: placed_model.PlacedModel) -> axes.Axis | None:
     asked = self.asked

@@ -10,8 +10,6 @@ The header is in the metadata of the parquet files, in the first lines of the
 .tsv, and in `uns` of the AnnData.
 """
 
-import io
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,10 +17,9 @@ from collections.abc import Mapping, Sequence
 import anndata
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet
 
 from genecompass_jax import errors, paths, scratch
+from genecompass_jax.analysis import tables
 from genecompass_jax.analysis.perturbation import (
   answers as answers_lib,
   interventions,
@@ -133,9 +130,9 @@ def write(
       paths.write_bytes(name, paths.read_bytes(local))
   finally:
     scratch.remove(folder)
-  paths.write_bytes(f'{stem}{_UNITS}', _parquet(results.units, results.header))
+  paths.write_bytes(f'{stem}{_UNITS}', _parquet(results.units, results))
   paths.write_text(f'{stem}{_TEXT}', text(results))
-  paths.write_bytes(output, _parquet(results.table, results.header))
+  paths.write_bytes(output, _parquet(results.table, results))
 
 
 def tails_of(
@@ -164,14 +161,7 @@ def tails_of(
 
 def text(results: results_lib.Results) -> str:
   """The header in lines that begin with #, then the table, tab-separated."""
-  lines = [
-    f'# {name}: {results_lib.one_line(value)}'
-    for name, value in results.header.items()
-  ]
-  body = results.table.to_csv(
-    sep='\t', index=False, float_format='%.6g', lineterminator='\n'
-  )
-  return '\n'.join([*lines, body])
+  return tables.text(results.table, results.header)
 
 
 def read(output: paths.PathLike) -> results_lib.Results:
@@ -184,21 +174,14 @@ def read(output: paths.PathLike) -> results_lib.Results:
   frames, headers = [], []
   for name in (os.fspath(output), f'{stem}{_UNITS}'):
     try:
-      table = pa.parquet.read_table(io.BytesIO(paths.read_bytes(name)))
-      headers.append(
-        json.loads((table.schema.metadata or {})[results_lib.KEY.encode()])
-      )
+      frame, header = tables.read(name, results_lib.KEY, 'a perturbation')
     except FileNotFoundError as error:
       raise errors.UserError(
         f'{name} is not there; give the .parquet that a perturbation wrote, '
         'and keep its .units.parquet beside it'
       ) from error
-    except (pa.ArrowException, KeyError, ValueError) as error:
-      raise errors.UserError(
-        f'{name} holds no results of a perturbation '
-        f'({errors.first_line(error)})'
-      ) from error
-    frames.append(table.to_pandas())
+    frames.append(frame)
+    headers.append(header)
   if headers[0] != headers[1]:
     raise errors.UserError(
       f'{os.fspath(output)} and {stem}{_UNITS} are of two perturbations; copy '
@@ -215,12 +198,5 @@ def stem_of(output: paths.PathLike) -> str:
   return name.removesuffix('.parquet')
 
 
-def _parquet(frame: pd.DataFrame, header: Mapping[str, str]) -> bytes:
-  table = pa.Table.from_pandas(frame, preserve_index=False)
-  metadata = {
-    **(table.schema.metadata or {}),
-    results_lib.KEY: json.dumps(dict(header)),
-  }
-  buffer = io.BytesIO()
-  pa.parquet.write_table(table.replace_schema_metadata(metadata), buffer)
-  return buffer.getvalue()
+def _parquet(frame: pd.DataFrame, results: results_lib.Results) -> bytes:
+  return tables.parquet(frame, results.header, results_lib.KEY)

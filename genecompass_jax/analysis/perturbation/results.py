@@ -17,6 +17,7 @@ from genecompass_jax import (
   errors,
   pretrained,
 )
+from genecompass_jax.analysis import tables
 from genecompass_jax.analysis.perturbation import (
   effects as effects_lib,
   interventions,
@@ -151,12 +152,7 @@ def header(
     'genecompass_jax': genecompass_jax.__version__,
     'numpy': np.__version__,
   }
-  return {**rules, **{k: one_line(v) for k, v in more.items()}}
-
-
-def one_line(value: object) -> str:
-  """A value as text without line breaks."""
-  return ' '.join(str(value).split())
+  return {**rules, **{k: tables.one_line(v) for k, v in more.items()}}
 
 
 def tabulate(
