@@ -48,8 +48,12 @@ def of_chunks(
     for c, index in enumerate(chunk.index_C):
       slots = buckets[bucket_C[c]]
       a, b = starts_C1[c], starts_C1[c + 1]
-      cell = index, chunk.species, cells.gene_ids_N[a:b], cells.values_N[a:b]
-      waiting[slots].append(cell)
+      # Copies: a view of one waiting cell would keep its whole chunk.
+      gene_ids, values = (
+        cells.gene_ids_N[a:b].copy(),
+        cells.values_N[a:b].copy(),
+      )
+      waiting[slots].append((index, chunk.species, gene_ids, values))
       if len(waiting[slots]) == num_rows:
         yield _batch(slots, waiting[slots], num_rows)
         waiting[slots] = []
