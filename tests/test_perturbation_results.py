@@ -64,6 +64,9 @@ def made(model, units=3, order=None):
   shift_GC, shown_GC, unit_C = synthetic.drawn(rng, 80, 120, units, of_gene=0.3)
   shift_GC[:5] += 3.0
   effects = synthetic.effects_of(shift_GC, shown_GC=shown_GC)
+  effects = dataclasses.replace(
+    effects, entered_N=(effects.cell_N % 5).astype(np.int32)
+  )
   tokens = np.arange(4, 84)
   symbols = gene_tokens.symbols_of(model.vocabulary, 0)
   done = [
@@ -86,7 +89,6 @@ def made(model, units=3, order=None):
   head = results.header(
     model=model,
     source='cells.h5ad',
-    source_sha256='cd' * 32,
     matched=MATCHED,
     tested=TESTED,
     unit='donor',
@@ -138,6 +140,9 @@ def test_a_line_a_target_and_group(found):
     for u in range(3)
   ]
   assert line['shift'] == pytest.approx(np.mean(by_unit))
+  assert line['entered'] == pytest.approx((effects.cell_N[of_gene] % 5).mean())
+  assert 'at the cut' in table.header['entered']
+  assert 'joined' in table.header['measured']
   assert np.isnan(line['toward'])
   units = table.units
   units = units[(units['group'] == 'T cell') & (units['symbol'] == symbols[6])]
@@ -212,7 +217,6 @@ def test_people_see_the_header(found, tmp_path):
     '30 transcription factors in 2 groups',
     'within detection 9 sd',
     'ab' * 32,
-    'cd' * 32,
     "obs['donor']",
     'pooling: mean',
   ):

@@ -23,12 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from genecompass_jax import (
-  encoding,
-  errors,
-  vocabulary as vocabulary_lib,
-)
-from genecompass_jax.analysis import gene_tokens
+from genecompass_jax import encoding, errors
 from genecompass_jax.analysis.perturbation import cell_set
 
 DELETE, FOLD, OVER_EXPRESS = KINDS = ('delete', 'fold', 'over_express')
@@ -86,28 +81,6 @@ class Intervention:
   def amount(self) -> str:
     """Factor or level as text; '' of a deletion."""
     return f'{self.factor:g}' if self.kind == FOLD else self.level
-
-
-def parse(
-  text: str,
-  vocab: vocabulary_lib.Vocabulary,
-  cells: cell_set.CellSet,
-  *,
-  kind: str,
-  factor: float = 0.0,
-  level: str = '',
-) -> Intervention:
-  """An intervention on 'STAT1', or on the set 'STAT1+IRF9'."""
-  names = [n.strip() for n in text.split('+')]
-  tokens = cells.tokens_of(names, vocab)
-  shown = gene_tokens.symbols_of(vocab, cells.species)
-  return Intervention(
-    kind=kind,
-    tokens=tuple(tokens),
-    names=tuple(shown[t] for t in tokens),
-    factor=factor if kind == FOLD else 0.0,
-    level=level if kind == OVER_EXPRESS else '',
-  )
 
 
 def levels(

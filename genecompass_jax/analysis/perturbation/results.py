@@ -102,7 +102,6 @@ def header(
   tested: statistics.Config,
   unit: str,
   family: str,
-  source_sha256: str = '',
   **more: object,
 ) -> dict[str, str]:
   """The header of a table.
@@ -114,7 +113,6 @@ def header(
     tested: how targets were tested.
     unit: obs column that names the units; '' where all cells are one.
     family: what q is over, in words.
-    source_sha256: digest of the cells; '' where there is none.
     **more: further lines: group, pooling, goal, what was done, ...
   """
   rules = {
@@ -128,6 +126,8 @@ def header(
     'null': matched.describe(),
     'null_z_low, null_z_high': 'between them are 95 % of the z of all nulls of '
     'the group',
+    'measured': 'all genes of the source count as measured in all its cells, also '
+    'those of a file that was joined from sources of several panels',
     'alternative': tested.side,
     'p': 'share of all nulls as far from the other nulls of their target'
     if tested.p_from == statistics.EMPIRICAL
@@ -139,8 +139,9 @@ def header(
     else 'all cells are one unit: no p and no q, ranks only',
     'few units': f'below {statistics.MIN_UNITS} units: every value and n in the '
     'table of units, no interval and no verdict',
+    'entered': 'genes that came in at the cut of a cell because others left, '
+    'mean over the cells; they are compared with nothing',
     'source': source,
-    'source_sha256': source_sha256,
     'model': model.source,
     'model_sha256': model.sha256,
     'model_step': str(model.step),
@@ -188,6 +189,11 @@ def tabulate(
       for measure in statistics.MEASURES
     }  # fmt: skip
     row_T = profiles[group].rows(tested.target_T)
+    is_in_N = unit_of[group][effects.cell_N] >= 0
+    entered_R, cells_R = (
+      np.bincount(effects.variant_N[is_in_N], weights, len(done))
+      for weights in (effects.entered_N[is_in_N], None)
+    )
     for t, variant in enumerate(tested.target_T.tolist()):
       one = done[variant]
       what = {
@@ -202,6 +208,7 @@ def tabulate(
         {
           **what,
           **_line_of(tested, t, places, profiles[group], int(row_T[t])),
+          'entered': entered_R[variant] / max(cells_R[variant], 1),
         }
       )
       of_units += _lines_of_units(what, tested, t, places)
@@ -239,7 +246,7 @@ COLUMNS = [
   *('shift', 'gene_shift', 'toward', 'null_mean', 'null_sd', 'z', 'p', 'q'),
   *('p_normal', 'p_empirical', 'ci_low', 'ci_high', 'verdict'),
   *('n_cells', 'n_units', 'n_null', 'n_null_above'),
-  *('detection', 'mean_rank', 'mean_length'),
+  *('detection', 'mean_rank', 'mean_length', 'entered'),
   *('null_z_low', 'null_z_high', 'flags'),
 ]
 
