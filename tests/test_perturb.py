@@ -151,6 +151,26 @@ def test_genes_without_a_line_are_named(adata, model, caplog):
   assert '1 of 2 genes' in caplog.text and 'NOSUCH' in caplog.text
 
 
+def test_genes_are_left_out_of_scores(adata, model):
+  """Of those of the cell, of the first order and of other genes; by name."""
+  names = list(adata.var_names)
+  options = dict(
+    group_by='cell_type', start='A', goal='B', species='human', **FEW
+  )
+  found = gc.perturb(
+    adata, model, names[:12], top=2, responses=True,
+    left_out=(*names[20:60], 'NOSUCH'), **options,
+  )  # fmt: skip
+  assert len(found.table) == 2 and found.table['z'].notna().any()
+  assert len(found.header['left_out'].split(', ')) == 40
+  assert not set(found.answers['A'].var['gene_ids']) & set(names[20:60])
+  whole = gc.perturb(adata, model, list(found.table['gene_id']), **options)
+  assert whole.header['left_out'] == 'none'
+  for name in ('shift', 'gene_shift', 'toward'):
+    a, b = (x.table.set_index('gene_id')[name] for x in (found, whole))
+    assert (np.abs(a / b[a.index] - 1) > 1e-3).all()
+
+
 def test_sums_of_other_donors_are_not_taken(adata, model, tmp_path):
   gene, folder = adata.var_names[2], str(tmp_path / 'parts')
   options = dict(responses=True, folder=folder, **FEW)
@@ -171,6 +191,9 @@ def test_questions_that_cannot_be_answered(adata, model):
     ('all', {'kind': 'fold', 'top': 3}, 'is of deletions'),
     ('TP53x', {}, 'is not known'),
     ('all', {'donor_key': 'nobody'}, "'nobody'"),
+    ('all', {'left_out': ('NOSUCH',)}, 'none of NOSUCH'),
+    ('all', {'left_out': tuple(adata.var_names)}, 'leave out fewer'),
+    ('all', {'left_out': 'A', 'pooling': 'cls'}, "use pooling 'mean'"),
     ('all', {'pooling': 'max'}, 'cls or mean'),
     ('all', {'min_cells': 1000}, 'lower min_cells'),
     ((5,), {}, 'as text'),

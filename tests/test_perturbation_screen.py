@@ -272,6 +272,54 @@ def test_towards_the_goal_is_positive(model, adata, cells, placed):
     axes.between(placed, ('a', start), ('a', start), 'mean')
 
 
+@pytest.mark.parametrize(
+  'kind, rest', [('delete', {}), ('fold', {'factor': 0.0})]
+)
+def test_genes_left_out_are_in_no_score(
+  model, adata, cells, placed, kind, rest
+):
+  """Made on the devices or on the host; the model still reads them."""
+  tokens = np.unique(cells.counts.gene_rows_N)
+  left_out = tuple(tokens[::3].tolist())
+  done = [one(kind, t, **rest) for t in tokens]
+  config = screen.ScreenConfig(left_out=left_out)
+  work = screen.Screen(placed, cells, done, config)
+  sums = response_sums.ResponseSums(
+    len(done), np.zeros(NUM, int), ['all'], len(cells.divisor_V)
+  )
+  found = screen.joined([work.run(g, sums) for g in work.groups])
+  assert set(left_out) <= {done[v].tokens[0] for v in found.variant_N}
+  for n in np.random.default_rng(2).choice(len(found.cell_N), 6, False):
+    cell, token = found.cell_N[n], int(tokens[found.variant_N[n]])
+    changed = changed_cell(adata, model, cell, token, lambda count: 0)
+    shift, gene_shift, _ = by_hand(
+      model, adata, cells, cell, changed, {token, *left_out}
+    )
+    assert abs(found.shift_N[n] - shift) < 1e-6
+    assert abs(found.gene_shift_N[n] - gene_shift) < 1e-6
+  answer = sums.responses().token_G
+  assert len(answer) and not set(answer.tolist()) & set(left_out)
+
+
+def test_genes_left_out_are_on_no_axis(model, cells, placed):
+  start, goal = cells.take(np.arange(6)), cells.take(np.arange(6, NUM))
+  left_out = np.unique(cells.counts.gene_rows_N)[::3].tolist()
+  found = axes.between(placed, ('a', start), ('b', goal), 'mean', left_out)
+  base, units = cells.encode(), []
+  for first, stop in zip(base.starts_C1, base.starts_C1[1:]):
+    tokens = base.gene_ids_N[first:stop]
+    values = base.values_N[first:stop]
+    batch = gc.cell_batch(tokens[None], values[None], cells.species)
+    hidden = np.asarray(model.hidden_states(batch), np.float64)[0]
+    pooled = hidden[1:][~np.isin(tokens, left_out)].mean(0)
+    units.append(pooled / np.linalg.norm(pooled))
+  apart = np.mean(units[6:], 0) - np.mean(units[:6], 0)
+  apart /= np.linalg.norm(apart)
+  np.testing.assert_allclose(found.direction_D, apart, atol=2e-5)
+  whole = axes.between(placed, ('a', start), ('b', goal), 'mean')
+  assert np.abs(whole.direction_D - apart).max() > 1e-3
+
+
 def test_groups_and_batches_change_nothing(cells, placed, monkeypatch):
   done = all_deletions(cells)
   expected = screen.Screen(placed, cells, done)
@@ -289,22 +337,22 @@ def test_groups_and_batches_change_nothing(cells, placed, monkeypatch):
 
 
 def test_what_cannot_be_done_is_refused(model, adata, cells):
-  def parse(text, **rest):
-    rest = {'kind': 'delete', **rest}
-    return interventions.parse(text, model.vocabulary, cells, **rest)
-
   known = adata.var_names[0]
-  for text, rest, match in (
-    ('nonsense', {}, 'is not known'),
-    (f'{known}+{known}', {}, 'several different'),
-    (known, {'kind': 'remove'}, 'give one of delete'),
-    (known, {'kind': 'fold', 'factor': -1.0}, 'from 0 on'),
-    (known, {'kind': 'over_express', 'level': 'high'}, 'median, max'),
+  for names, rest, match in (
+    (['nonsense'], {}, 'is not known'),
+    ([], {}, 'takes one gene'),
+    ([known, known], {}, 'several different'),
+    ([known], {'kind': 'remove'}, 'give one of delete'),
+    ([known], {'kind': 'fold', 'factor': -1.0}, 'from 0 on'),
+    ([known], {'kind': 'over_express', 'level': 'high'}, 'median, max'),
   ):
     with pytest.raises(errors.UserError, match=match):
-      parse(text, **rest)
+      tokens = tuple(cells.tokens_of(names, model.vocabulary))
+      interventions.Intervention(
+        **{'kind': 'delete', 'tokens': tokens, 'names': tuple(names), **rest}
+      )
   unmeasured = dataclasses.replace(
     cells, measured_V=np.zeros_like(cells.measured_V)
   )
   with pytest.raises(errors.UserError, match='was not measured'):
-    interventions.parse(known, model.vocabulary, unmeasured, kind='delete')
+    unmeasured.tokens_of([known], model.vocabulary)

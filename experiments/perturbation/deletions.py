@@ -44,6 +44,16 @@ def read(
   return cell_set.read(model_cells.open_cells(adata, model, config), model)
 
 
+def of_tokens(
+  tokens: Sequence[int] | np.ndarray,
+) -> list[interventions.Intervention]:
+  """A deletion of each gene, alone."""
+  return [
+    interventions.Intervention(interventions.DELETE, (int(t),), (str(t),))
+    for t in tokens
+  ]
+
+
 def of_model(
   cells: cell_set.CellSet,
   model: pretrained.PretrainedModel,
@@ -52,10 +62,7 @@ def of_model(
   units: Sequence[str],
 ) -> Deleted:
   """Every gene deleted in every cell that shows it to the model."""
-  done = [
-    interventions.Intervention(interventions.DELETE, (int(t),), (str(t),))
-    for t in tokens
-  ]
+  done = of_tokens(tokens)
   screen = screen_lib.Screen(placed_model.place(model), cells, done)
   sums = response_sums.ResponseSums(
     len(done), unit_of, units, len(cells.divisor_V)

@@ -14,11 +14,15 @@ import sys
 import anndata
 import numpy as np
 
-from experiments.perturbation import deletions, real_model, without_genes
-from genecompass_jax.analysis import gene_tokens
+from experiments.perturbation import deletions, real_model
+from genecompass_jax import pretrained
+from genecompass_jax.analysis import gene_tokens, placed_model
 from genecompass_jax.analysis.perturbation import (
+  axes,
   cell_set,
+  effects as effects_lib,
   matching,
+  screen as screen_lib,
   statistics,
 )
 from genecompass_jax.prepare import sources
@@ -87,8 +91,7 @@ def run(root: str, data: str) -> dict:
     ('trained model', model),
     ('random weights', real_model.untrained(model, facts)),
   ):
-    axis_D = without_genes.axis(one, start, goal, left_out_V)
-    effects = without_genes.deletions(one, start, tokens, left_out_V, axis_D)
+    effects = _by_model(one, start, goal, tokens, left_out_V)
     for measure in (statistics.TOWARD, statistics.GENE_SHIFT):
       how = statistics.Config(measure=measure)
       found[f'{name}, {measure}'] = statistics.test(
@@ -133,6 +136,26 @@ def run(root: str, data: str) -> dict:
       method: float(np.nanmean(tests.z_T)) for method, tests in found.items()
     },
   }
+
+
+def _by_model(
+  model: pretrained.PretrainedModel,
+  start: cell_set.CellSet,
+  goal: cell_set.CellSet,
+  tokens: np.ndarray,
+  left_out_V: np.ndarray,
+) -> effects_lib.CellEffects:
+  """Deletions of single genes, along the axis of the genes that are scored."""
+  placed = placed_model.place(model)
+  config = screen_lib.ScreenConfig(
+    left_out=tuple(np.flatnonzero(left_out_V).tolist())
+  )
+  axis = axes.between(
+    placed, ('stim', start), ('ctrl', goal), config.pooling, config.left_out
+  )
+  done = deletions.of_tokens(tokens)
+  screen = screen_lib.Screen(placed, start, done, config, axis=axis)
+  return screen_lib.joined([screen.run(group) for group in screen.groups])
 
 
 def _components(log_CV, other_CV, left_out_V, num_components=50) -> np.ndarray:

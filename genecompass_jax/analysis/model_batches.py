@@ -5,7 +5,7 @@ what a model says of it depends neither on order, nor on chunk or batch.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -30,15 +30,20 @@ class ModelBatch:
 def of_chunks(
   chunks: Iterable[model_cells.EncodedChunk],
   buckets: tuple[int, ...],
-  num_rows: int,
+  num_rows: int | Mapping[int, int],
 ) -> Iterator[ModelBatch]:
   """Batches of all cells, in the order in which they are full.
 
   Args:
     chunks: encoded cells.
     buckets: lengths of rows in slots, ascending; the last holds any cell.
-    num_rows: B. At most so many cells a bucket wait for others.
+    num_rows: B, or B by length. Fewer cells of a length wait for others.
   """
+  rows_of = (
+    num_rows
+    if isinstance(num_rows, Mapping)
+    else dict.fromkeys(buckets, num_rows)
+  )
   waiting: dict[int, list[tuple[int, int, np.ndarray, np.ndarray]]] = {
     slots: [] for slots in buckets
   }
@@ -54,12 +59,12 @@ def of_chunks(
         cells.values_N[a:b].copy(),
       )
       waiting[slots].append((index, chunk.species, gene_ids, values))
-      if len(waiting[slots]) == num_rows:
-        yield _batch(slots, waiting[slots], num_rows)
+      if len(waiting[slots]) == rows_of[slots]:
+        yield _batch(slots, waiting[slots], rows_of[slots])
         waiting[slots] = []
   for slots, cells in waiting.items():
     if cells:
-      yield _batch(slots, cells, num_rows)
+      yield _batch(slots, cells, rows_of[slots])
 
 
 def _batch(slots: int, cells: list, num_rows: int) -> ModelBatch:

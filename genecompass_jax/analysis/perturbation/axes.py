@@ -1,12 +1,15 @@
 """The way from a start to a goal, in the space of pooled states."""
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 
-from genecompass_jax import errors, rows
+from genecompass_jax import errors
 from genecompass_jax.analysis import placed_model
-from genecompass_jax.analysis.perturbation import cell_set, comparison, ranks
+from genecompass_jax.analysis.perturbation import cell_set, comparison
+
+_ROWS = 8  # of a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,29 +28,28 @@ class Axis:
 
 
 def centroid(
-  placed: placed_model.PlacedModel, cells: cell_set.CellSet, pooling: str
+  placed: placed_model.PlacedModel,
+  cells: cell_set.CellSet,
+  pooling: str,
+  left_out: Collection[int] = (),
 ) -> np.ndarray:
-  """Mean of the unit vectors of cells, float64 [D]."""
-  base = cells.encode()
-  order_C = np.argsort(np.diff(base.starts_C1), kind='stable')
-  rows_a_batch = placed.num_rows(8)
+  """Mean of the unit vectors of cells, float64 [D].
+
+  Args:
+    placed: the model.
+    cells: of a group.
+    pooling: 'cls' or 'mean'.
+    left_out: tokens that are in no mean over genes; the model reads them.
+  """
+  scored_V = cells.is_scored(left_out)
+  rows_of = dict.fromkeys(placed.buckets, placed.num_rows(_ROWS))
   sum_D = np.zeros(placed.config.width)
-  lengths_C = np.diff(base.starts_C1)
-  for first in range(0, len(order_C), rows_a_batch):
-    index = order_C[first : first + rows_a_batch]
-    longest = int(lengths_C[index].max()) + 1
-    slots = placed.buckets[int(np.searchsorted(placed.buckets, longest))]
-    batch = rows.cell_batch_rows(
-      ranks.take(base, index),
-      np.full(len(index), cells.species),
-      slots,
-      rows_a_batch,
-    )
-    hidden_BLD = comparison.states(placed, batch)
-    is_gene_BL = (batch.gene_ids_BL > 0).astype(np.float32)
-    pooled_BD = comparison.pool(hidden_BLD, is_gene_BL, pooling)
-    sum_D += np.asarray(pooled_BD, np.float64)[: len(index)].sum(0)
-  return sum_D / max(len(order_C), 1)
+  for made in cells.batches(cells.encode(), placed.buckets, rows_of):
+    hidden_BLD = comparison.states(placed, made.cells)
+    is_scored_BL = scored_V[made.cells.gene_ids_BL].astype(np.float32)
+    pooled_BD = comparison.pool(hidden_BLD, is_scored_BL, pooling)
+    sum_D += np.asarray(pooled_BD, np.float64)[: len(made.index_C)].sum(0)
+  return sum_D / max(cells.num_cells, 1)
 
 
 def between(
@@ -55,15 +57,24 @@ def between(
   start: tuple[str, cell_set.CellSet],
   goal: tuple[str, cell_set.CellSet],
   pooling: str,
+  left_out: Collection[int] = (),
 ) -> Axis:
   """The axis between the centroids of two groups of cells.
+
+  Args:
+    placed: the model.
+    start: name and cells.
+    goal: likewise.
+    pooling: 'cls' or 'mean'.
+    left_out: as for `centroid`.
 
   Raises:
     UserError: both have the same centroid.
   """
-  apart_D = centroid(placed, goal[1], pooling) - centroid(
-    placed, start[1], pooling
+  start_D, goal_D = (
+    centroid(placed, cells, pooling, left_out) for _, cells in (start, goal)
   )
+  apart_D = goal_D - start_D
   length = float(np.linalg.norm(apart_D))
   if not length > 1e-6:
     raise errors.UserError(

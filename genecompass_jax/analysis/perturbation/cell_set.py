@@ -6,7 +6,7 @@ counts, by the encoder that training used.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +16,11 @@ from genecompass_jax import (
   pretrained,
   vocabulary as vocabulary_lib,
 )
-from genecompass_jax.analysis import gene_tokens, model_cells
+from genecompass_jax.analysis import (
+  gene_tokens,
+  model_batches,
+  model_cells,
+)
 from genecompass_jax.prepare import sources
 
 
@@ -125,6 +129,34 @@ class CellSet:
     if counts is None:
       counts, keys_C = self.counts, self.keys_C
     return encoder.encode(counts, keys_C=keys_C)
+
+  def batches(
+    self,
+    encoded: encoding.EncodedCells,
+    buckets: tuple[int, ...],
+    rows_of: Mapping[int, int],
+  ) -> Iterator[model_batches.ModelBatch]:
+    """The cells, unperturbed, in batches of one length.
+
+    Args:
+      encoded: what `encode` gives.
+      buckets: lengths of rows in slots, ascending; the last holds any cell.
+      rows_of: rows of a batch by length.
+
+    Yields:
+      Batches whose `index_C` are places in this set.
+    """
+    chunk = model_cells.EncodedChunk(
+      self.species, np.arange(self.num_cells), self.counts, encoded
+    )
+    return model_batches.of_chunks([chunk], buckets, rows_of)
+
+  def is_scored(self, left_out: Collection[int]) -> np.ndarray:
+    """Bool [V]: tokens whose states scores are made of; no special one is."""
+    scored_V = np.ones(len(self.divisor_V), bool)
+    scored_V[: vocabulary_lib.NUM_SPECIAL] = False
+    scored_V[np.fromiter(left_out, np.int64)] = False
+    return scored_V
 
 
 def read(

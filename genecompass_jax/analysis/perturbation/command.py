@@ -135,6 +135,14 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
     'variant share',
   )
   group.add_argument(
+    '--left-out',
+    '--left_out',
+    default='',
+    metavar='A,B',
+    help='genes that are in no score and on no axis, such as those that the '
+    'groups are told apart by; the model still reads them',
+  )
+  group.add_argument(
     '--responses',
     action='store_true',
     help='also the effects on every other gene, as NAME.answers.h5ad',
@@ -253,6 +261,7 @@ def _run(args: argparse.Namespace) -> None:
     nulls=args.nulls,
     fewest_nulls=args.fewest_nulls,
     never_null=_listed(args.never_null),
+    left_out=_listed(args.left_out),
     seed=args.seed,
   )
   if found is None:

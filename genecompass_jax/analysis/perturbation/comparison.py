@@ -28,6 +28,8 @@ class Base(NamedTuple):
     gene_ids_CM: int32 tokens, of M = L + 1 slots: where a cell was cut, the
       gene behind the cut stands behind its last one.
     values_CM: float32 likewise.
+    is_scored_CM: bool likewise: genes whose states are compared; those that a
+      question leaves out are not.
     length_C: int32 genes that the model sees.
     stored_C: int32 genes in `gene_ids_CM`: one more where the cell was cut.
   """
@@ -35,6 +37,7 @@ class Base(NamedTuple):
   hidden_CLD: Array
   gene_ids_CM: Array
   values_CM: Array
+  is_scored_CM: Array
   length_C: Array
   stored_C: Array
 
@@ -44,10 +47,10 @@ class Compared(NamedTuple):
 
   Attributes:
     shift_B: of the pooled state; NaN where it is the mean over shared genes
-      and there are none.
-    gene_shift_B: mean over shared genes; NaN where there are none.
+      that are scored, and there are none.
+    gene_shift_B: mean over these genes; NaN where there are none.
     toward_B: along the axis; NaN without one, and as `shift_B`.
-    response_BL: of every shared gene's state, `NOT_COMPARED` in other slots;
+    response_BL: of every such gene's state, `NOT_COMPARED` in other slots;
       None if not asked.
   """
 
@@ -237,10 +240,10 @@ def _compare_deleted(
 def _differences(
   hidden_BLD, base, base_row_B, base_slot_BL, axis_D, pooling, responses
 ) -> Compared:
-  is_shared_BL = (base_slot_BL > 0).astype(jnp.float32)
-  before_BLD = base.hidden_CLD[
-    base_row_B[:, None], jnp.maximum(base_slot_BL, 0)
-  ]
+  before_BL = base_row_B[:, None], jnp.maximum(base_slot_BL, 0)
+  is_shared_BL = (base_slot_BL > 0) & base.is_scored_CM[before_BL]
+  is_shared_BL = is_shared_BL.astype(jnp.float32)
+  before_BLD = base.hidden_CLD[before_BL]
   apart_BLD = unit(hidden_BLD) - unit(before_BLD)
   response_BL = 0.5 * jnp.sum(apart_BLD * apart_BLD, axis=-1) * is_shared_BL
   apart_BD = pool(hidden_BLD, is_shared_BL, pooling) - pool(

@@ -38,6 +38,7 @@ class Design:
     units: likewise, by donors.
     group_codes: of the groups that are perturbed.
     cells: that are perturbed.
+    left_out: tokens that are in no score and on no axis.
     axis: from start to goal, if there are any.
     symbols: of tokens.
     reference: cells whose levels over-expression raises genes to.
@@ -71,10 +72,11 @@ class Design:
     self.group_codes = self._wanted_groups()
     rows = np.concatenate([self._drawn(g) for g in self.group_codes])
     self.cells = cell_set.read(stream, model, np.sort(rows))
-    self.axis = self._make_axis(placed)
     self._encoded = self.cells.encode()
+    self.left_out = self._make_left_out()
+    self.axis = self._make_axis(placed)
     self.symbols = gene_tokens.symbols_of(model.vocabulary, self.cells.species)
-    self._never_null = self._known(asked.never_null)
+    self._never_null = self._known('never_null')
     self.reference = self._make_reference()
     self.targets = self._choose_targets(placed)
     self._check_levels()
@@ -116,7 +118,7 @@ class Design:
       (name, self._read(self._group(name), _CENTROID_CELLS))
       for name in (asked.start, asked.goal)
     )
-    return axes.between(placed, start, goal, asked.pooling)
+    return axes.between(placed, start, goal, asked.pooling, self.left_out)
 
   def _read(self, group: int, most: int) -> cell_set.CellSet:
     return cell_set.read(self.stream, self.model, self._drawn(group, most))
@@ -129,8 +131,30 @@ class Design:
       return self.cells
     return self._read(self._group(name), 0)
 
-  def _known(self, names: Sequence[str]) -> set[int]:
-    """Tokens of a list; what the cells or the model lack is no null anyway."""
+  def _make_left_out(self) -> tuple[int, ...]:
+    """Tokens of the genes that are in no score.
+
+    Raises:
+      UserError: none of them is known, or no other gene is left.
+    """
+    left_out = self._known('left_out')
+    if not self.asked.left_out:
+      return ()
+    if not left_out:
+      raise errors.UserError(
+        f'left_out: none of {", ".join(self.asked.left_out[:5])} is a gene of '
+        'these cells and this model; name others, or leave left_out out'
+      )
+    if not self.cells.is_scored(left_out)[self._encoded.gene_ids_N].any():
+      raise errors.UserError(
+        f'{self.cells.name}: left_out names every gene that the cells show to '
+        'the model: no state is left to score; leave out fewer'
+      )
+    return tuple(sorted(left_out))
+
+  def _known(self, field: str) -> set[int]:
+    """Tokens of a list of genes; those that cells or model lack do nothing."""
+    names: Sequence[str] = getattr(self.asked, field)
     tokens, without = set(), []
     for name in names:
       try:
@@ -139,8 +163,8 @@ class Design:
         without.append(name)
     if without:
       logging.warning(
-        'never_null: %d of %d genes are not in these cells or this model: %s',
-        *(len(without), len(names), ', '.join(without[:5])),
+        '%s: %d of %d genes are not in these cells or this model: %s',
+        *(field, len(without), len(names), ', '.join(without[:5])),
       )
     return tokens
 
@@ -202,6 +226,7 @@ class Design:
       axis=self.axis,
       probes=0 if is_toward else first_order.PROBES,
       seed=asked.seed,
+      left_out=self.left_out,
     )
     # As the exact effects are judged: among nulls of the same ranks. The largest
     # effects by themselves are those of the highest ranks.

@@ -25,19 +25,19 @@ to its own state, and the gene that comes in at the cut, are left out.
 
 import dataclasses
 import functools
+from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genecompass_jax import model as model_lib, rows, schemas
+from genecompass_jax import model as model_lib, schemas
 from genecompass_jax.analysis import placed_model
 from genecompass_jax.analysis.perturbation import (
   axes,
   cell_set,
   comparison,
   effects,
-  ranks,
 )
 
 PROBES = 32
@@ -75,6 +75,7 @@ def score(
   points: int = POINTS,
   seed: int = 0,
   batch_slots: int = 4096,
+  left_out: Collection[int] = (),
 ) -> FirstOrder:
   """Scores all genes of all cells.
 
@@ -87,6 +88,7 @@ def score(
     points: at which derivatives are taken; 1 is the middle of the way.
     seed: of the directions.
     batch_slots: slots that run together on one device.
+    left_out: tokens that are in no mean over genes; the model reads them.
   """
   base = cells.encode()
   length_C = np.diff(base.starts_C1)
@@ -95,38 +97,33 @@ def score(
   way_N2 = np.stack([(nodes + 1) / 2, weights / 2], 1).astype(np.float32)
   shift_N = np.full(len(base.gene_ids_N), np.nan, np.float32)
   toward_N = np.full(len(base.gene_ids_N), np.nan, np.float32)
-  bucket_C = np.searchsorted(placed.buckets, length_C + 1)
-  for b, slots in enumerate(placed.buckets):
-    in_bucket = np.flatnonzero(bucket_C == b)
-    wanted = max(1, batch_slots // slots) * placed.num_devices
-    rows_a_batch = placed.num_rows(wanted)
-    for first in range(0, len(in_bucket), rows_a_batch):
-      index = in_bucket[first : first + rows_a_batch]
-      batch = rows.cell_batch_rows(
-        ranks.take(base, index),
-        np.full(len(index), cells.species),
-        slots,
-        rows_a_batch,
+  scored_V = cells.is_scored(left_out)
+  rows_of = {
+    slots: placed.num_rows(max(1, batch_slots // slots) * placed.num_devices)
+    for slots in placed.buckets
+  }
+  for made in cells.batches(base, placed.buckets, rows_of):
+    is_scored_BL = scored_V[made.cells.gene_ids_BL].astype(np.float32)
+    change_PBL = np.asarray(
+      _changes(
+        placed.params,
+        placed.knowledge,
+        placed.put(made.cells),
+        jax.device_put(is_scored_BL, placed.sharding),
+        directions_PD,
+        way_N2,
+        placed.config,
+        pooling,
       )
-      change_PBL = np.asarray(
-        _changes(
-          placed.params,
-          placed.knowledge,
-          placed.put(batch),
-          directions_PD,
-          way_N2,
-          placed.config,
-          pooling,
-        )
-      )
-      for row, cell in enumerate(index):
-        own = slice(*base.starts_C1[cell : cell + 2])
-        change_Pn = change_PBL[:, row, 1 : length_C[cell] + 1]
-        if probes:
-          along_Pn = change_Pn if axis is None else change_Pn[:-1]
-          shift_N[own] = 0.5 * np.mean(along_Pn**2, axis=0)
-        if axis is not None:
-          toward_N[own] = change_Pn[-1]
+    )
+    for row, cell in enumerate(made.index_C):
+      own = slice(*base.starts_C1[cell : cell + 2])
+      change_Pn = change_PBL[:, row, 1 : length_C[cell] + 1]
+      if probes:
+        along_Pn = change_Pn if axis is None else change_Pn[:-1]
+        shift_N[own] = 0.5 * np.mean(along_Pn**2, axis=0)
+      if axis is not None:
+        toward_N[own] = change_Pn[-1]
   cell_N = np.repeat(np.arange(cells.num_cells), length_C)
   rank_N = np.arange(len(cell_N)) - np.repeat(base.starts_C1[:-1], length_C)
   return FirstOrder(
@@ -171,8 +168,17 @@ def _directions(
   return np.concatenate(found).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6))
-def _changes(params, knowledge, batch, directions_PD, way_N2, config, pooling):
+@functools.partial(jax.jit, static_argnums=(6, 7))
+def _changes(
+  params,
+  knowledge,
+  batch,
+  is_scored_BL,
+  directions_PD,
+  way_N2,
+  config,
+  pooling,
+):
   """Change along each direction by the deletion of each slot, [P, B, L]."""
   shape = batch.gene_ids_BL.shape
   is_gene_BL = (batch.segments_BL > 0) & ~batch.is_cls_BL
@@ -182,7 +188,7 @@ def _changes(params, knowledge, batch, directions_PD, way_N2, config, pooling):
     hidden_BLD = model_lib.evaluate(
       config, params, batch, knowledge, gates=gates
     )
-    return comparison.pool(hidden_BLD, weights_BL, pooling)
+    return comparison.pool(hidden_BLD, is_scored_BL, pooling)
 
   def at(sum_PBL, point):
     share, weight = point

@@ -175,7 +175,9 @@ class _Work:
       design.cells,
       design.done,
       screen_lib.ScreenConfig(
-        pooling=design.asked.pooling, renormalise=design.asked.renormalise
+        pooling=design.asked.pooling,
+        renormalise=design.asked.renormalise,
+        left_out=design.left_out,
       ),
       axis=design.axis,
       reference=design.reference,
@@ -302,6 +304,14 @@ class _Work:
       )
     return answers
 
+  def _left_out(self) -> str:
+    """What the header says of genes that are in no score."""
+    symbols = self.design.symbols
+    names = [symbols.get(t, str(t)) for t in self.design.left_out]
+    if not names:
+      return 'none'
+    return 'in no score and on no axis: ' + ', '.join(sorted(names))
+
   def _header(self, tested: statistics.Config) -> dict[str, str]:
     asked, source = self.design.asked, self.design.stream.source
     family = f'{len(self.design.targets):,} targets'
@@ -338,6 +348,7 @@ class _Work:
       if asked.kind == interventions.OVER_EXPRESS
       else 'the cells of the group',
       pooling=asked.pooling,
+      left_out=self._left_out(),
       dtype=self.screen.placed.config.dtype,
       layer=source.layer,
       seed=asked.seed,

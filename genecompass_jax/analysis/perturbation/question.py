@@ -43,6 +43,9 @@ class Question:
     nulls: most nulls of a target.
     fewest_nulls: with fewer a target gets no z.
     never_null: genes that are null of no other, such as those of the pathway.
+    left_out: genes that are in no score, on no axis and among no responses, such
+      as those whose change is what the groups differ by; the model reads them,
+      and they may be perturbed, and be nulls unless they are `never_null` too.
     responses: also the effects on every other gene.
     renormalise: library sizes follow the changed counts (compositional).
     seed: of the cells that are drawn, of directions, and of ties in matching.
@@ -68,12 +71,13 @@ class Question:
   nulls: int = 50
   fewest_nulls: int = 10
   never_null: tuple[str, ...] = ()
+  left_out: tuple[str, ...] = ()
   responses: bool = False
   renormalise: bool = False
   seed: int = 0
 
   def __post_init__(self):
-    for name in ('genes', 'groups', 'never_null'):
+    for name in ('genes', 'groups', 'never_null', 'left_out'):
       words = getattr(self, name)
       words = (words,) if isinstance(words, str) else tuple(words)
       if not all(isinstance(word, str) for word in words):
@@ -98,6 +102,11 @@ class Question:
     if self.goal and self.groups:
       raise errors.UserError(
         'with a goal the start is perturbed: give no groups'
+      )
+    if self.left_out and self.pooling == 'cls':
+      raise errors.UserError(
+        'left_out takes genes out of a mean over genes, and the CLS state is '
+        "none: use pooling 'mean', or leave left_out out"
       )
     if self.measure == statistics.TOWARD and not self.goal:
       raise errors.UserError("measure 'toward' needs a start and a goal")

@@ -45,11 +45,15 @@ class ScreenConfig:
     pooling: 'cls', the state of the species slot, or 'mean' over shared genes.
     batch_slots: slots that run together on one device; 0: by its kind.
     renormalise: library sizes follow the changed counts (compositional).
+    left_out: tokens whose states are not compared, in no cell; the model reads
+      them, and they may be perturbed. They are in no mean over genes and have
+      no response; the state of the species slot is none of theirs.
   """
 
   pooling: str = 'mean'
   batch_slots: int = 0
   renormalise: bool = False
+  left_out: tuple[int, ...] = ()
 
   def __post_init__(self):
     if self.pooling not in POOLINGS:
@@ -127,6 +131,7 @@ class Screen:
     self._is_plain = not config.renormalise and all(
       d.kind == interventions.DELETE and len(d.tokens) == 1 for d in self.done
     )
+    self._scored_V = cells.is_scored(config.left_out)
     self._rank_of = ranks.Ranks(self._base, len(cells.divisor_V))
     self.groups = self._plan()
     # One shape a bucket, for unperturbed cells too.
@@ -310,7 +315,13 @@ class Screen:
     return comparison.Base(
       comparison.states(self.placed, batch),
       *jax.device_put(
-        (wide.gene_ids_BL, wide.values_BL, lengths(base), lengths(stored)),
+        (
+          wide.gene_ids_BL,
+          wide.values_BL,
+          self._scored_V[wide.gene_ids_BL],
+          lengths(base),
+          lengths(stored),
+        ),
         whole,
       ),
     )
