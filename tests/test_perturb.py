@@ -181,6 +181,15 @@ def test_sums_of_other_donors_are_not_taken(adata, model, tmp_path):
     gc.perturb(other, model, gene, donor_key='donor', **options)
 
 
+def test_all_genes_that_cannot_be_asked_about_are_named(adata, model):
+  genes = ['NOSUCH', adata.var_names[0], 'NONE1', 'NONE2']
+  with pytest.raises(
+    gc.UserError, match='2 more of 4.*: NONE1, NONE2$'
+  ) as told:
+    gc.perturb(adata, model, genes, **FEW)
+  assert "'NOSUCH' is not known" in str(told.value)
+
+
 def test_questions_that_cannot_be_answered(adata, model):
   for genes, options, match in (
     ('all', {'start': 'A'}, 'give both'),

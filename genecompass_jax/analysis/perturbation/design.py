@@ -184,19 +184,9 @@ class Design:
   def _choose_targets(
     self, placed: placed_model.PlacedModel
   ) -> list[tuple[int, ...]]:
-    asked, cells = self.asked, self.cells
+    asked = self.asked
     if asked.genes:
-      found = [
-        tuple(
-          sorted(
-            cells.tokens_of(
-              [name.strip() for name in text.split('+')],
-              self.model.vocabulary,
-            )
-          )
-        )
-        for text in asked.genes
-      ]
+      found = self._asked_for()
       found = list(dict.fromkeys(found))
     else:
       profiles = matching.of_cells(
@@ -213,6 +203,27 @@ class Design:
         'the first-order estimate is of single genes: leave top out for sets'
       )
     return self._highest(placed, found)
+
+  def _asked_for(self) -> list[tuple[int, ...]]:
+    """Tokens of the genes and sets that were named; all wrong ones at once."""
+    found, wrong = [], {}
+    for text in self.asked.genes:
+      names = [name.strip() for name in text.split('+')]
+      try:
+        tokens = self.cells.tokens_of(names, self.model.vocabulary)
+        found.append(tuple(sorted(tokens)))
+      except errors.UserError as error:
+        wrong[text] = error
+    if len(wrong) > 1:
+      others = [*wrong][1:]
+      raise errors.UserError(
+        f'{next(iter(wrong.values()))}; nor can {len(others):,} more of '
+        f'{len(self.asked.genes):,} be asked about: {", ".join(others[:20])}'
+        + (', ...' if len(others) > 20 else '')
+      )
+    for error in wrong.values():
+      raise error
+    return found
 
   def _highest(
     self, placed: placed_model.PlacedModel, found: list[tuple[int, ...]]
