@@ -6,8 +6,9 @@
     [--size small] [--variants 16]
 
 `recall` deletes every gene of some cells with a trained model, and says how much
-of the highest effects the first-order estimate finds, beside ranking by rank, by
-detection and at random; and how bfloat16 agrees with float32.
+of the highest effects the first-order estimate finds, beside ranking by expression,
+by rank, by detection and at random: of shifts as they are, and of their z among
+matched nulls, which is what `--top` goes by; and how bfloat16 agrees with float32.
 
 `speed` takes random weights, for they cost the same, and one cell of median
 length. Its first arm is the loop of the original: rows padded to the longest
@@ -46,8 +47,10 @@ from genecompass_jax.analysis.perturbation import (  # noqa: E402
   cell_set,
   first_order,
   interventions,
+  matching,
   runs,
   screen,
+  statistics,
 )
 
 SHARES = (0.01, 0.05, 0.1)
@@ -78,9 +81,24 @@ def recall(args: argparse.Namespace) -> None:
   placed = placed_model.place(model)
   size = len(cells.divisor_V)
   print(f'{model!r}\n{args.number} cells of {stream.source.name}\n')
-  print('| pooling | share | K | estimate | rank | detection | random |')
-  print('|---|---|---|---|---|---|---|')
+  columns = ['estimate', 'expression', 'rank', 'detection', 'random']
+  print(f'| pooling | of | share | K | {" | ".join(columns)} |')
+  print('|---|---|---|---|' + '---|' * len(columns))
   lines = []
+  encoded = cells.encode()
+  value_V = mean_by_token(encoded.gene_ids_N, encoded.values_N, size)
+  profiles = matching.of_cells(encoded)
+  enough = profiles.key_G[profiles.cells_G >= FEWEST]
+  matches = matching.match(profiles, enough, enough)
+  # The cells are one unit: z, and no p.
+  unit_of = np.zeros(stream.source.num_cells, np.int64)
+
+  def z_by_token(effects) -> np.ndarray:
+    found_V = np.full(size, -np.inf)
+    z_T = statistics.test(effects, matches, unit_of, ['cells']).z_T
+    found_V[enough] = np.where(np.isfinite(z_T), z_T, -np.inf)
+    return found_V
+
   for pooling in screen.POOLINGS:
     start = time.process_time()
     estimate = first_order.score(placed, cells, pooling=pooling)
@@ -90,26 +108,36 @@ def recall(args: argparse.Namespace) -> None:
     exact = runs.run(screen.Screen(placed, cells, deletions(tokens), config))
     stop = time.process_time()
     token_N = tokens[exact.variant_N]
-    exact_V = mean_by_token(token_N, exact.shift_N, size)
-    number = int(np.isfinite(exact_V).sum())
-    ways = {
-      'estimate': mean_by_token(estimate.token_N, estimate.shift_N, size),
-      'rank': mean_by_token(
-        estimate.token_N, -estimate.rank_N.astype(float), size
+    by_token = dataclasses.replace(exact, variant_N=token_N.astype(np.int32))
+    guess = first_order.as_effects(estimate, cells)
+    pairs = {
+      'shift': (
+        mean_by_token(token_N, exact.shift_N, size),
+        mean_by_token(estimate.token_N, estimate.shift_N, size),
       ),
-      'detection': np.where(
-        np.isfinite(exact_V), np.bincount(estimate.token_N, minlength=size), -1
-      ),
-      'random': np.where(np.isfinite(exact_V), rng.random(size), -1),
+      'z': (z_by_token(by_token), z_by_token(guess)),
     }
-    for share in SHARES:
-      K = max(1, round(share * number))
-      top = {*np.argsort(-exact_V)[:K].tolist()}
-      found = [
-        len(top & {*np.argsort(-way)[:K].tolist()}) / K for way in ways.values()
+    for of, (exact_V, estimate_V) in pairs.items():
+      number = int(np.isfinite(exact_V).sum())
+      others = {
+        'expression': value_V,
+        'rank': mean_by_token(
+          estimate.token_N, -estimate.rank_N.astype(float), size
+        ),
+        'detection': np.bincount(estimate.token_N, minlength=size),
+        'random': rng.random(size),
+      }
+      ways = [estimate_V] + [
+        np.where(np.isfinite(exact_V), way, -np.inf) for way in others.values()
       ]
-      shown = ' | '.join(f'{x:.2f}' for x in found)
-      print(f'| {pooling} | {share:.0%} | {K} | {shown} |')
+      for share in SHARES:
+        K = max(1, round(share * number))
+        top = {*np.argsort(-exact_V)[:K].tolist()}
+        found = [
+          len(top & {*np.argsort(-way)[:K].tolist()}) / K for way in ways
+        ]
+        shown = ' | '.join(f'{x:.2f}' for x in found)
+        print(f'| {pooling} | {of} | {share:.0%} | {K} | {shown} |', flush=True)
     lines.append(
       f'{pooling}: {len(exact.cell_N):,} deletions; estimate '
       f'{between - start:.1f} CPU-s, exact {stop - between:.1f} CPU-s '
