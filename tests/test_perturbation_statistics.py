@@ -11,6 +11,7 @@ from genecompass_jax.analysis.perturbation import (
   answers,
   effects as effects_lib,
   matching,
+  null_line,
   statistics,
 )
 
@@ -433,10 +434,10 @@ def test_effects_along_the_rank_are_no_effect_of_a_target():
 def test_nulls_left_out_one_by_one_are_targets_of_the_others():
   rng = np.random.default_rng(21)
   null_K, rank_K = rng.normal(size=15), rng.uniform(0, 9, 15)
-  found = statistics._left_out(statistics._line(null_K, rank_K, 0.0), 'greater')
+  found = null_line.left_out(null_line.fit(null_K, rank_K, 0.0), 'greater')
   for k in range(15):
     rest = np.delete(np.arange(15), k)
-    line = statistics._line(null_K[rest], rank_K[rest], rank_K[k])
+    line = null_line.fit(null_K[rest], rank_K[rest], rank_K[k])
     t = (null_K[k] - line.at_target) / line.sd / np.sqrt(1 + 1 / 14)
     assert found[k] == pytest.approx(scipy.stats.t.sf(t, 12))
 

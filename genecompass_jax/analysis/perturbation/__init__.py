@@ -19,6 +19,8 @@ Every result is an association learned from expression, not a causal estimate.
   response_sums  effects on other genes, added up
 
   matching       null genes like the target in all but its identity
+  contrasts      effects less those of the nulls in the same cells, by unit
+  null_line      what nulls say at the rank of their target
   statistics     units, z, p and FDR
   answers        which genes answer, beyond what answers any
   results        the tidy table and its header

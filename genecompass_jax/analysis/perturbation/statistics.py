@@ -40,16 +40,17 @@ import scipy.stats
 
 from genecompass_jax import errors
 from genecompass_jax.analysis.perturbation import (
+  contrasts,
   effects as effects_lib,
   matching,
+  null_line,
 )
 
 SHIFT, GENE_SHIFT, TOWARD = MEASURES = ('shift', 'gene_shift', 'toward')
-GREATER, TWO_SIDED = ALTERNATIVES = ('greater', 'two-sided')
+GREATER, TWO_SIDED = ALTERNATIVES = null_line.ALTERNATIVES
 NORMAL, EMPIRICAL = P_FROM = ('normal', 'empirical')
 MIN_UNITS = 6  # fewer independent units get no interval and no verdict
 ALPHA = 0.05
-_FEWEST_FOR_LINE = 6  # nulls: four are left to say how they spread about it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,151 +164,6 @@ def values(effects: effects_lib.CellEffects, measure: str) -> np.ndarray:
   return np.asarray(getattr(effects, f'{measure}_N'), np.float64)
 
 
-@dataclasses.dataclass(frozen=True)
-class _ByVariant:
-  """Effects sorted by variant; cells numbered without gaps."""
-
-  start_V1: np.ndarray
-  place_N: np.ndarray
-  value_N: np.ndarray
-  rank_N: np.ndarray
-  unit_C: np.ndarray
-  num_units: int
-
-  def of(self, variant: int) -> slice:
-    if not 0 <= variant < len(self.start_V1) - 1:
-      return slice(0, 0)
-    return slice(self.start_V1[variant], self.start_V1[variant + 1])
-
-  @property
-  def num_cells(self) -> int:
-    return len(self.unit_C)
-
-
-def _by_variant(effects, measure, unit_of, num_units) -> _ByVariant:
-  value_N = values(effects, measure)
-  unit_N = np.asarray(unit_of)[effects.cell_N]
-  kept_N = np.flatnonzero(np.isfinite(value_N) & (unit_N >= 0))
-  variant_N = np.asarray(effects.variant_N, np.int64)[kept_N]
-  cell_N = np.asarray(effects.cell_N)[kept_N]
-  order_N = np.lexsort((cell_N, variant_N))
-  kept_N, variant_N = kept_N[order_N], variant_N[order_N]
-  cells, place_N = np.unique(cell_N[order_N], return_inverse=True)
-  twice = (np.diff(variant_N) == 0) & (np.diff(place_N) == 0)
-  if twice.any():
-    raise errors.UserError(
-      'statistics: a variant has two effects in one cell; join the parts of a '
-      'screen once each'
-    )
-  last = int(variant_N.max(initial=-1))
-  return _ByVariant(
-    start_V1=np.searchsorted(variant_N, np.arange(last + 2)),
-    place_N=place_N,
-    value_N=value_N[kept_N],
-    rank_N=np.asarray(effects.rank_N, np.float64)[kept_N],
-    unit_C=np.asarray(unit_of)[cells].astype(np.int64),
-    num_units=num_units,
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Contrasts:
-  """Contrasts of one target and its K nulls by unit, and of their ranks."""
-
-  target_U: np.ndarray
-  rank_U: np.ndarray
-  cells_U: np.ndarray
-  null_KU: np.ndarray
-  null_rank_KU: np.ndarray
-  null_cells_KU: np.ndarray
-
-
-def _contrasts(data: _ByVariant, target: int, nulls: np.ndarray) -> _Contrasts:
-  spans = [data.of(int(k)) for k in nulls]
-  index_M = np.concatenate([np.arange(s.start, s.stop) for s in spans] or [[]])
-  index_M = index_M.astype(np.int64)
-  place_M = data.place_N[index_M]
-  null_M = np.repeat(np.arange(len(nulls)), [s.stop - s.start for s in spans])
-  number_C = np.bincount(place_M, minlength=data.num_cells)
-  span = data.of(target)
-  place_n = data.place_N[span]
-  found = []
-  for of_N in (data.value_N, data.rank_N):
-    sum_C = np.bincount(place_M, of_N[index_M], data.num_cells)
-    with np.errstate(invalid='ignore', divide='ignore'):
-      mean_C = sum_C / number_C
-    # A null by itself in a cell is compared with nothing.
-    found += _means(
-      null_M, data.unit_C[place_M], of_N[index_M] - mean_C[place_M],
-      number_C[place_M] > 1, len(nulls), data.num_units,
-    )  # fmt: skip
-    found += _means(
-      np.zeros(len(place_n), np.int64), data.unit_C[place_n],
-      of_N[span] - mean_C[place_n], number_C[place_n] > 0, 1, data.num_units,
-    )  # fmt: skip
-  null_KU, null_cells_KU, target_1U, cells_1U = found[:4]
-  null_rank_KU, _, rank_1U, _ = found[4:]
-  # Put into cells that lack it, a gene stood nowhere.
-  if (
-    min(data.rank_N[span].min(initial=0), data.rank_N[index_M].min(initial=0))
-    < 0
-  ):
-    null_rank_KU, rank_1U = np.zeros_like(null_KU), np.zeros_like(target_1U)
-  return _Contrasts(
-    target_1U[0], rank_1U[0], cells_1U[0], null_KU, null_rank_KU, null_cells_KU
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Line:
-  """What nulls say of a target, by a line over ranks.
-
-  Attributes:
-    at_target: the line at the target's rank.
-    sd: of the nulls about the line, wider for a target at their edge, so that
-      apart / sd is Student's t times sqrt(1 + 1 / K).
-    apart_K: nulls less the line.
-    leverage_K: of each null.
-    freedom: degrees of freedom of `sd`.
-  """
-
-  at_target: float
-  sd: float
-  apart_K: np.ndarray
-  leverage_K: np.ndarray
-  freedom: int
-
-
-def _line(null_K: np.ndarray, rank_K: np.ndarray, rank: float) -> _Line:
-  """Fits; without spread of ranks, or with few nulls, the line is level."""
-  number = len(null_K)
-  middle = null_K.mean() if number else np.nan
-  leverage_K, leverage, slope = np.full(number, 1 / max(number, 1)), 0.0, 0.0
-  from_K, freedom = rank_K - rank_K.mean() if number else rank_K, number - 1
-  squares = (from_K**2).sum()
-  tilts = number >= _FEWEST_FOR_LINE and squares > 1e-12 * number
-  if tilts:
-    slope = (from_K * null_K).sum() / squares
-    leverage_K = leverage_K + from_K**2 / squares
-    leverage = (rank - rank_K.mean()) ** 2 / squares
-    freedom -= 1
-  apart_K = null_K - middle - slope * from_K
-  with np.errstate(invalid='ignore', divide='ignore'):
-    sd = np.sqrt((apart_K**2).sum() / freedom) if freedom > 0 else np.nan
-    sd *= np.sqrt(1 + leverage / (1 + 1 / number)) if number else np.nan
-  at_target = middle + (slope * (rank - rank_K.mean()) if tilts else 0.0)
-  return _Line(at_target, sd, apart_K, leverage_K, freedom)
-
-
-def _means(row_M, unit_M, value_M, kept_M, rows, units):
-  """Means by row and unit, and how many values they are of."""
-  place = (row_M * units + unit_M)[kept_M]
-  number = np.bincount(place, minlength=rows * units)
-  with np.errstate(invalid='ignore', divide='ignore'):
-    mean = np.bincount(place, value_M[kept_M], rows * units) / number
-  return mean.reshape(rows, units), number.reshape(rows, units)
-
-
 def test(
   effects: effects_lib.CellEffects,
   matches: matching.Matches,
@@ -330,7 +186,9 @@ def test(
   """
   U, T = len(units), len(matches.target_T)
   config = resolve(config, [matches])
-  data = _by_variant(effects, config.measure, unit_of, U)
+  data = contrasts.by_variant(
+    effects, values(effects, config.measure), unit_of, U
+  )
   by_unit = np.full((4, T, U), np.nan)
   effect_TU, null_mean_TU, null_sd_TU, z_TU = by_unit
   over_units = np.full((6, T), np.nan)
@@ -344,13 +202,13 @@ def test(
   for t, target in enumerate(matches.target_T.tolist()):
     span = data.of(target)
     unit_n = data.unit_C[data.place_N[span]]
-    mean_1U, cells_1U = _means(
+    mean_1U, cells_1U = contrasts.means(
       np.zeros(len(unit_n), np.int64), unit_n, data.value_N[span],
       np.ones(len(unit_n), bool), 1, U,
     )  # fmt: skip
     cells_TU[t] = cells_1U[0]
     nulls = matches.null_TK[t][matches.null_TK[t] >= 0]
-    found = _contrasts(data, target, nulls)
+    found = contrasts.of_target(data, target, nulls)
     # Without nulls there is no contrast, and yet there are units.
     of_U = found.cells_U if len(nulls) else cells_1U[0]
     used_U = of_U >= config.min_cells
@@ -373,19 +231,19 @@ def test(
     contrast_U, rank_U = found.target_U[used_U], found.rank_U[used_U]
     for u, unit in enumerate(np.flatnonzero(used_U)):
       has_K = np.isfinite(null_KU[:, u])
-      line = _line(null_KU[has_K, u], rank_KU[has_K, u], rank_U[u])
+      line = null_line.fit(null_KU[has_K, u], rank_KU[has_K, u], rank_U[u])
       null_mean_TU[t, unit] = (
         effect_TU[t, unit] - contrast_U[u] + line.at_target
       )
       null_sd_TU[t, unit] = line.sd
-      z_TU[t, unit] = _divided(contrast_U[u] - line.at_target, line.sd)
+      z_TU[t, unit] = null_line.divided(contrast_U[u] - line.at_target, line.sd)
     null_K, contrast = np.nanmean(null_KU, 1), contrast_U.mean()
-    line = _line(null_K, np.nanmean(rank_KU, 1), rank_U.mean())
+    line = null_line.fit(null_K, np.nanmean(rank_KU, 1), rank_U.mean())
     null_mean_T[t] = effect_T[t] - contrast + line.at_target
     null_sd_T[t] = line.sd
     num_above_T[t] = (line.apart_K > contrast - line.at_target).sum()
-    null_z.append(_divided(line.apart_K, _spread(line)))
-    z_T[t] = _divided(contrast - line.at_target, line.sd)
+    null_z.append(null_line.divided(line.apart_K, null_line.spread(line)))
+    z_T[t] = null_line.divided(contrast - line.at_target, line.sd)
     number = used_U.sum()
     if number >= MIN_UNITS:
       apart_U = effect_TU[t, used_U] - null_mean_TU[t, used_U]
@@ -395,8 +253,8 @@ def test(
       low_T[t], high_T[t] = apart_U.mean() - half, apart_U.mean() + half
     if number > 1:
       t_value = z_T[t] / np.sqrt(1 + 1 / len(null_K))
-      p_normal_T[t] = _p(t_value, line.freedom, config.side)
-      null_p.append(_left_out(line, config.side))
+      p_normal_T[t] = null_line.p_of(t_value, line.freedom, config.side)
+      null_p.append(null_line.left_out(line, config.side))
   pooled_z = np.concatenate(null_z)
   pooled_z = pooled_z[np.isfinite(pooled_z)]
   band = (np.nan, np.nan)
@@ -430,39 +288,6 @@ def test(
     q_T=false_discovery_rate(p_T),
     config=config,
   )
-
-
-def _spread(line: _Line) -> float:
-  """Of the nulls about their line, as a sample."""
-  if line.freedom < 1:
-    return np.nan
-  return float(np.sqrt((line.apart_K**2).sum() / line.freedom))
-
-
-def _divided(apart, sd):
-  """Apart in units of sd; NaN where the nulls do not differ at all."""
-  with np.errstate(invalid='ignore', divide='ignore'):
-    return np.where(sd > 0, apart / sd, np.nan)
-
-
-def _p(t: np.ndarray | float, freedom: int, side: str) -> np.ndarray:
-  """p of Student's t."""
-  if side == TWO_SIDED:
-    return 2 * scipy.stats.t.sf(np.abs(t), freedom)
-  return scipy.stats.t.sf(t, freedom)
-
-
-def _left_out(line: _Line, side: str) -> np.ndarray:
-  """p_normal of every null against the line of the others."""
-  # As for a target: what the others say at its rank, and their spread. Both
-  # follow from the line of all (studentised residuals).
-  rest_K = 1 - line.leverage_K
-  freedom = line.freedom - 1
-  with np.errstate(invalid='ignore', divide='ignore'):
-    squares_K = (line.apart_K**2).sum() - line.apart_K**2 / rest_K
-    sd_K = np.sqrt(np.maximum(squares_K, 0) / freedom)
-    t_K = _divided(line.apart_K, sd_K * np.sqrt(rest_K))
-  return _p(t_K, freedom, side)
 
 
 def _empirical(p_T: np.ndarray, null_p: list[np.ndarray]) -> np.ndarray:
@@ -504,7 +329,7 @@ def unit_means(
   unit_N = np.asarray(unit_of)[effects.cell_N]
   kept_N = np.isfinite(value_N) & (unit_N >= 0)
   variants, row_N = np.unique(effects.variant_N[kept_N], return_inverse=True)
-  mean_VU, number_VU = _means(
+  mean_VU, number_VU = contrasts.means(
     row_N, unit_N[kept_N], value_N[kept_N], np.ones(len(row_N), bool),
     len(variants), num_units,
   )  # fmt: skip
