@@ -242,6 +242,11 @@ def test_a_cell_of_which_nothing_is_left_has_no_mean(adata, model):
   assert mean['n_cells'].item() == 1 and mean['shift'].item() > 0
   cls = gc.perturb(cells, model, gene, pooling='cls', **options).table
   assert cls['n_cells'].item() == 3 and cls['shift'].item() > 0
+  alone = cells[[0, 2]].copy()
+  alone.X[:, 1] = 0
+  found = gc.perturb(alone, model, gene, **options)
+  assert found.table['n_cells'].item() == 0 and not len(found.units)
+  assert np.isnan(found.table['shift'].item())
 
 
 def test_one_name_is_not_its_letters(adata, model):

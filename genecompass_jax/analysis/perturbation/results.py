@@ -229,7 +229,7 @@ def tabulate(
     .rank(method='min', ascending=False)
     .astype('Int64')
   )
-  units = pd.DataFrame(of_units)
+  units = pd.DataFrame(of_units, columns=UNIT_COLUMNS)
   keys = ['group', 'gene_id', 'kind', 'amount']
   place = {key: i for i, key in enumerate(table[keys].itertuples(index=False))}
   units['place'] = [place[k] for k in units[keys].itertuples(index=False)]
@@ -241,6 +241,10 @@ def tabulate(
   )
 
 
+UNIT_COLUMNS = [
+  *('group', 'gene_id', 'symbol', 'kind', 'amount', 'unit', 'n_cells'),
+  *(*statistics.MEASURES, 'null_mean', 'null_sd', 'z'),
+]
 COLUMNS = [
   *('group', 'gene_id', 'symbol', 'kind', 'amount', 'rank', 'score'),
   *('shift', 'gene_shift', 'toward', 'null_mean', 'null_sd', 'z', 'p', 'q'),
