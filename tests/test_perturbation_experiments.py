@@ -219,4 +219,5 @@ def test_smoke_of_the_calibration(tmp_path):
   assert result.returncode == 0, result.stderr[-2000:]
   found = json.loads((tmp_path / 'calibration.json').read_text())
   assert set(found['on_cells']) >= {calibration.MODEL, calibration.PRIOR}
-  assert (tmp_path / 'calibration.md').read_text() == result.stdout
+  # After what its steps say.
+  assert result.stdout.endswith((tmp_path / 'calibration.md').read_text())

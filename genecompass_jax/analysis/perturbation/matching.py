@@ -104,8 +104,8 @@ class MatchingConfig:
     )
     return (
       f'the {self.most} genes nearest in detection, mean rank in the cells '
-      f'used and length of these cells, within {within}, measured in the same '
-      f'sources; at least {self.fewest}; seed {self.seed}'
+      f'used and length of these cells, within {within}; at least '
+      f'{self.fewest}; seed {self.seed}'
     )
 
 
