@@ -68,11 +68,11 @@ def test_a_killed_run_goes_on(make, tmp_path, monkeypatch):
   ran = []
   run_group = screen.Screen.run
 
-  def dying(self, group, sums=None):
+  def dying(self, group, sums=None, **more):
     if len(ran) == 2:
       raise KeyboardInterrupt
     ran.append(group)
-    return run_group(self, group, sums)
+    return run_group(self, group, sums, **more)
 
   monkeypatch.setattr(screen.Screen, 'run', dying)
   monkeypatch.setattr(runs, '_SECONDS_BETWEEN_SAVES', 0.0)
@@ -85,9 +85,9 @@ def test_a_killed_run_goes_on(make, tmp_path, monkeypatch):
     file.truncate(100)
   counted = []
 
-  def counting(self, group, sums=None):
+  def counting(self, group, sums=None, **more):
     counted.append(group)
-    return run_group(self, group, sums)
+    return run_group(self, group, sums, **more)
 
   monkeypatch.setattr(screen.Screen, 'run', counting)
   work = make()

@@ -256,7 +256,7 @@ def run(
     bar.skip(total - sum(len(screen.groups[n].row_P) for n in left))
     for n in left:
       group = screen.groups[n]
-      found = screen.run(group, None if is_summed(n) else sums)
+      found = screen.run(group, None if is_summed(n) else sums, tell=bar.update)
       if folder is None:
         parts.append(found)
       else:
@@ -266,7 +266,6 @@ def run(
           if time.monotonic() - last > _SECONDS_BETWEEN_SAVES:
             folder.save_responses(sums, in_sums)
             last = time.monotonic()
-      bar.update(len(group.row_P))
   if folder is None:
     return screen_lib.joined(parts)
   if sums is not None:

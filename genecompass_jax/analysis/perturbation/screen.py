@@ -9,7 +9,7 @@ or the number of devices.
 import collections
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -235,13 +235,18 @@ class Screen:
     return max(1, budget // slots) * self.placed.num_devices
 
   def run(
-    self, group: Group, responses: response_sums.ResponseSums | None = None
+    self,
+    group: Group,
+    responses: response_sums.ResponseSums | None = None,
+    *,
+    tell: Callable[[int], object] | None = None,
   ) -> effects.CellEffects:
     """Effects of all variants of a group, in the order of its arrays.
 
     Args:
       group: one of `groups`.
       responses: sums to which those of single genes are added.
+      tell: is told the number of variants of every batch that is done.
     """
     rows_a_batch = self._rows(group.slots)
     base = self._base_states(group)
@@ -254,6 +259,8 @@ class Screen:
     def finish():
       first, stop, compared, token_BL = running.popleft()
       number = stop - first
+      if tell is not None:
+        tell(number)
       columns = [
         np.asarray(x)[:number]
         for x in (compared.shift_B, compared.gene_shift_B, compared.toward_B)
