@@ -15,24 +15,39 @@ from typing import IO, Any
 from genecompass_jax import errors, paths
 
 
-def take(file: IO[str]) -> bool:
+def take(file: IO[str], shared: bool = False) -> bool:
   """Locks an open file until it is closed; whether that came about.
 
   Not where another process has it, or where it was unlinked between opening
   and locking it: it is nobody's lock any more.
 
+  Args:
+    file: open for writing.
+    shared: beside others that share it, rather than alone.
+
   Raises:
     OSError: the file system has no locks.
   """
+  kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
   try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(file, kind | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return _is_there(file)
+
+
+def _is_there(file: IO[str]) -> bool:
+  """Whether an open file still has its name."""
+  try:
     return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
-  except (BlockingIOError, FileNotFoundError):
+  except FileNotFoundError:
     return False
 
 
 @contextlib.contextmanager
-def held(path: str, busy: str, unlink: bool = True) -> Iterator[None]:
+def held(
+  path: str, busy: str, unlink: bool = True, shared: bool = False
+) -> Iterator[None]:
   """Holds the lock of a file, which is made, or refuses at once.
 
   The system gives a lock up with its process, however that ends.
@@ -40,20 +55,47 @@ def held(path: str, busy: str, unlink: bool = True) -> Iterator[None]:
   Args:
     path: of the file, in a folder that exists.
     busy: what to say where another process holds it.
-    unlink: whether to remove the file at the end.
+    unlink: whether to remove the file at the end, where nobody shares it.
+    shared: beside others that share it, rather than alone.
 
   Raises:
     UserError: another process holds it.
   """
   with open(path, 'w', encoding='utf-8') as file:
-    if not take(file):
+    if not take(file, shared):
       raise errors.UserError(busy)
     try:
       yield
     finally:
-      if unlink:
+      if unlink and (not shared or take(file)):
         with contextlib.suppress(FileNotFoundError):  # the folder may be gone
           os.unlink(path)
+
+
+@contextlib.contextmanager
+def waited(path: str, said: str) -> Iterator[None]:
+  """Holds the lock of a file, which is made, once no other process does.
+
+  Args:
+    path: of the file, in a folder that exists.
+    said: what to say, once, where another process holds it.
+  """
+  is_said = False
+  while True:
+    with open(path, 'w', encoding='utf-8') as file:
+      if not take(file):
+        if not is_said:
+          logging.warning('%s', said)
+          is_said = True
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not _is_there(file):  # its holder has removed it: once more
+          continue
+      try:
+        yield
+      finally:
+        with contextlib.suppress(FileNotFoundError):
+          os.unlink(path)
+      return
 
 
 class Lease:

@@ -1,4 +1,4 @@
-"""Leases, where a store has no locks: on files, which are read alike."""
+"""Locks of files, and leases where a store has none: on files, read alike."""
 
 import json
 import threading
@@ -91,3 +91,43 @@ def test_a_lease_that_is_gone_after_its_time_was_taken_over(tmp_path):
     lease.check(now=True)
   lease.renew(1)
   assert not path.exists()
+
+
+def test_a_lock_is_shared_or_held_alone(tmp_path):
+  path = str(tmp_path / 'lock')
+  with locks.held(path, 'busy', shared=True):
+    with locks.held(path, 'busy', shared=True):
+      pass
+    assert (tmp_path / 'lock').exists()  # one still has it
+    with (
+      pytest.raises(errors.UserError, match='busy'),
+      locks.held(path, 'busy'),
+    ):
+      pass
+  assert not (tmp_path / 'lock').exists()
+  with (
+    locks.held(path, 'busy'),
+    pytest.raises(errors.UserError, match='busy'),
+    locks.held(path, 'busy', shared=True),
+  ):
+    pass
+
+
+def test_a_lock_is_waited_for(tmp_path, caplog):
+  """One after the other, though each removes the file."""
+  path, inside, most = str(tmp_path / 'lock'), [], []
+
+  def work():
+    with locks.waited(path, 'waiting'):
+      inside.append(1)
+      most.append(len(inside))
+      time.sleep(0.05)
+      inside.pop()
+
+  threads = [threading.Thread(target=work) for _ in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert most == [1] * 4 and 'waiting' in caplog.text
+  assert not (tmp_path / 'lock').exists()
