@@ -8,7 +8,14 @@ import pytest
 
 import genecompass_jax as gc
 from genecompass_jax import model as model_lib
-from genecompass_jax.analysis.perturbation import perturb, result_files
+from genecompass_jax.analysis.perturbation import (
+  axes,
+  first_order,
+  perturb,
+  result_files,
+  runs,
+  screen,
+)
 from tests.conftest import tiny_cells
 
 # 90 genes, of which few are alike.
@@ -190,6 +197,27 @@ def test_all_genes_that_cannot_be_asked_about_are_named(adata, model):
   assert "'NOSUCH' is not known" in str(told.value)
 
 
+def test_responses_take_what_is_asked_for(adata, model, monkeypatch):
+  """Of one group what it alone needs, whatever else the file holds."""
+  options = dict(group_by='cell_type', donor_key='donor', responses=True, **FEW)
+  genes = list(adata.var_names[[2, 5]])
+  of_both = gc.perturb(adata, model, genes, **options)
+  # At most 2 targets with 50 nulls each, 8 donors and 90 genes.
+  monkeypatch.setattr(perturb, '_RESPONSE_BYTES', 90 * 8 * 90 * 12)
+  alone = gc.perturb(adata, model, genes, groups=('B',), **options)
+  (group,) = alone.answers
+  np.testing.assert_allclose(
+    alone.answers[group].layers['response'],
+    of_both.answers[group].layers['response'],
+    atol=1e-6,
+  )
+  cells = alone.answers[group].layers['cells']
+  assert cells.max() > 10
+  monkeypatch.setattr(perturb, '_RESPONSE_BYTES', 10_000)
+  with pytest.raises(gc.UserError, match='fewer groups at a time'):
+    gc.perturb(adata, model, genes, **options)
+
+
 def test_questions_that_cannot_be_answered(adata, model):
   for genes, options, match in (
     ('all', {'start': 'A'}, 'give both'),
@@ -273,6 +301,101 @@ def test_parts_of_other_parameters_are_not_taken(adata, model, tmp_path):
   assert model.replace(params=model.params).fingerprint == model.fingerprint
 
 
+def test_what_comes_before_a_screen_is_kept(
+  adata, model, tmp_path, monkeypatch, capsys
+):
+  """Axis and estimates: other devices would give another last bit."""
+  options = dict(group_by='cell_type', start='A', goal='B', top=8, **FEW)
+  expected = gc.perturb(adata, model, **options).table
+  folder = str(tmp_path / 'parts')
+
+  def dying(self, group, sums=None, **more):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(screen.Screen, 'run', dying)
+    patched.setattr(runs, 'estimate', lambda *work: 'not measured')
+    gc.perturb(adata, model, folder=folder, **options)
+  said = capsys.readouterr().err
+  assert 'backward passes' in said and 'cells/s' in said
+
+  def again(*args, **rest):
+    raise AssertionError('worked out once more')
+
+  monkeypatch.setattr(axes, 'centroid', again)
+  monkeypatch.setattr(first_order, '_changes', again)
+  found = gc.perturb(adata, model, folder=folder, **options).table
+  pd.testing.assert_frame_equal(found, expected)
+  with pytest.raises(AssertionError, match='once more'):  # of another question
+    gc.perturb(adata, model, folder=folder, pooling='cls', **options)
+
+
+def test_parts_of_other_medians_or_versions_are_not_taken(
+  adata, model, tmp_path, monkeypatch
+):
+  options = dict(folder=str(tmp_path / 'parts'), **FEW)
+  gc.perturb(adata, model, adata.var_names[2], **options)
+  medians = dataclasses.replace(model.assets.medians, mode='library')
+  other = model.replace(
+    assets=dataclasses.replace(model.assets, medians=medians)
+  )
+  with pytest.raises(gc.UserError, match='its medians is another'):
+    gc.perturb(adata, other, adata.var_names[2], **options)
+  monkeypatch.setattr(gc, '__version__', '0.0')
+  with pytest.raises(gc.UserError, match='its genecompass_jax is another'):
+    gc.perturb(adata, model, adata.var_names[2], **options)
+
+
+def test_library_sizes_where_they_are_divided_by(adata, model):
+  gene, options = adata.var_names[2], dict(FEW)
+  found = gc.perturb(adata, model, gene, **options)
+  assert 'library size' not in found.header['done']
+  with pytest.raises(gc.UserError, match='`released` mode'):
+    gc.perturb(adata, model, gene, renormalise=True, **options)
+  encoding = dataclasses.replace(model.assets.encoding, mode='library')
+  assets = dataclasses.replace(model.assets, encoding=encoding)
+  library = model.replace(assets=assets)
+  for renormalise, word in ((False, 'stays'), (True, 'follows')):
+    found = gc.perturb(adata, library, gene, renormalise=renormalise, **options)
+    assert f'library size {word}' in found.header['done']
+
+
+def test_how_many_cells_is_said(adata, model, caplog):
+  found = gc.perturb(adata, model, adata.var_names[2], max_cells=9, **FEW)
+  assert '9 of 48 cells are perturbed' in caplog.text
+  assert 'at most 9 a group' in found.header['cells']
+  caplog.clear()
+  found = gc.perturb(adata, model, adata.var_names[2], **FEW)
+  assert 'are perturbed' not in caplog.text
+  assert 'at most 500 a group' in found.header['cells']
+
+
+def test_a_folder_is_of_one_run_or_of_shards(adata, model, tmp_path):
+  """Whoever ended first took the parts away from the other."""
+  source, output = tmp_path / 'cells.h5ad', tmp_path / 'a.parquet'
+  adata.write_h5ad(source)
+  gene, folder = adata.var_names[2], str(tmp_path / 'a.unfinished')
+
+  def run(shard=(0, 1)):
+    return gc.perturb_file(
+      str(source), str(output), model, gene, shard=shard, **FEW
+    )
+
+  with perturb._held(folder, (0, 2), perturb._OUTPUT_LOCK):
+    with pytest.raises(gc.UserError, match='or a shard, is at work'):
+      run()
+    with pytest.raises(gc.UserError, match='runs shard 0/2'):
+      run((0, 2))
+    assert run((1, 2)) is None
+  with perturb._held(folder, (0, 1), perturb._PARTS_LOCK):
+    with pytest.raises(gc.UserError, match='is at work there'):
+      run((1, 2))
+    with pytest.raises(gc.UserError, match='is at work there'):
+      gc.perturb(adata, model, gene, folder=folder, **FEW)
+  assert len(run().table) == 1
+  assert not list(tmp_path.glob('*.unfinished'))
+
+
 def test_outputs_are_looked_at_before_any_work(adata, model, tmp_path):
   source = tmp_path / 'cells.h5ad'
   adata.write_h5ad(source)
@@ -285,7 +408,7 @@ def test_outputs_are_looked_at_before_any_work(adata, model, tmp_path):
     with pytest.raises(gc.UserError, match=match):
       gc.perturb_file(str(source), str(tmp_path / name), model)
   with (
-    perturb._held(str(tmp_path / 'a.unfinished'), 'a.parquet', (0, 1)),
+    perturb._held(str(tmp_path / 'a.unfinished'), (0, 1), 'lock'),
     pytest.raises(gc.UserError, match='another process'),
   ):
     gc.perturb_file(str(source), str(tmp_path / 'a.parquet'), model)

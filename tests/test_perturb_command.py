@@ -1,5 +1,7 @@
 """`genecompass perturb`: files, exit codes, and devices that share the rows."""
 
+import argparse
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,7 +11,11 @@ import numpy as np
 import pytest
 
 from genecompass_jax import cli, errors
-from genecompass_jax.analysis.perturbation import result_files
+from genecompass_jax.analysis.perturbation import (
+  command,
+  question,
+  result_files,
+)
 from tests.conftest import tiny_cells
 
 FEW = ('--min-cells', '1', '--calipers', '2', '2', '2', '--fewest-nulls', '5')
@@ -41,6 +47,8 @@ def test_tables_and_plots_of_every_group(cells, trained, tmp_path, capsys):
   assert not (tmp_path / 'found.unfinished').exists()
   said = capsys.readouterr().out
   assert 'found.parquet' in said and 'n_donors' in said
+  assert 'not a causal estimate' in said.splitlines()[0]
+  assert 'positive is more than the nulls' in said.splitlines()[1]
   # What is there is not written over.
   assert run(cells, trained, output, *rest) == errors.EXIT_USAGE
   assert '--overwrite' in capsys.readouterr().err
@@ -57,6 +65,18 @@ def test_shards_and_then_the_table(cells, trained, tmp_path, capsys):
   a, b = (result_files.read(str(p)).table for p in (whole, shared))
   np.testing.assert_array_equal(a['shift'], b['shift'])
   capsys.readouterr()
+
+
+def test_the_command_asks_what_python_asks():
+  """Where a flag and a field have one name, they have one default."""
+  parser = argparse.ArgumentParser()
+  command.add_arguments(parser)
+  given = vars(parser.parse_args(['cells', '--checkpoint', 'c', '-o', 'o']))
+  fields = {f.name: f.default for f in dataclasses.fields(question.Question)}
+  # Lists of names are text there.
+  same = {name for name in fields if fields[name] != ()} & given.keys()
+  assert 'max_cells' in same and len(same) > 12
+  assert {k: given[k] for k in same} == {k: fields[k] for k in same}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from genecompass_jax.analysis.perturbation import (
   first_order,
   interventions,
   screen,
+  stages,
 )
 from tests.conftest import tiny_cells
 
@@ -110,3 +111,34 @@ def test_it_finds_the_genes_that_matter(cells, placed):
     ranked(estimate.shift_N[key]), ranked(exact.shift_N[other])
   )[0, 1]
   assert agreement > 0.9
+
+
+def test_scored_cells_are_kept(cells, placed, tmp_path, monkeypatch, capsys):
+  """A run that was stopped goes on, also in batches of another size."""
+  options = dict(pooling='mean', probes=4, batch_slots=512)
+  whole = first_order.score(placed, cells, **options)
+  monkeypatch.setattr(first_order, '_SECONDS_BETWEEN_SAVES', -1.0)
+  changes, ran = first_order._changes, []
+
+  def counting(params, knowledge, batch, *rest):
+    if len(ran) == 5:
+      raise KeyboardInterrupt
+    ran.append(batch)
+    return changes(params, knowledge, batch, *rest)
+
+  monkeypatch.setattr(first_order, '_changes', counting)
+  stage = stages.Stage(str(tmp_path / 'scores.npz'))
+  with pytest.raises(KeyboardInterrupt):
+    small = {**options, 'batch_slots': 64}
+    first_order.score(placed, cells, **small, stage=stage)
+  said = capsys.readouterr().err
+  assert '8 cells in 8 batches of 8 backward passes' in said
+  assert 'more (measured on a batch)' in said
+  ran.clear()
+  found = first_order.score(placed, cells, **options, stage=stage)
+  assert len(ran) == 1
+  np.testing.assert_allclose(found.shift_N, whole.shift_N, rtol=1e-4)
+  (tmp_path / 'scores.npz').write_bytes(b'PK')
+  ran.clear()
+  first_order.score(placed, cells, **options, stage=stage)
+  assert ran

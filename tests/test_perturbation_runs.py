@@ -52,9 +52,15 @@ def equal(a, b):
 
 
 def sums_of(work):
-  return response_sums.ResponseSums(
-    len(work.done), np.arange(10) % 2, ['a', 'b'], len(work.cells.divisor_V)
+  genes = np.unique(work.base.gene_ids_N)
+  wanted = response_sums.Wanted(
+    np.arange(len(work.done)),
+    genes,
+    np.arange(10),
+    np.arange(10) % 2,
+    ['a', 'b'],
   )
+  return response_sums.ResponseSums([wanted])
 
 
 def test_a_killed_run_goes_on(make, tmp_path, monkeypatch):
@@ -95,7 +101,7 @@ def test_a_killed_run_goes_on(make, tmp_path, monkeypatch):
   found = runs.run(work, runs.Folder(folder, work, FACTS), sums=sums)
   equal(found, expected)
   assert len(counted) == len(work.groups) - 1
-  np.testing.assert_allclose(sums.sum_TUV, expected_sums.sum_TUV, atol=1e-6)
+  np.testing.assert_allclose(sums.sum_N, expected_sums.sum_N, atol=1e-6)
   # What is whole already is not run again.
   counted.clear()
   equal(runs.run(make(), runs.Folder(folder, make(), FACTS)), expected)
@@ -147,19 +153,19 @@ def test_an_estimate_names_the_work(make):
 def test_damaged_files_of_a_folder(make, tmp_path):
   """Parts and sums are made again; settings are told of in one line."""
   work = make()
-  sums = response_sums.ResponseSums(len(work.done), *_units(work))
+  sums = sums_of(work)
   expected = runs.run(work, runs.Folder(str(tmp_path), work, FACTS), sums=sums)
   part, responses = tmp_path / 'parts/000000.npz', tmp_path / 'responses.npz'
   whole = part.read_bytes()
   for data in (b'', whole[:99], whole[:8] + b'\xff' * 4 + whole[12:], b'{}'):
     part.write_bytes(data)
     responses.write_bytes(data)
-    again = response_sums.ResponseSums(len(work.done), *_units(work))
+    again = sums_of(work)
     found = runs.run(work, runs.Folder(str(tmp_path), work, FACTS), sums=again)
     np.testing.assert_array_equal(found.shift_N, expected.shift_N)
-    np.testing.assert_array_equal(again.cells_TUV, sums.cells_TUV)
+    np.testing.assert_array_equal(again.cells_N, sums.cells_N)
   np.savez(responses, sums=np.zeros(3))
-  again = response_sums.ResponseSums(len(work.done), *_units(work))
+  again = sums_of(work)
   assert not runs.Folder(str(tmp_path), work, FACTS).load_responses(again)
   for text in ('', '[]', '[' * 100_000, '{"model": '):
     (tmp_path / 'settings.json').write_text(text)
@@ -167,6 +173,31 @@ def test_damaged_files_of_a_folder(make, tmp_path):
       runs.Folder(str(tmp_path), work, FACTS)
 
 
-def _units(work):
-  size = len(work.cells.divisor_V)
-  return np.zeros(work.cells.num_cells, np.int64), ['all'], size
+def test_sums_of_two_groups_keep_apart():
+  """Each with its own variants, genes and units; all else is left out."""
+  a = response_sums.Wanted(
+    np.array([0, 2]),
+    np.array([4, 9]),
+    np.array([1, 3]),
+    np.array([0, 1]),
+    ['p', 'q'],
+  )
+  b = response_sums.Wanted(
+    np.array([1]), np.array([4, 5, 6]), np.array([2]), np.array([0]), ['r']
+  )
+  sums = response_sums.ResponseSums([a, b])
+  assert response_sums.num_bytes([a, b]) == 12 * (2 * 2 * 2 + 3)
+  variant_B, cell_B = np.array([2, 1, 1, 9, 0]), np.array([3, 2, 3, 1, 7])
+  token_BL = np.array([[4, 9, 90], [6, 4, 0]] + [[4, 9, 5]] * 3)
+  response_BL = np.full((5, 3), 0.5, np.float32)
+  response_BL[1, 1] = -1
+  for _ in range(2):
+    sums.add(variant_B, cell_B, token_BL, response_BL)
+  of_a, of_b = sums.responses()
+  assert of_a.token_G.tolist() == [4, 9] and of_b.token_G.tolist() == [6]
+  assert of_a.units_U.tolist() == ['p', 'q']
+  expected = np.zeros((2, 2, 2))
+  expected[1, 1] = 1.0
+  np.testing.assert_array_equal(of_a.sum_TUG, expected)
+  np.testing.assert_array_equal(of_a.cells_TUG, 2 * expected)
+  assert of_b.sum_TUG.tolist() == [[[1.0]]]

@@ -223,12 +223,17 @@ def test_responses_stand_with_their_own_genes(model, adata, cells, placed):
   ):
     work = screen.Screen(placed, cells, done)
     units = np.arange(NUM) % 2
+    genes = np.unique(base.gene_ids_N)
     sums = response_sums.ResponseSums(
-      len(done), units, ['even', 'odd'], len(cells.divisor_V)
+      [
+        response_sums.Wanted(
+          np.arange(len(done)), genes, cells.row_C, units, ['even', 'odd']
+        )
+      ]
     )
     for group in work.groups:
       work.run(group, sums)
-    found = sums.responses()
+    (found,) = sums.responses()
     expected = np.zeros((len(done), 2, len(cells.divisor_V)))
     numbers = np.zeros(expected.shape, int)
     for v, token in enumerate(tokens):
@@ -284,9 +289,10 @@ def test_genes_left_out_are_in_no_score(
   done = [one(kind, t, **rest) for t in tokens]
   config = screen.ScreenConfig(left_out=left_out)
   work = screen.Screen(placed, cells, done, config)
-  sums = response_sums.ResponseSums(
-    len(done), np.zeros(NUM, int), ['all'], len(cells.divisor_V)
+  wanted = response_sums.Wanted(
+    np.arange(len(done)), tokens, cells.row_C, np.zeros(NUM, int), ['all']
   )
+  sums = response_sums.ResponseSums([wanted])
   found = screen.joined([work.run(g, sums) for g in work.groups])
   assert set(left_out) <= {done[v].tokens[0] for v in found.variant_N}
   for n in np.random.default_rng(2).choice(len(found.cell_N), 6, False):
@@ -297,7 +303,8 @@ def test_genes_left_out_are_in_no_score(
     )
     assert abs(found.shift_N[n] - shift) < 1e-6
     assert abs(found.gene_shift_N[n] - gene_shift) < 1e-6
-  answer = sums.responses().token_G
+  (responses,) = sums.responses()
+  answer = responses.token_G
   assert len(answer) and not set(answer.tolist()) & set(left_out)
 
 
@@ -356,3 +363,18 @@ def test_what_cannot_be_done_is_refused(model, adata, cells):
   )
   with pytest.raises(errors.UserError, match='was not measured'):
     unmeasured.tokens_of([known], model.vocabulary)
+
+
+def test_cells_that_are_not_asked_for_are_not_encoded(
+  model, adata, cells, monkeypatch
+):
+  encoded, encode = [], encoding.CellEncoder.encode
+
+  def counting(self, counts, **rest):
+    encoded.append(counts.num_cells)
+    return encode(self, counts, **rest)
+
+  monkeypatch.setattr(encoding.CellEncoder, 'encode', counting)
+  few = cell_set.read(model_cells.open_cells(adata, model), model, [7, 2])
+  assert encoded == [2]
+  assert few.sha256 == cells.take(np.array([2, 7])).sha256 != cells.sha256

@@ -64,11 +64,17 @@ def of_model(
   """Every gene deleted in every cell that shows it to the model."""
   done = of_tokens(tokens)
   screen = screen_lib.Screen(placed_model.place(model), cells, done)
-  sums = response_sums.ResponseSums(
-    len(done), unit_of, units, len(cells.divisor_V)
+  wanted = response_sums.Wanted(
+    np.arange(len(done)),
+    np.unique(screen.base.gene_ids_N),
+    cells.row_C,
+    unit_of[cells.row_C],
+    units,
   )
+  sums = response_sums.ResponseSums([wanted])
   found = screen_lib.joined([screen.run(g, sums) for g in screen.groups])
-  return Deleted(np.asarray(tokens), found, sums.responses())
+  (responses,) = sums.responses()
+  return Deleted(np.asarray(tokens), found, responses)
 
 
 def save(path: str, deleted: Deleted, facts: str) -> None:

@@ -15,6 +15,8 @@ Every result is an association learned from expression, not a causal estimate.
   axes           from a start to a goal
   screen         all interventions on all cells: groups and batches
   runs           a screen in a folder: continued, shared, estimated
+  stages         what is worked out before it, in the same folder
+  array_files    arrays in files that are whole or not there
   first_order    a few backward passes score every gene of a cell
   response_sums  effects on other genes, added up
 

@@ -1,6 +1,7 @@
 """The way from a start to a goal, in the space of pooled states."""
 
 import dataclasses
+import hashlib
 from collections.abc import Collection
 
 import numpy as np
@@ -20,11 +21,13 @@ class Axis:
     direction_D: float32 unit vector.
     start: name of the start's group.
     goal: name of the goal's group.
+    made_of: digest of cells, pooling and genes; '' of one made otherwise.
   """
 
   direction_D: np.ndarray
   start: str
   goal: str
+  made_of: str = ''
 
 
 def centroid(
@@ -50,6 +53,17 @@ def centroid(
     pooled_BD = comparison.pool(hidden_BLD, is_scored_BL, pooling)
     sum_D += np.asarray(pooled_BD, np.float64)[: len(made.index_C)].sum(0)
   return sum_D / max(cells.num_cells, 1)
+
+
+def made_of(
+  start: cell_set.CellSet,
+  goal: cell_set.CellSet,
+  pooling: str,
+  left_out: Collection[int] = (),
+) -> str:
+  """Digest of all that an axis depends on but the model."""
+  text = repr((start.sha256, goal.sha256, pooling, sorted(left_out)))
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def between(
@@ -81,4 +95,9 @@ def between(
       f'start {start[0]!r} and goal {goal[0]!r} have the same centroid: there '
       'is no axis between them'
     )
-  return Axis((apart_D / length).astype(np.float32), start[0], goal[0])
+  return Axis(
+    (apart_D / length).astype(np.float32),
+    start[0],
+    goal[0],
+    made_of(start[1], goal[1], pooling, left_out),
+  )

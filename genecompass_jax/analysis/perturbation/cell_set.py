@@ -6,6 +6,7 @@ counts, by the encoder that training used.
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -53,6 +54,19 @@ class CellSet:
   def num_cells(self) -> int:
     """C."""
     return self.counts.num_cells
+
+  @functools.cached_property
+  def sha256(self) -> str:
+    """Digest of the counts, and of all that ranks them."""
+    digest = hashlib.sha256(repr((self.species, self.config)).encode())
+    counts = self.counts
+    for array in (
+      *(self.row_C, self.keys_C, self.divisor_V, counts.starts_C1),
+      *(counts.gene_rows_N, counts.counts_N, counts.totals_C),
+    ):
+      digest.update(f'{array.dtype} {array.shape} '.encode())
+      digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
   @functools.cached_property
   def _by_token(self) -> tuple[np.ndarray, np.ndarray]:
@@ -190,34 +204,20 @@ def read(
   (code,) = species.tolist()
   size = stream.vocabulary.size
   parts, keys, row_parts = [], [], []
-  for chunk in model_cells.encode(stream, model):
-    keep = wanted[chunk.index_C]
-    if not keep.any():
-      continue
+  for chunk in model_cells.encode(stream, model, wanted):
     counts = _counted_by_token(chunk.counts, stream.tokens(code), size)
-    row_parts.append(chunk.index_C[keep])
-    keys.append(chunk.cells.keys_C[keep])
-    parts.append((counts, np.flatnonzero(keep)))
-  lengths_C = np.concatenate([np.diff(c.starts_C1)[k] for c, k in parts])
-  starts_C1 = np.concatenate([[0], np.cumsum(lengths_C)])
-
-  def joined(values_of):
-    return np.concatenate(
-      [
-        values_of(counts)[counts.starts_C1[c] : counts.starts_C1[c + 1]]
-        for counts, kept in parts
-        for c in kept
-      ]
-    )
-
+    row_parts.append(chunk.index_C)
+    keys.append(chunk.cells.keys_C)
+    parts.append(counts)
+  lengths_C = np.concatenate([np.diff(c.starts_C1) for c in parts])
   return CellSet(
     species=code,
     row_C=np.concatenate(row_parts),
     counts=encoding.RaggedCells(
-      joined(lambda c: c.gene_rows_N),
-      joined(lambda c: c.counts_N),
-      starts_C1,
-      np.concatenate([c.totals_C[k] for c, k in parts]),
+      np.concatenate([c.gene_rows_N for c in parts]),
+      np.concatenate([c.counts_N for c in parts]),
+      np.concatenate([[0], np.cumsum(lengths_C)]),
+      np.concatenate([c.totals_C for c in parts]),
     ),
     keys_C=np.concatenate(keys),
     measured_V=gene_tokens.measured(stream, code),

@@ -15,6 +15,9 @@ _KINDS = {
   'over_express': 'over_express',
 }
 
+# Lines of the header that say what a column is.
+_RULE = {'score': 'z', 'shift': 'shift', 'toward': 'toward'}
+
 
 def add_arguments(
   parser: argparse.ArgumentParser,
@@ -98,7 +101,8 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
   group.add_argument(
     '--renormalise',
     action='store_true',
-    help='let library sizes follow the changed counts',
+    help='let library sizes follow the changed counts, in a model of library '
+    'mode',
   )
   group.add_argument(
     '--group-by',
@@ -125,7 +129,7 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=500,
     metavar='N',
-    help='cells of a group, drawn by the seed; 0: all',
+    help='most cells of a group, drawn by the seed: 500 if not given; 0: all',
   )
   group.add_argument(
     '--pooling',
@@ -267,12 +271,22 @@ def _run(args: argparse.Namespace) -> None:
   if found is None:
     print(f'shard {args.shard} is done; without --shard the table is written')
     return
+  print(f'{found.header["what"]}\n{_signs(found)}\n')
   for group in found.table['group'].unique():
     print(f'{group}\n{found.genes_df(group).head(10).to_string(index=False)}\n')
   for line in results.gaps(found):
     print(line)
   print(f'{args.output}: {len(found.table):,} targets; {stem}.tsv for people')
   _draw(found, stem, _listed(args.expected))
+
+
+def _signs(found) -> str:
+  """How to read the columns that are shown, in a line."""
+  shown = ['score', 'shift', 'toward']
+  if not found.table['toward'].notna().any():
+    shown.remove('toward')
+  rules = [f'{name} is {found.header[_RULE[name]]}' for name in shown]
+  return '; '.join([*rules, f'q: {found.header["q"]}'])
 
 
 def _draw(found, stem: str, expected: tuple[str, ...]) -> None:

@@ -20,6 +20,7 @@ from genecompass_jax.analysis.perturbation import (
   interventions,
   matching,
   question as question_lib,
+  stages,
   statistics,
 )
 from genecompass_jax.prepare import sources
@@ -54,6 +55,7 @@ class Design:
     model: pretrained.PretrainedModel,
     placed: placed_model.PlacedModel,
     asked: question_lib.Question,
+    kept: stages.Stages = stages.NOWHERE,
   ):
     """Draws cells, chooses targets and matches nulls.
 
@@ -62,15 +64,24 @@ class Design:
       model: that opened it.
       placed: the same on the devices.
       asked: the question.
+      kept: where the axis and the first-order estimates are kept.
 
     Raises:
       UserError: what is asked cannot be done with these cells.
     """
     self.asked, self.model, self.stream = asked, model, stream
+    if asked.renormalise and not self.is_divided:
+      raise errors.UserError(
+        f'{model.source}: this model reads counts in `released` mode, which '
+        'divides by no library size, so that none could follow: leave '
+        'renormalise out'
+      )
+    self._kept = kept
     self.groups = cell_groups.CellGroups.of(stream, asked.group_by)
     self.units = cell_groups.CellGroups.of(stream, asked.donor_key)
     self.group_codes = self._wanted_groups()
     rows = np.concatenate([self._drawn(g) for g in self.group_codes])
+    self._tell_drawn(len(rows))
     self.cells = cell_set.read(stream, model, np.sort(rows))
     self._encoded = self.cells.encode()
     self.left_out = self._make_left_out()
@@ -92,6 +103,11 @@ class Design:
     self.number_of = {tokens: n for n, tokens in enumerate(sets)}
     self.done = [self._intervention(tokens) for tokens in sets]
 
+  @property
+  def is_divided(self) -> bool:
+    """Whether the model reads counts divided by the library size."""
+    return self.model.assets.encoding.mode == encoding.LIBRARY
+
   def _wanted_groups(self) -> list[int]:
     asked = self.asked
     wanted = (asked.start,) if asked.goal else asked.groups
@@ -110,6 +126,18 @@ class Design:
     )
     return cell_choice.draw(rows, most, self.asked.seed)
 
+  def _tell_drawn(self, drawn: int) -> None:
+    """Says that there are more cells, which are left out."""
+    most = self.asked.max_cells
+    has_unit_C = self.units.code_C >= 0
+    there = np.isin(self.groups.code_C[has_unit_C], self.group_codes).sum()
+    if drawn < there:
+      logging.warning(
+        '%s: %d of %d cells are perturbed, at most %d of a group, drawn by the '
+        'seed; max_cells says how many, 0 takes all',
+        *(self.stream.source.name, drawn, there, most),
+      )
+
   def _make_axis(self, placed: placed_model.PlacedModel) -> axes.Axis | None:
     asked = self.asked
     if not asked.goal:
@@ -118,7 +146,14 @@ class Design:
       (name, self._read(self._group(name), _CENTROID_CELLS))
       for name in (asked.start, asked.goal)
     )
-    return axes.between(placed, start, goal, asked.pooling, self.left_out)
+    made_of = axes.made_of(start[1], goal[1], asked.pooling, self.left_out)
+    with self._kept.stage('axis', made_of=made_of) as stage:
+      found = stage.load()
+      if found is None:
+        axis = axes.between(placed, start, goal, asked.pooling, self.left_out)
+        stage.save({'direction_D': axis.direction_D})
+        return axis
+    return axes.Axis(found['direction_D'], start[0], goal[0], made_of)
 
   def _read(self, group: int, most: int) -> cell_set.CellSet:
     return cell_set.read(self.stream, self.model, self._drawn(group, most))
@@ -230,15 +265,22 @@ class Design:
   ) -> list[tuple[int, ...]]:
     asked = self.asked
     is_toward = asked.tested.measure == statistics.TOWARD
-    estimate = first_order.score(
-      placed,
-      self.cells,
-      pooling=asked.pooling,
-      axis=self.axis,
-      probes=0 if is_toward else first_order.PROBES,
-      seed=asked.seed,
-      left_out=self.left_out,
-    )
+    settings = {
+      'pooling': asked.pooling,
+      'probes': 0 if is_toward else first_order.PROBES,
+      'seed': asked.seed,
+      'left_out': self.left_out,
+    }
+    made_of = {
+      **settings,
+      'points': first_order.POINTS,
+      'cells': self.cells.sha256,
+      'axis': '' if self.axis is None else self.axis.made_of,
+    }
+    with self._kept.stage('first-order estimate', **made_of) as stage:
+      estimate = first_order.score(
+        placed, self.cells, **settings, axis=self.axis, stage=stage
+      )
     # As the exact effects are judged: among nulls of the same ranks. The largest
     # effects by themselves are those of the highest ranks.
     guess = first_order.as_effects(estimate, self.cells)

@@ -25,25 +25,35 @@ to its own state, and the gene that comes in at the cut, are left out.
 
 import dataclasses
 import functools
-from collections.abc import Collection
+import sys
+import time
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genecompass_jax import model as model_lib, schemas
+from genecompass_jax import (
+  encoding,
+  model as model_lib,
+  progress,
+  schemas,
+)
 from genecompass_jax.analysis import placed_model
 from genecompass_jax.analysis.perturbation import (
   axes,
   cell_set,
   comparison,
   effects,
+  stages,
 )
 
 PROBES = 32
 POINTS = 2
 # Backward passes that run together, over all rows of a batch.
 _TOGETHER = 4
+_LABEL = 'first-order estimate'
+_SECONDS_BETWEEN_SAVES = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +86,9 @@ def score(
   seed: int = 0,
   batch_slots: int = 4096,
   left_out: Collection[int] = (),
+  stage: stages.Stage = stages.NO_STAGE,
 ) -> FirstOrder:
-  """Scores all genes of all cells.
+  """Scores all genes of all cells, and says how long it will take.
 
   Args:
     placed: the model.
@@ -89,50 +100,138 @@ def score(
     seed: of the directions.
     batch_slots: slots that run together on one device.
     left_out: tokens that are in no mean over genes; the model reads them.
+    stage: where cells that are scored are kept, and those of a run that was
+      stopped are found; a stage of these cells, and of all of the above but
+      `batch_slots`.
   """
   base = cells.encode()
   length_C = np.diff(base.starts_C1)
   directions_PD = _directions(placed.config.width, probes, axis, seed)
   nodes, weights = np.polynomial.legendre.leggauss(points)
   way_N2 = np.stack([(nodes + 1) / 2, weights / 2], 1).astype(np.float32)
-  shift_N = np.full(len(base.gene_ids_N), np.nan, np.float32)
-  toward_N = np.full(len(base.gene_ids_N), np.nan, np.float32)
   scored_V = cells.is_scored(left_out)
   rows_of = {
     slots: placed.num_rows(max(1, batch_slots // slots) * placed.num_devices)
     for slots in placed.buckets
   }
-  for made in cells.batches(base, placed.buckets, rows_of):
-    is_scored_BL = scored_V[made.cells.gene_ids_BL].astype(np.float32)
-    change_PBL = np.asarray(
-      _changes(
-        placed.params,
-        placed.knowledge,
-        placed.put(made.cells),
-        jax.device_put(is_scored_BL, placed.sharding),
-        directions_PD,
-        way_N2,
-        placed.config,
-        pooling,
+  found = _Found.of(stage, base)
+  left = np.flatnonzero(~found.is_done_C)
+  passes = points * len(directions_PD)
+  timed = _Timed(placed.buckets, length_C[left], rows_of, passes)
+  some = cells.take(left)
+  saved = time.monotonic()
+  with progress.Progress(cells.num_cells, 'cells', _LABEL) as bar:
+    bar.skip(cells.num_cells - len(left))
+    for made in some.batches(some.encode(), placed.buckets, rows_of):
+      start = time.perf_counter()
+      is_scored_BL = scored_V[made.cells.gene_ids_BL].astype(np.float32)
+      change_PBL = np.asarray(
+        _changes(
+          placed.params,
+          placed.knowledge,
+          placed.put(made.cells),
+          jax.device_put(is_scored_BL, placed.sharding),
+          directions_PD,
+          way_N2,
+          placed.config,
+          pooling,
+        )
       )
-    )
-    for row, cell in enumerate(made.index_C):
-      own = slice(*base.starts_C1[cell : cell + 2])
-      change_Pn = change_PBL[:, row, 1 : length_C[cell] + 1]
-      if probes:
-        along_Pn = change_Pn if axis is None else change_Pn[:-1]
-        shift_N[own] = 0.5 * np.mean(along_Pn**2, axis=0)
-      if axis is not None:
-        toward_N[own] = change_Pn[-1]
+      cell_B = left[made.index_C]
+      for row, cell in enumerate(cell_B):
+        own = slice(*base.starts_C1[cell : cell + 2])
+        change_Pn = change_PBL[:, row, 1 : length_C[cell] + 1]
+        if probes:
+          along_Pn = change_Pn if axis is None else change_Pn[:-1]
+          found.shift_N[own] = 0.5 * np.mean(along_Pn**2, axis=0)
+        if axis is not None:
+          found.toward_N[own] = change_Pn[-1]
+      found.is_done_C[cell_B] = True
+      timed.tell(is_scored_BL.shape[1], time.perf_counter() - start)
+      if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+        found.save(stage)
+        saved = time.monotonic()
+      bar.update(len(cell_B))
+  if len(left):
+    found.save(stage)
   cell_N = np.repeat(np.arange(cells.num_cells), length_C)
   rank_N = np.arange(len(cell_N)) - np.repeat(base.starts_C1[:-1], length_C)
   return FirstOrder(
     cell_N=cells.row_C[cell_N],
     token_N=base.gene_ids_N,
     rank_N=rank_N.astype(np.int32),
-    shift_N=shift_N,
-    toward_N=toward_N,
+    shift_N=found.shift_N,
+    toward_N=found.toward_N,
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+  """Estimates so far, over all genes of all cells, and which cells have them."""
+
+  shift_N: np.ndarray
+  toward_N: np.ndarray
+  is_done_C: np.ndarray
+
+  @classmethod
+  def of(cls, stage: stages.Stage, base: encoding.EncodedCells) -> '_Found':
+    """What the stage holds; none of it where that is damaged."""
+    number, num_cells = len(base.gene_ids_N), len(base.starts_C1) - 1
+    new = cls(
+      np.full(number, np.nan, np.float32),
+      np.full(number, np.nan, np.float32),
+      np.zeros(num_cells, bool),
+    )
+    kept = stage.load()
+    shapes = {name: (x.shape, x.dtype) for name, x in vars(new).items()}
+    if kept is None or shapes != {
+      name: (x.shape, x.dtype) for name, x in kept.items()
+    }:
+      return new
+    return cls(**kept)
+
+  def save(self, stage: stages.Stage) -> None:
+    """Keeps them."""
+    stage.save(vars(self))
+
+
+class _Timed:
+  """Says what is to be done, and once a batch was timed, how long it takes."""
+
+  def __init__(
+    self,
+    buckets: tuple[int, ...],
+    length_C: np.ndarray,
+    rows_of: Mapping[int, int],
+    passes: int,
+  ):
+    bucket_C = np.searchsorted(buckets, length_C + 1)
+    number_K = np.bincount(bucket_C, minlength=len(buckets))
+    self._left = sum(
+      -(-int(number) // rows_of[slots])
+      for slots, number in zip(buckets, number_K)
+    )
+    self._compiled: set[int] = set()
+    self._is_said = False
+    if self._left:
+      print(
+        f'{_LABEL}: {len(length_C):,} cells in {self._left:,} batches of '
+        f'{passes} backward passes',
+        file=sys.stderr,
+      )
+
+  def tell(self, slots: int, seconds: float) -> None:
+    """Takes the time of a batch; the first of each length compiles."""
+    self._left -= 1
+    if slots in self._compiled and self._left and not self._is_said:
+      print(
+        # All batches have about as many slots.
+        f'{_LABEL}: about {progress.duration(seconds * self._left)} more '
+        '(measured on a batch), and what compiling other lengths takes',
+        file=sys.stderr,
+      )
+      self._is_said = True
+    self._compiled.add(slots)
 
 
 def as_effects(

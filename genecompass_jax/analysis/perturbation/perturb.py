@@ -11,8 +11,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
 import anndata
+import jax
 import numpy as np
 
+import genecompass_jax
 from genecompass_jax import errors, locks, paths, pretrained
 from genecompass_jax.analysis import gene_tokens, model_cells, placed_model
 from genecompass_jax.analysis.perturbation import (
@@ -27,12 +29,15 @@ from genecompass_jax.analysis.perturbation import (
   results as results_lib,
   runs,
   screen as screen_lib,
+  stages,
   statistics,
 )
 from genecompass_jax.prepare import h5ad_copy, sources
 
 ALL_GENES = 'all'
 _RESPONSE_BYTES = 4 << 30
+# Held while parts are made, and until the output is there.
+_PARTS_LOCK, _OUTPUT_LOCK = 'parts.lock', 'lock'
 
 
 def perturb(
@@ -90,21 +95,26 @@ def perturb(
     'layer': layer,
     'allow_noninteger': allow_noninteger,
   }
-  stream = model_cells.open_cells(
-    data, model, reading, **{k: v for k, v in fields.items() if v}
-  )
-  placed = placed_model.place(model, dtype=dtype)
-  design = design_lib.Design(stream, model, placed, asked)
-  work = _Work(design, placed)
-  sums = work.new_sums() if asked.responses else None
-  kept = None
-  if folder:
-    facts = {'model': model.fingerprint, 'dtype': placed.config.dtype}
-    if sums is not None:
-      facts['units'] = sums.sha256
-    kept = runs.Folder(folder, work.screen, facts)
-  found = runs.run(work.screen, kept, sums=sums, shard=shard)
-  return None if found is None else work.results(found, sums)
+  with _held(folder, shard, _PARTS_LOCK) if folder else _nothing():
+    stream = model_cells.open_cells(
+      data, model, reading, **{k: v for k, v in fields.items() if v}
+    )
+    placed = placed_model.place(model, dtype=dtype)
+    facts = _facts(model, placed) if folder else {}
+    if folder:
+      runs.check(folder, facts)
+    design = design_lib.Design(
+      stream, model, placed, asked, stages.Stages(folder, facts)
+    )
+    work = _Work(design, placed)
+    sums = work.new_sums() if asked.responses else None
+    kept = None
+    if folder:
+      if sums is not None:
+        facts['units'] = sums.sha256
+      kept = runs.Folder(folder, work.screen, facts)
+    found = runs.run(work.screen, kept, sums=sums, shard=shard)
+    return None if found is None else work.results(found, sums)
 
 
 def perturb_file(
@@ -136,7 +146,7 @@ def perturb_file(
   stem = result_files.stem_of(output)
   h5ad_copy.check_output(output, overwrite)
   unfinished = f'{stem}.unfinished'
-  with _held(unfinished, output, shard):
+  with _held(unfinished, shard, _OUTPUT_LOCK):
     found = perturb(
       source, model, genes, folder=unfinished, shard=shard, **rest
     )
@@ -146,16 +156,43 @@ def perturb_file(
   return found
 
 
+_nothing = contextlib.nullcontext
+
+
+def _facts(
+  model: pretrained.PretrainedModel, placed: placed_model.PlacedModel
+) -> dict[str, object]:
+  """What effects depend on beside cells and question."""
+  return {
+    'model': model.fingerprint,
+    'vocabulary': model.vocabulary.sha256,
+    'medians': model.assets.medians.sha256,
+    'encoding': dataclasses.asdict(model.assets.encoding),
+    'dtype': placed.config.dtype,
+    'genecompass_jax': genecompass_jax.__version__,
+    'jax': jax.__version__,
+    'numpy': np.__version__,
+  }
+
+
 @contextlib.contextmanager
-def _held(folder: str, output: str, shard: tuple[int, int]) -> Iterator[None]:
-  """Keeps a second process from the same shard of the same output."""
+def _held(folder: str, shard: tuple[int, int], name: str) -> Iterator[None]:
+  """Holds a folder: shards beside each other, a run of all parts alone."""
   is_new = not os.path.isdir(folder)
   os.makedirs(folder, exist_ok=True)
   index, number = shard
-  name = 'lock' if number == 1 else f'lock.{index}-{number}'
-  busy = f'{folder}: another process makes {output}; wait for it'
+  busy = (
+    f'{folder}: another process, or a shard, is at work there; wait until it '
+    'has ended, and give the command again'
+  )
+  own = f'{folder}: another process runs shard {index}/{number}; wait for it'
   try:
-    with locks.held(os.path.join(folder, name), busy):
+    with contextlib.ExitStack() as stack:
+      lock = os.path.join(folder, name)
+      stack.enter_context(locks.held(lock, busy, shared=number > 1))
+      if number > 1:
+        lock = f'{lock}.{index}-{number}'
+        stack.enter_context(locks.held(lock, own))
       yield
   finally:
     if is_new:  # nothing came of it, such as a gene that is not known
@@ -184,29 +221,39 @@ class _Work:
     )
 
   def new_sums(self) -> response_sums.ResponseSums:
-    """Sums of responses by group and unit.
+    """Sums of responses: in each group of its targets, nulls and units.
 
     Raises:
       UserError: they would not fit.
     """
-    names = [
-      f'{g}\t{u}'
-      for g in self.design.groups.names
-      for u in self.design.units.names
-    ]
-    size = len(self.design.cells.divisor_V)
-    need = 12 * len(self.design.done) * len(names) * size
+    wanted = [self._wanted(group) for group in self.design.group_codes]
+    need = response_sums.num_bytes(wanted)
     if need > _RESPONSE_BYTES:
+      variants = sum(len(w.variant_T) for w in wanted)
       raise errors.UserError(
-        f'responses of {len(self.design.done):,} variants in {len(names)} groups '
-        f'and units take {need / 2**30:.0f} GiB; ask about fewer genes, or '
-        'leave responses out'
+        f'responses of {variants:,} variants, by group and unit, take '
+        f'{need / 2**30:.0f} GiB, and {_RESPONSE_BYTES / 2**30:.0f} GiB are '
+        'allowed: ask about fewer genes, or fewer groups at a time, or leave '
+        'responses out'
       )
-    codes = (
-      self.design.groups.code_C * len(self.design.units.names)
-      + self.design.units.code_C
+    return response_sums.ResponseSums(wanted)
+
+  def _wanted(self, group: int) -> response_sums.Wanted:
+    """Targets and nulls of a group, its units, and the genes that answer."""
+    design, base = self.design, self.screen.base
+    row_C = design.cells.row_C
+    is_own_C = design.groups.code_C[row_C] == group
+    is_own_N = np.repeat(is_own_C, np.diff(base.starts_C1))
+    sets = [s for t, nulls in design.nulls[group].items() for s in (t, *nulls)]
+    row_C = row_C[is_own_C]
+    units, unit_C = np.unique(design.units.code_C[row_C], return_inverse=True)
+    return response_sums.Wanted(
+      variant_T=np.unique([design.number_of[s] for s in sets]).astype(np.int64),
+      token_G=np.setdiff1d(base.gene_ids_N[is_own_N], design.left_out),
+      row_C=row_C,
+      unit_C=unit_C,
+      units_U=[design.units.names[u] for u in units.tolist()],
     )
-    return response_sums.ResponseSums(len(self.design.done), codes, names, size)
 
   def results(
     self,
@@ -285,19 +332,13 @@ class _Work:
     matches: Mapping[str, matching.Matches],
     gene_ids: Mapping[int, str],
   ) -> dict[str, anndata.AnnData]:
-    responses, number = sums.responses(), len(self.design.units.names)
+    of_groups = dict(zip(self.design.group_codes, sums.responses()))
     answers = {}
     for name, of_group in matches.items():
-      first = self.design.groups.names.index(name) * number
-      span = slice(first, first + number)
-      own = dataclasses.replace(
-        responses,
-        units_U=np.array(self.design.units.names),
-        sum_TUG=responses.sum_TUG[:, span],
-        cells_TUG=responses.cells_TUG[:, span],
-      )
       scored = answers_lib.score(
-        own, of_group, min_cells=self.design.asked.min_cells
+        of_groups[self.design.groups.names.index(name)],
+        of_group,
+        min_cells=self.design.asked.min_cells,
       )
       answers[name] = result_files.answers_adata(
         found, name, self.design.done, scored, self.design.symbols, gene_ids
@@ -329,7 +370,12 @@ class _Work:
       interventions.OVER_EXPRESS: f'counts raised to the {asked.level} of the '
       f'{asked.reference or asked.goal or "perturbed"} cells that express it',
     }
-    size = 'follows' if asked.renormalise else 'stays that of the observed cell'
+    size = ''
+    if self.design.is_divided:
+      kept = (
+        'follows' if asked.renormalise else 'stays that of the observed cell'
+      )
+      size = f'; the library size {kept}'
     return results_lib.header(
       model=self.design.model,
       source=source.name,
@@ -337,8 +383,9 @@ class _Work:
       tested=tested,
       unit=asked.donor_key,
       family=family,
-      done=f'{asked.kind}: {acts[asked.kind]}; the library size {size}',
-      cells=f'{self.design.cells.num_cells:,}, at most {asked.max_cells:,} a group'
+      done=f'{asked.kind}: {acts[asked.kind]}{size}',
+      cells=f'{self.design.cells.num_cells:,}, at most {asked.max_cells:,} a group, '
+      'drawn by the seed'
       if asked.max_cells
       else f'{self.design.cells.num_cells:,}',
       groups=asked.group_by or 'all cells are one group',

@@ -47,7 +47,8 @@ class Question:
       as those whose change is what the groups differ by; the model reads them,
       and they may be perturbed, and be nulls unless they are `never_null` too.
     responses: also the effects on every other gene.
-    renormalise: library sizes follow the changed counts (compositional).
+    renormalise: library sizes follow the changed counts (compositional), in a
+      model of `library` mode; no other divides by them.
     seed: of the cells that are drawn, of directions, and of ties in matching.
   """
 
@@ -64,7 +65,7 @@ class Question:
   reference: str = ''
   pooling: str = 'mean'
   measure: str = ''
-  max_cells: int = 0
+  max_cells: int = 500
   min_cells: int = 3
   min_detection: float = 0.05
   calipers: tuple[float, float, float] = (0.5, 0.5, 0.5)

@@ -1,6 +1,7 @@
 """A screen in a folder: finished parts stay, and a killed run goes on.
 
   settings.json    what is run: cells, model, interventions, groups
+  stages/          what comes before it (`stages`)
   parts/N.npz      effects of group N, written whole or not at all
   responses.npz    sums of responses, and which groups are in them
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from genecompass_jax import errors, progress
 from genecompass_jax.analysis.perturbation import (
+  array_files,
   effects,
   response_sums,
   screen as screen_lib,
@@ -31,6 +33,7 @@ _RESPONSES = 'responses.npz'
 _SECONDS_BETWEEN_SAVES = 60.0
 # In the order in which one brings the next.
 _DIGESTS = ('cells', 'options', 'start and goal', 'interventions', 'batches')
+_SAVING = 0.05  # most of the time that goes into saving sums of responses
 _FIELDS = tuple(f.name for f in dataclasses.fields(effects.CellEffects))
 
 
@@ -85,6 +88,44 @@ def estimate(
   )
 
 
+def check(folder: str, facts: Mapping[str, object]) -> bool:
+  """Whether a folder holds a screen.
+
+  Args:
+    folder: which need not exist.
+    facts: of `Folder`, those that are known.
+
+  Raises:
+    UserError: it holds a screen of other facts.
+  """
+  path = os.path.join(folder, SETTINGS)
+  try:
+    with open(path, encoding='utf-8') as file:
+      before = json.load(file)
+    if not isinstance(before, dict):
+      raise ValueError('it holds no JSON object')
+  except FileNotFoundError:
+    return False
+  except (OSError, ValueError, RecursionError) as error:
+    raise errors.UserError(
+      f'{path}: cannot be read ({errors.first_line(error)}); remove {folder} '
+      'to begin anew, or give another name'
+    ) from error
+  wanted = json.loads(json.dumps(facts))
+  # The first that differs: other cells have other nulls and groups too, and a
+  # model with another part is another model.
+  last = ('model', *_DIGESTS)
+  keys = [*sorted({*wanted} - {*last}), *(k for k in last if k in wanted)]
+  other = next((k for k in keys if before.get(k) != wanted[k]), None)
+  if other is not None:
+    raise errors.UserError(
+      f'{folder} holds another screen (its {other} '
+      f'{"are others" if other in _DIGESTS else "is another"}); remove it, '
+      'give another name with -o, or the same cells, model and options'
+    )
+  return True
+
+
 class Folder:
   """Parts of one screen on a disk.
 
@@ -107,31 +148,9 @@ class Folder:
     self.folder, self._screen = folder, screen
     self._settings = {**facts, **_digests(screen)}
     os.makedirs(os.path.join(folder, _PARTS), exist_ok=True)
-    path = os.path.join(folder, SETTINGS)
-    try:
-      with open(path, encoding='utf-8') as file:
-        before = json.load(file)
-      if not isinstance(before, dict):
-        raise ValueError('it holds no JSON object')
-    except FileNotFoundError:
+    if not check(folder, self._settings):
       text = json.dumps(self._settings, indent=1, sort_keys=True) + '\n'
-      _write(path, text.encode())
-      return
-    except (OSError, ValueError, RecursionError) as error:
-      raise errors.UserError(
-        f'{path}: cannot be read ({errors.first_line(error)}); remove {folder} '
-        'to begin anew, or give another name'
-      ) from error
-    wanted = json.loads(json.dumps(self._settings))
-    if before != wanted:
-      # The first that differs: other cells have other nulls and groups too.
-      keys = [*sorted({*before, *wanted} - {*_DIGESTS}), *_DIGESTS]
-      other = next(k for k in keys if before.get(k) != wanted.get(k))
-      raise errors.UserError(
-        f'{folder} holds another screen (its {other} '
-        f'{"are others" if other in _DIGESTS else "is another"}); remove it, '
-        'give another name with -o, or the same cells, model and options'
-      )
+      _write(os.path.join(folder, SETTINGS), text.encode())
 
   def has(self, group: int) -> bool:
     """Whether the part of a group is there and whole."""
@@ -140,7 +159,7 @@ class Folder:
   def save(self, group: int, found: effects.CellEffects) -> None:
     """Writes the part of a group."""
     columns = {name: getattr(found, name) for name in _FIELDS}
-    _write_arrays(self._part(group), columns)
+    array_files.write(self._part(group), columns)
 
   def joined(self) -> effects.CellEffects:
     """All parts as one, by variant, then cell.
@@ -161,8 +180,8 @@ class Folder:
   def load_responses(self, sums: response_sums.ResponseSums) -> set[int]:
     """Puts saved sums in; the groups that they hold."""
     path = os.path.join(self.folder, _RESPONSES)
-    found = _read_arrays(path)
-    wanted = {'sums': sums.sum_TUV, 'cells': sums.cells_TUV}
+    found = array_files.read(path)
+    wanted = {'sums': sums.sum_N, 'cells': sums.cells_N}
     if found is None or {*found} != {*wanted, 'groups'}:
       return set()
     if any(
@@ -170,19 +189,19 @@ class Folder:
       for name, x in wanted.items()
     ):
       return set()
-    sums.sum_TUV[:] = found['sums']
-    sums.cells_TUV[:] = found['cells']
+    sums.sum_N[:] = found['sums']
+    sums.cells_N[:] = found['cells']
     return {int(n) for n in found['groups']}
 
   def save_responses(
     self, sums: response_sums.ResponseSums, groups: set[int]
   ) -> None:
     """Writes sums and the groups that they hold, together."""
-    _write_arrays(
+    array_files.write(
       os.path.join(self.folder, _RESPONSES),
       {
-        'sums': sums.sum_TUV,
-        'cells': sums.cells_TUV,
+        'sums': sums.sum_N,
+        'cells': sums.cells_N,
         'groups': np.array(sorted(groups), np.int64),
       },
     )
@@ -191,7 +210,7 @@ class Folder:
     return os.path.join(self.folder, _PARTS, f'{group:06d}.npz')
 
   def _read(self, group: int) -> effects.CellEffects | None:
-    found = _read_arrays(self._part(group))
+    found = array_files.read(self._part(group))
     number = len(self._screen.groups[group].row_P)
     if found is None or {*found} != {*_FIELDS}:
       return None
@@ -251,7 +270,7 @@ def run(
     print(f'{label}: {said}', file=sys.stderr)
   total = sum(len(screen.groups[n].row_P) for n in mine)
   parts = []
-  last = time.monotonic()
+  next_save = time.monotonic() + _SECONDS_BETWEEN_SAVES
   with progress.Progress(total, 'variants', label) as bar:
     bar.skip(total - sum(len(screen.groups[n].row_P) for n in left))
     for n in left:
@@ -263,9 +282,13 @@ def run(
         folder.save(n, found)
         if not is_summed(n):
           in_sums.add(n)
-          if time.monotonic() - last > _SECONDS_BETWEEN_SAVES:
+          begun = time.monotonic()
+          if begun > next_save:
             folder.save_responses(sums, in_sums)
-            last = time.monotonic()
+            ended = time.monotonic()
+            next_save = ended + max(
+              _SECONDS_BETWEEN_SAVES, (ended - begun) / _SAVING
+            )
   if folder is None:
     return screen_lib.joined(parts)
   if sums is not None:
@@ -275,18 +298,17 @@ def run(
 
 def _digests(screen: screen_lib.Screen) -> dict[str, str]:
   """Hashes of what is run: what a folder's screen differs in, by name."""
-  cells, axis_D = screen.cells, screen.axis_D
-  counts = cells.counts
+  axis = screen.axis
   levels = [
     sorted(screen.levels[name].items()) for name in sorted(screen.levels)
   ]
   what = {
-    'cells': (
-      cells.config, cells.species,
-      cells.row_C, counts.gene_rows_N, counts.counts_N, counts.totals_C,
-    ),
+    'cells': (screen.cells.sha256,),
     'options': (screen.config,),
-    'start and goal': () if axis_D is None else (axis_D,),
+    # The axis itself differs in the last bit with the number of devices.
+    'start and goal': ()
+    if axis is None
+    else (axis.made_of or axis.direction_D,),
     'interventions': ([dataclasses.astuple(done) for done in screen.done], levels),
     'batches': tuple(
       x for g in screen.groups for x in (g.cell_C, np.array([g.slots]))
@@ -307,33 +329,8 @@ def _digest(values: Sequence[object]) -> str:
   return digest.hexdigest()
 
 
-def _write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:
-  staging = f'{path}.tmp-{os.getpid()}.npz'
-  try:
-    np.savez(staging, **arrays)
-    os.replace(staging, path)
-  finally:
-    if os.path.exists(staging):
-      os.remove(staging)
-
-
 def _write(path: str, data: bytes) -> None:
   staging = f'{path}.tmp-{os.getpid()}'
   with open(staging, 'wb') as file:
     file.write(data)
   os.replace(staging, path)
-
-
-def _read_arrays(path: str) -> dict[str, np.ndarray] | None:
-  """Arrays of a file; None where it is missing or damaged."""
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      return {name: file[name] for name in file.files}
-  except FileNotFoundError:
-    return None
-  except OSError as error:
-    if error.errno:  # of the system, such as a missing permission
-      raise
-    return None
-  except Exception:  # damaged files raise whatever their parser meets
-    return None

@@ -113,7 +113,7 @@ class Screen:
     if config.pooling == 'cls' and not placed.config.use_cls:
       raise errors.UserError('this model has no CLS slot; use pooling mean')
     self.placed, self.cells, self.done = placed, cells, tuple(done)
-    self.config = config
+    self.config, self.axis = config, axis
     self.axis_D = None if axis is None else jnp.asarray(axis.direction_D)
     reference = cells if reference is None else reference
     self.levels = {
