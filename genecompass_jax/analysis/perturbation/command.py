@@ -281,12 +281,12 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _signs(found) -> str:
-  """How to read the columns that are shown, in a line."""
+  """How to read the columns that are shown, a line each."""
   shown = ['score', 'shift', 'toward']
   if not found.table['toward'].notna().any():
     shown.remove('toward')
   rules = [f'{name} is {found.header[_RULE[name]]}' for name in shown]
-  return '; '.join([*rules, f'q: {found.header["q"]}'])
+  return '\n'.join([*rules, f'q is {found.header["q"]}'])
 
 
 def _draw(found, stem: str, expected: tuple[str, ...]) -> None:
