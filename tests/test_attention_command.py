@@ -198,3 +198,8 @@ def test_a_model_without_cls_needs_genes(cells, model):
   config = dataclasses.replace(model.config, use_cls=False)
   with pytest.raises(errors.UserError, match='no CLS slot: name genes'):
     attention_partners.attention_partners(cells, model.replace(config=config))
+
+
+def test_too_few_cells_for_any_line_are_told(cells, model):
+  with pytest.raises(errors.UserError, match='lower --min-cells'):
+    attention_partners.attention_partners(cells[:6].copy(), model)

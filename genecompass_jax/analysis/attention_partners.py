@@ -110,7 +110,7 @@ def attention_partners(
 
   Raises:
     UserError: nothing is asked, no such gene, column, group, block or head,
-      more than fits into `memory_gib`, or as `embeddings.embed_cells`.
+      too few cells for any line, more than fits into `memory_gib`, or as `embeddings.embed_cells`.
   """
   choice = cell_choice.ChoiceConfig(
     group_by, groups, donor_key, max_cells, min_cells, seed
@@ -141,6 +141,11 @@ def attention_partners(
   table, units = _tables(
     sums, chosen, asked, numbers, head_numbers or ('mean',), top
   )
+  if not len(table):
+    raise errors.UserError(
+      f'{stream.source.name}: no unit has {min_cells} cells that show two genes '
+      'together; lower --min-cells (min_cells), or leave groups and donors out'
+    )
   return AttentionPartners(
     table, units, _header(stream, model, choice, numbers, dtype, heads, top)
   )
