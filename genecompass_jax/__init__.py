@@ -9,6 +9,8 @@ Names are imported when they are first used, so that preparation needs no JAX.
 """
 
 import importlib
+import importlib.metadata
+import os
 from typing import Any
 
 __version__ = '0.1.0'
@@ -54,6 +56,29 @@ _PUBLIC = {
 }
 
 __all__ = [*_PUBLIC]
+
+
+def _leave_out_a_fault() -> None:
+  """Turns off what makes jaxlib 0.10.2 compute wrongly on CPUs.
+
+  It hands chains of products and sums to a library, and some come back wrong
+  without a word (github.com/jax-ml/jax/issues/39103): derivatives of the
+  first-order estimate by 30 %. Products alone are right. Read by XLA when it
+  compiles first, so this has to be imported before that; `genecompass doctor`
+  tries it.
+  """
+  flag = '--xla_cpu_experimental_ynn_fusion_type'
+  try:
+    version = importlib.metadata.version('jaxlib')
+  except importlib.metadata.PackageNotFoundError:
+    return
+  given = os.environ.get('XLA_FLAGS', '')
+  if version == '0.10.2' and flag not in given:
+    value = f'{flag}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'
+    os.environ['XLA_FLAGS'] = f'{given} {value}'.strip()
+
+
+_leave_out_a_fault()
 
 
 def __getattr__(name: str) -> Any:

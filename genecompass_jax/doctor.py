@@ -63,6 +63,9 @@ def _devices() -> Iterator[str]:
     total = jax.numpy.ones((256, 256)).sum()
     if float(total) != 65536.0:
       yield f'FAULT  {devices[0]} adds 65,536 ones up to {total}'
+    wrong = _miscompiled()
+    if wrong:
+      yield f'FAULT  {wrong}'
     kinds = sorted({d.device_kind for d in devices})
     yield f'ok     {len(devices)} {jax.default_backend()} device(s): ' + (
       ', '.join(kinds)
@@ -70,6 +73,28 @@ def _devices() -> Iterator[str]:
   except (ImportError, RuntimeError) as error:
     line = errors.first_line(error)
     yield f'FAULT  JAX finds no device: {line}'
+
+
+def _miscompiled() -> str:
+  """What is wrong with compiled sums of products; '' where they are right."""
+  import jax
+
+  # github.com/jax-ml/jax/issues/39103: some rows get the sum of other rows.
+  number = 32_769
+  rows_N3 = np.zeros((number, 3), np.float32)
+  rows_N3[:, 0] = np.arange(number)
+
+  def squares(row_3):
+    return ((jax.numpy.eye(3) @ row_3) ** 2).sum()
+
+  found_N = np.asarray(jax.jit(jax.vmap(squares))(rows_N3))
+  if np.array_equal(found_N, rows_N3[:, 0] ** 2):
+    return ''
+  return (
+    f'jaxlib {importlib.metadata.version("jaxlib")} compiles sums of products '
+    'wrongly here: import genecompass_jax before anything runs on JAX, or take '
+    'another version'
+  )
 
 
 def _gene_table() -> Iterator[str]:

@@ -142,3 +142,15 @@ def test_scored_cells_are_kept(cells, placed, tmp_path, monkeypatch, capsys):
   ran.clear()
   first_order.score(placed, cells, **options, stage=stage)
   assert ran
+
+
+@pytest.mark.parametrize('pooling', ['cls', 'mean'])
+def test_estimates_do_not_depend_on_the_batch(cells, placed, pooling):
+  """Also where many rows and directions run together."""
+  few, many = (
+    first_order.score(
+      placed, cells, pooling=pooling, probes=4, batch_slots=slots
+    ).shift_N
+    for slots in (64, 4096)
+  )
+  np.testing.assert_allclose(many, few, rtol=1e-3)
