@@ -73,7 +73,7 @@ def _leave_out_a_fault() -> None:
   except importlib.metadata.PackageNotFoundError:
     return
   given = os.environ.get('XLA_FLAGS', '')
-  # Programs that are not optimised hold no such chains.
+  # Whoever asks for programs that are not optimised gets them as they are.
   is_plain = '--xla_backend_optimization_level=0' in given
   if version == '0.10.2' and flag not in given and not is_plain:
     value = f'{flag}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'

@@ -50,8 +50,9 @@ from genecompass_jax.analysis.perturbation import (
 
 PROBES = 32
 POINTS = 2
-# Backward passes that run together, over all rows of a batch.
-_TOGETHER = 4
+# Backward passes that run together. Of several, jaxlib 0.10.2 gives wrong ones on
+# CPUs (see `genecompass_jax/__init__.py`).
+_TOGETHER = 1
 _LABEL = 'first-order estimate'
 _SECONDS_BETWEEN_SAVES = 60.0
 
