@@ -73,9 +73,7 @@ def _leave_out_a_fault() -> None:
   except importlib.metadata.PackageNotFoundError:
     return
   given = os.environ.get('XLA_FLAGS', '')
-  # Whoever asks for programs that are not optimised gets them as they are.
-  is_plain = '--xla_backend_optimization_level=0' in given
-  if version == '0.10.2' and flag not in given and not is_plain:
+  if version == '0.10.2' and flag not in given:
     value = f'{flag}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'
     os.environ['XLA_FLAGS'] = f'{given} {value}'.strip()
 

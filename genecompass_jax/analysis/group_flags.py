@@ -31,7 +31,7 @@ def add_arguments(
     default='',
     metavar='COLUMN',
     help='obs column of donors or samples, the units: means are over them, with '
-    'an interval from six on; without it there is one unit',
+    'an interval from six on; without it there is one unit, and no interval or p',
   )
   group.add_argument(
     '--max-cells',
@@ -39,7 +39,8 @@ def add_arguments(
     type=int,
     default=max_cells,
     metavar='N',
-    help='cells of a group, drawn by the seed; 0: all',
+    help=f'most cells of a group, drawn by the seed: {max_cells or "all"} if not '
+    'given; 0: all',
   )
   group.add_argument(
     '--min-cells',
@@ -47,9 +48,9 @@ def add_arguments(
     type=int,
     default=min_cells,
     metavar='N',
-    help='fewest cells of a unit that has a mean',
+    help='fewest cells of a unit that counts',
   )
-  group.add_argument('--seed', type=int, default=0, help='of the draw')
+  group.add_argument('--seed', type=int, default=0, help='of all draws')
 
 
 def fields(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 
 from genecompass_jax import errors
-from genecompass_jax.analysis import embed_command
+from genecompass_jax.analysis import embed_command, group_flags
 from genecompass_jax.prepare import flags, readers
 
 _KINDS = {
@@ -24,7 +24,9 @@ def add_arguments(
 ) -> Callable[[argparse.Namespace], None]:
   """Adds the flags; returns what runs the command."""
   parser.epilog = (
-    'Every number is an association learned from expression, not a causal '
+    'Example, what deleting two genes does beyond matched genes, by cell type: '
+    f'{parser.prog} cells.h5ad --checkpoint RUN --genes STAT1,IRF9 --group-by '
+    'cell_type --donor-key donor -o found.parquet. Every number is an association learned from expression, not a causal '
     'estimate. An interrupted command goes on when it is given again. '
     'docs/perturbation.md says what is done to counts, and what is tested.'
   )
@@ -38,14 +40,14 @@ def add_arguments(
   )
   embed_command.add_checkpoint(parser)
   _add_question(parser)
+  group_flags.add_arguments(parser, max_cells=500, min_cells=3)
   _add_statistics(parser)
   work = parser.add_argument_group('work')
   work.add_argument(
     '--dtype',
     default='',
     choices=('float32', 'bfloat16'),
-    help='to compute in; without it as the model was trained. bfloat16 is for '
-    'pooling mean',
+    help='to compute in; without it as the model was trained',
   )
   work.add_argument(
     '--shard',
@@ -105,16 +107,6 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
     'mode',
   )
   group.add_argument(
-    '--group-by',
-    '--group_by',
-    default='',
-    metavar='COLUMN',
-    help='obs column whose groups are asked one by one',
-  )
-  group.add_argument(
-    '--groups', default='', metavar='V1,V2', help='only these groups'
-  )
-  group.add_argument(
     '--start', default='', metavar='VALUE', help='group that is perturbed'
   )
   group.add_argument(
@@ -122,14 +114,6 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
     default='',
     metavar='VALUE',
     help='group that the start is to come nearer to',
-  )
-  group.add_argument(
-    '--max-cells',
-    '--max_cells',
-    type=int,
-    default=500,
-    metavar='N',
-    help='most cells of a group, drawn by the seed: 500 if not given; 0: all',
   )
   group.add_argument(
     '--pooling',
@@ -156,25 +140,10 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
 def _add_statistics(parser: argparse.ArgumentParser) -> None:
   group = parser.add_argument_group('statistics')
   group.add_argument(
-    '--donor-key',
-    '--donor_key',
-    default='',
-    metavar='COLUMN',
-    help='obs column of donors or samples, the units; without it there is one '
-    'unit and no p',
-  )
-  group.add_argument(
     '--measure',
     default='',
     choices=('shift', 'gene_shift', 'toward'),
     help='what is tested; toward where there is a goal, else shift',
-  )
-  group.add_argument(
-    '--min-cells',
-    '--min_cells',
-    type=int,
-    default=3,
-    help='cells of a unit that must show target and null',
   )
   group.add_argument(
     '--min-detection',
@@ -216,7 +185,6 @@ def _add_statistics(parser: argparse.ArgumentParser) -> None:
     metavar='A,B',
     help='symbols to point out in the plots',
   )
-  group.add_argument('--seed', type=int, default=0, help='of all draws')
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -231,7 +199,7 @@ def _run(args: argparse.Namespace) -> None:
     raise errors.UserError(f'-o {args.output}: give a name ending in .parquet')
   h5ad_copy.check_output(args.output, args.overwrite)
   shard = _shard(args.shard)
-  genes = _listed(args.genes)
+  genes = group_flags.listed(args.genes)
   if not genes:  # such as a variable of the shell that is not set
     raise errors.UserError(f'--genes {args.genes!r} names no gene; or give all')
   compiles.keep_programs(small_too=True)
@@ -250,23 +218,18 @@ def _run(args: argparse.Namespace) -> None:
     level=args.level,
     reference=args.reference,
     renormalise=args.renormalise,
-    group_by=args.group_by,
-    groups=_listed(args.groups),
     start=args.start,
     goal=args.goal,
-    max_cells=args.max_cells,
     pooling=args.pooling,
     responses=args.responses,
-    donor_key=args.donor_key,
     measure=args.measure,
-    min_cells=args.min_cells,
     min_detection=args.min_detection,
     calipers=tuple(args.calipers),
     nulls=args.nulls,
     fewest_nulls=args.fewest_nulls,
-    never_null=_listed(args.never_null),
-    left_out=_listed(args.left_out),
-    seed=args.seed,
+    never_null=group_flags.listed(args.never_null),
+    left_out=group_flags.listed(args.left_out),
+    **group_flags.fields(args),
   )
   if found is None:
     print(f'shard {args.shard} is done; without --shard the table is written')
@@ -277,7 +240,7 @@ def _run(args: argparse.Namespace) -> None:
   for line in results.gaps(found):
     print(line)
   print(f'{args.output}: {len(found.table):,} targets; {stem}.tsv for people')
-  _draw(found, stem, _listed(args.expected))
+  _draw(found, stem, group_flags.listed(args.expected))
 
 
 def _signs(found) -> str:
@@ -310,10 +273,6 @@ def _draw(found, stem: str, expected: tuple[str, ...]) -> None:
         continue
       figure.savefig(f'{stem}{tail}.{name}.png', dpi=150)
       print(f'{stem}{tail}.{name}.png')
-
-
-def _listed(text: str) -> tuple[str, ...]:
-  return tuple(word.strip() for word in text.split(',') if word.strip())
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -50,9 +50,6 @@ from genecompass_jax.analysis.perturbation import (
 
 PROBES = 32
 POINTS = 2
-# Backward passes that run together. Of several, jaxlib 0.10.2 gives wrong ones on
-# CPUs (see `genecompass_jax/__init__.py`).
-_TOGETHER = 1
 _LABEL = 'first-order estimate'
 _SECONDS_BETWEEN_SAVES = 60.0
 
@@ -301,7 +298,9 @@ def _changes(
       behind_BL = jnp.cumsum(retreat_BL[:, ::-1], axis=1)[:, ::-1] - retreat_BL
       return weight * (behind_BL - found.key_bias_BL) * weights_BL
 
-    found_PBL = jax.lax.map(along, directions_PD, batch_size=_TOGETHER)
+    # One by one: of several together jaxlib 0.10.2 gives wrong ones on CPUs, see
+    # `genecompass_jax/__init__.py`.
+    found_PBL = jax.lax.map(along, directions_PD)
     return sum_PBL + found_PBL, None
 
   width = directions_PD.shape[1]
