@@ -596,7 +596,8 @@ COMMANDS = textwrap.dedent("""
         runpy.run_module('genecompass_jax.main', run_name='__main__')
       code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
       output.seek(0)
-      print(json.dumps([code, output.read()]))
+      # Or the next child inherits the text, and writes it as its own.
+      print(json.dumps([code, output.read()]), flush=True)
 """)
 
 
